@@ -1,0 +1,145 @@
+"""Control laws: what is added to the pre-logits, and how a mean is described without shipping a tensor.
+
+Shapes: n particles, t control horizon, d pre-logit width. torch is imported inside functions only: methods build
+controls while a command line is being checked, before anything heavy loads.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Protocol
+
+from aisp_ray.types import Control
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+class MeanSource(Protocol):
+    """What a policy offers to whoever rebuilds a mean on its device."""
+
+    dim: int
+    device: Any
+
+    def noise(self, iteration: int, particles: Sequence[int], horizon: int) -> Tensor:
+        """Standard normal noise of this prompt, float32 [len(particles), horizon, d]."""
+
+    def replay(self, token_ids: Sequence[Sequence[int]]) -> list[Tensor]:
+        """Base pre-logits of given responses by one teacher-forced pass, float32 [num_tokens_i, d] each."""
+
+    def head(self, prelogits: Tensor) -> Tensor:
+        """The model's own LM head (bias, caps and scaling included): [..., d] -> [..., vocabulary]."""
+
+    def head_weight(self) -> Tensor:
+        """W, [vocabulary, d]."""
+
+
+class MeanSpec(Protocol):
+    """Describes U [t, d]; hashable, small, and enough to rebuild U anywhere. Cached by the engine under itself."""
+
+    def fold(self, source: MeanSource, horizon: int) -> Tensor:
+        """U as float32 [horizon, d] on the source's device."""
+
+    def parent(self) -> MeanSpec | None:
+        """The description of the mean before the last update (a cached one is gone on from), or None."""
+
+    def advance(self, mean: Tensor, source: MeanSource, horizon: int) -> Tensor:
+        """One update: from the parent's mean [horizon, d] to this one's."""
+
+
+@dataclass(frozen=True, slots=True)
+class WeightEntry:
+    """One iteration of a weight log: enough to redo the update of the mean.
+
+    Particle i drew v_i = mean_scales[i] * U + noise_scales[i] * sigma * eps_i, the scales 1 where None.
+    """
+
+    iteration: int
+    weights: tuple[float, ...]  # [n], sum to 1
+    lengths: tuple[int, ...]  # [n] live positions of each particle
+    sigma: float
+    step_size: float = 1.0
+    mean_scales: tuple[float, ...] | None = None
+    noise_scales: tuple[float, ...] | None = None
+    antithetic: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class WeightLog:
+    """A mean as the log of its updates, U <- U + step_size * (sum_i w_it v_it - U), per live position.
+
+    w_it are the weights renormalised over the particles that still lived at position t; where none did, U stays.
+    """
+
+    entries: tuple[WeightEntry, ...] = ()
+
+    def fold(self, source: MeanSource, horizon: int) -> Tensor:
+        import torch
+
+        parent = self.parent()
+        if parent is None:
+            return torch.zeros(horizon, source.dim, device=source.device)
+        return self.advance(parent.fold(source, horizon), source, horizon)
+
+    def parent(self) -> WeightLog | None:
+        return WeightLog(self.entries[:-1]) if self.entries else None
+
+    def advance(self, mean: Tensor, source: MeanSource, horizon: int) -> Tensor:
+        return mean + _update(self.entries[-1], mean, source, horizon)
+
+
+def _update(entry: WeightEntry, mean: Tensor, source: MeanSource, horizon: int) -> Tensor:
+    """The step of one log entry, [horizon, d]. float64 weights, zero-weight particles are not regenerated."""
+    import torch
+
+    kept = [i for i, w in enumerate(entry.weights) if w > 0]
+    pick = lambda values, fill: [values[i] if values is not None else fill for i in kept]  # noqa: E731
+    at = lambda values: torch.tensor(values, dtype=torch.float64, device=source.device)  # noqa: E731
+    steps = torch.arange(horizon, device=source.device)  # [t]
+    live = steps[None, :] < at(pick(entry.lengths, horizon))[:, None]  # [kept, t]
+    w = at(pick(entry.weights, 0.0))[:, None] * live  # [kept, t]
+    total = w.sum(0)  # [t]
+    w = torch.where(total > 0, w / total.clamp_min(torch.finfo(torch.float64).tiny), 0.0)
+    eps = signed_noise(source, entry.iteration, kept, horizon, entry.antithetic)  # [kept, t, d]
+    noise_weight = (w * at(pick(entry.noise_scales, 1.0))[:, None] * entry.sigma).to(eps.dtype)
+    mean_weight = (w * at(pick(entry.mean_scales, 1.0))[:, None]).sum(0) - (total > 0).double()  # [t]
+    drift = torch.einsum("nt,ntd->td", noise_weight, eps) + mean_weight.to(eps.dtype)[:, None] * mean
+    return entry.step_size * drift
+
+
+def signed_noise(
+    source: MeanSource, iteration: int, particles: Sequence[int], horizon: int, antithetic: bool
+) -> Tensor:
+    """Noise of given particles, float32 [len(particles), horizon, d]. Antithetic: 2j+1 is the mirror image of 2j."""
+    if not antithetic:
+        return source.noise(iteration, particles, horizon)
+    eps = source.noise(iteration, [i - i % 2 for i in particles], horizon)
+    signs = eps.new_tensor([-1.0 if i % 2 else 1.0 for i in particles])
+    return eps * signs[:, None, None]
+
+
+@dataclass(frozen=True, slots=True)
+class OpenLoop(Control):
+    """v_t = mean_scale_i * u_t + noise_scale_i * sigma * eps_t at positions t < horizon, then nothing.
+
+    sigma: standard deviation (the papers quote sigma^2). mean None is zero. sigma 0 applies the mean alone (MISVO).
+    """
+
+    mean: Any = None  # MeanSpec | None
+    sigma: float = 0.0
+    mean_scales: tuple[float, ...] | None = None  # [n], None: ones
+    noise_scales: tuple[float, ...] | None = None
+    antithetic: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Feedback(Control):
+    """u_t = law(z_t): a law loaded on the policy's device from `target` ("module:function") with `options`.
+
+    The function is called once, `law = function(device=..., dim=..., **options)`; `law(z)` maps pre-logits
+    [rows, d] to u [rows, d].
+    """
+
+    target: str = ""
+    options: tuple[tuple[str, Any], ...] = ()

@@ -1,0 +1,49 @@
+"""The protocol of an engine, plain or fast: requests in, rollouts out, stepped by one thread."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from aisp_ray.types import Proposal, Rollouts
+
+
+@dataclass(frozen=True, slots=True)
+class StopRules:
+    """When a response ends: at one of `token_ids` (kept in token_ids, not in the text), or with a string of `strings`
+    in its text (cut off from there on). Neither counts before `min_new_tokens`."""
+
+    token_ids: tuple[int, ...] = ()
+    strings: tuple[str, ...] = ()
+    min_new_tokens: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class RolloutRequest:
+    """One proposal for one prompt, with everything an engine needs and nothing it must look up."""
+
+    prompt_ids: tuple[int, ...]
+    key: int  # 64 bits, `rng.prompt_key(run seed, prompt id)`: names the noise and the token draws
+    proposal: Proposal
+    max_new_tokens: int
+    stop: StopRules
+    particles: tuple[int, ...] | None = None  # which of the proposal's particles to draw; None: all
+
+
+class Engine(Protocol):
+    """Steps many requests at once. Not thread-safe: one thread submits and steps."""
+
+    fingerprint: dict[str, Any]  # build, dtype, slots: equal fingerprints promise equal bits
+
+    def submit(self, request: RolloutRequest) -> int:
+        """Queue a request; returns its ticket. Raises ValueError for what this model cannot do."""
+
+    def step(self) -> list[tuple[int, Rollouts | Exception]]:
+        """Advance; returns the tickets that finished in this step."""
+
+    @property
+    def num_pending(self) -> int:
+        """Requests submitted and not yet returned."""
+
+    def stats(self) -> dict[str, float]:
+        """Counters since the start: row_steps, useful_row_steps, prefix_hits, prefix_misses, kv_bytes ..."""

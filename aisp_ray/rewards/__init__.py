@@ -1,0 +1,1 @@
+"""One file a kind of reward model. Runs without Ray."""

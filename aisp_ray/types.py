@@ -1,0 +1,135 @@
+"""The nouns of the loop: what crosses between a method, a policy and a reward model.
+
+Everything here is small, frozen and on the CPU, so that it can cross a process boundary and be logged. Tensors live
+in the engine and in the reward models only.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+
+@dataclass(frozen=True, slots=True)
+class Message:
+    """One turn of a dialogue."""
+
+    role: str  # system | user | assistant
+    content: str
+
+
+@dataclass(frozen=True, slots=True)
+class Prompt:
+    """One input row. A row that cannot be used still is a `Prompt`, with `error` saying why."""
+
+    prompt_id: str  # "<dataset>/<split>/<ordinal:08d>", names this prompt's randomness
+    ordinal: int  # position in the ordered input stream
+    dataset: str
+    text: str  # what a person reads; the `prompt` column
+    messages: tuple[Message, ...] = ()  # the dialogue up to and including the last user turn
+    meta: Mapping[str, Any] = field(default_factory=dict)  # JSON values: unit tests, reference answer, preferred reply
+    error: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Sampling:
+    """How a token is picked from the (controlled) next-token distribution.
+
+    temperature: 0 picks the most likely token, above 0 samples from softmax(logits / temperature).
+    top_p: smallest set of tokens whose probability reaches it; 1 keeps all. top_k: 0 keeps all.
+    branch_first: particle i takes the i-th most likely token at its first step (ARGS expands a prefix this way).
+    """
+
+    temperature: float = 0.0
+    top_p: float = 1.0
+    top_k: int = 0
+    branch_first: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Control:
+    """What is added to the pre-logits, z -> z + u, at generated positions below `horizon`. This base adds nothing."""
+
+    horizon: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Proposal:
+    """What a method wants drawn next for one prompt: a few hundred bytes.
+
+    Particle i of iteration k draws noise and tokens named (run seed, prompt id, k, i), wherever it runs.
+    """
+
+    iteration: int
+    num_samples: int
+    control: Control = Control()
+    sampling: Sampling = Sampling()
+    max_new_tokens: int | None = None  # None: the policy's limit. Counts a continued prefix too.
+    prefixes: tuple[tuple[int, ...], ...] | None = None  # per particle: response tokens to continue from
+    want: frozenset[str] = frozenset()  # of {"logprob", "token_kl", "prelogits"}
+
+
+@dataclass(frozen=True, slots=True)
+class Rollout:
+    """One particle's response. A "live" position is a generated one (the end token's included) below the horizon."""
+
+    particle: int
+    text: str
+    token_ids: tuple[int, ...]  # the whole response, a continued prefix and the end token included
+    finish_reason: str  # stop | stop_string | length
+    num_generated_tokens: int  # without a continued prefix
+    control_inner: float = 0.0  # sum over live t of u_t . v_t
+    control_square: float = 0.0  # sum over live t of |u_t|^2
+    logprob: float = math.nan  # nats under the base policy, of the generated tokens; NaN if not asked for
+    token_kl: float = math.nan  # nats, sum over generated t of KL(controlled | base) on this row's own prefix
+    first_logit: float = math.nan  # base logit of the first generated token (ARGS)
+    prelogits: Any = None  # float32 numpy [num_generated_tokens, d]: base pre-logits, when asked for
+
+    @property
+    def num_tokens(self) -> int:
+        return len(self.token_ids)
+
+
+@dataclass(frozen=True, slots=True)
+class Rollouts:
+    """The particles of one proposal, in particle order."""
+
+    iteration: int
+    items: tuple[Rollout, ...]
+    num_prompt_tokens: int
+    control_norm: float = 0.0  # |U|, Frobenius, over the horizon
+    seconds: float = 0.0  # this request's share of the policy's busy time
+    prefix_hit: bool = False  # the prompt's KV was there already
+
+    @property
+    def num_generated_tokens(self) -> int:
+        return sum(item.num_generated_tokens for item in self.items)
+
+
+@dataclass(frozen=True, slots=True)
+class Scores:
+    """Rewards of a list of responses, in order. A response without a finite reward has NaN and an error text."""
+
+    rewards: tuple[float, ...]
+    errors: tuple[str | None, ...] = ()
+    num_calls: int = 0  # responses that the reward model really read (identical ones are read once)
+    seconds: float = 0.0
+    num_truncated: int = 0  # prompts cut to fit; responses never are
+
+
+class Policy(Protocol):
+    """A frozen language model that draws rollouts."""
+
+    async def rollout(self, prompt: Prompt, proposal: Proposal, seed: int) -> Rollouts: ...
+
+
+class Reward(Protocol):
+    """A reward model that scores finished responses of one prompt."""
+
+    async def score(self, prompt: Prompt, responses: Sequence[str]) -> Scores: ...
+
+
+class DataError(ValueError):
+    """The row itself is at fault: it ends as one row with `status=error`, and nobody retries it."""
