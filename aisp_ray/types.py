@@ -131,5 +131,16 @@ class Reward(Protocol):
     async def score(self, prompt: Prompt, responses: Sequence[str]) -> Scores: ...
 
 
+@dataclass(frozen=True, kw_only=True)
+class Placement:
+    """Where a model's actors live. Settings of policies, reward models and judges inherit these keys."""
+
+    actors: tuple[int, int] = (1, 1)  # [min, max] replicas: a run starts at min and adopts more up to max
+    num_gpus: float = 0.0  # GPUs of one actor; a fraction shares one GPU, above 1 spreads the model over several
+    num_cpus: float = 0.5  # CPUs that Ray reserves for one actor without a GPU
+    threads: int = 1  # torch threads of one actor on the CPU
+    label_selector: dict[str, str] | None = None  # Ray node labels its nodes must carry, e.g. {aisp-role: policy}
+
+
 class DataError(ValueError):
     """The row itself is at fault: it ends as one row with `status=error`, and nobody retries it."""

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 
 import numpy as np
+from numpy.typing import ArrayLike
 
 
 def importance_weights(
-    rewards: Sequence[float], reward_temperature: float, control_cost: Sequence[float] | None = None
+    rewards: ArrayLike, reward_temperature: float, control_cost: ArrayLike | None = None
 ) -> np.ndarray:
     """Self-normalised importance weights, w_i = softmax_i(r_i / lambda - cost_i), Kanai et al., arXiv 2510.26219.
 
@@ -30,14 +30,14 @@ def importance_weights(
     return w / w.sum()
 
 
-def effective_sample_size(weights: Sequence[float]) -> float:
+def effective_sample_size(weights: ArrayLike) -> float:
     """ESS = 1 / sum_i w_i^2 of normalised weights (Kong, 1992), in particles; NaN for NaN weights."""
     w = np.asarray(weights, dtype=np.float64)
     return float(1.0 / np.square(w).sum())
 
 
 def temperature_for_ess(
-    rewards: Sequence[float], target: float, control_cost: Sequence[float] | None = None, steps: int = 60
+    rewards: ArrayLike, target: float, control_cost: ArrayLike | None = None, steps: int = 60
 ) -> float:
     """The reward temperature whose weights have `target` effective samples, by bisection on its logarithm.
 

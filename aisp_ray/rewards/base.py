@@ -6,11 +6,12 @@ many prompts' responses in one call, so that it can batch across prompts.
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
-from aisp_ray.types import Prompt, Scores
+from aisp_ray.types import Placement, Prompt, Scores
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,23 +34,14 @@ class Scorer(Protocol):
         """The exact text this model reads for the prompt and the response "<response>"; None where there is none."""
 
 
-@dataclass(frozen=True, slots=True)
-class Placement:
-    """Where a model's actors live; shared by policy, reward and judge settings."""
-
-    actors: tuple[int, int] = (1, 1)  # [min, max] replicas: starts at min, adopts more up to max
-    num_gpus: float = 0.0  # GPUs of one actor; a fraction shares one, above 1 spreads the model over several
-    num_cpus: float = 0.5  # CPUs of one actor that has no GPU
-    threads: int = 1  # torch threads of one actor on the CPU
-    label_selector: dict[str, str] | None = None  # Ray node labels that its nodes must carry
-
-
-class RewardSpec(Protocol):
-    """The settings of a reward model. `load` runs on the actor; everything before it runs on the driver."""
-
-    placement: Placement
+@dataclass(frozen=True, kw_only=True)
+class RewardSpec(Placement, ABC):
+    """The settings of a reward model: checked on the driver without torch, loaded on the actor."""
 
     def check(self) -> list[str]:
         """What can be said to be wrong before loading (missing files, unknown template), a sentence each."""
+        return []
 
-    def load(self, device: str) -> Scorer: ...
+    @abstractmethod
+    def load(self, device: str) -> Scorer:
+        """The scorer on "cpu" or "cuda". Heavy imports happen here."""

@@ -1,0 +1,1 @@
+"""A causal language model as a policy: checkpoint, template, stop rules, engine. Runs without Ray."""

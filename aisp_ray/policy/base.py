@@ -1,0 +1,42 @@
+"""What a policy is: settings that can be checked without torch, and a loaded model that an engine steps."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from typing import Protocol
+
+from aisp_ray.engine.base import Engine, RolloutRequest
+from aisp_ray.types import Placement, Prompt, Proposal, Rollouts
+
+
+class LoadedPolicy(Protocol):
+    """A policy on its device. One thread uses it."""
+
+    engine: Engine
+
+    def request(self, prompt: Prompt, proposal: Proposal, seed: int) -> RolloutRequest:
+        """The proposal as work for the engine: template, token ids, stop rules, limits.
+
+        Raises:
+            DataError: the prompt itself cannot be used (empty, longer than the context).
+        """
+
+    def finish(self, rollouts: Rollouts) -> Rollouts:
+        """Rollouts with their texts: decoded, cut at the stop strings."""
+
+    def describe(self, prompt: Prompt) -> str:
+        """The exact text the model reads for this prompt."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class PolicySpec(Placement, ABC):
+    """The settings of a policy: checked on the driver, loaded on the actor."""
+
+    def check(self) -> list[str]:
+        """What can be said to be wrong before loading, a sentence each."""
+        return []
+
+    @abstractmethod
+    def load(self, device: str) -> LoadedPolicy:
+        """The policy on "cpu" or "cuda". Heavy imports happen here."""
