@@ -30,7 +30,8 @@ class Prompt:
     text: str  # what a person reads; the `prompt` column
     messages: tuple[Message, ...] = ()  # the dialogue up to and including the last user turn
     meta: Mapping[str, Any] = field(default_factory=dict)  # JSON values: unit tests, reference answer, preferred reply
-    error: str | None = None
+    max_tokens: int | None = None  # a longer prompt is an error row (data.max_prompt_tokens); None: the policy's limit
+    error: str | None = None  # why this row cannot be used
 
 
 @dataclass(frozen=True, slots=True)
