@@ -1,0 +1,46 @@
+"""The model's own LM head as a function of pre-logits, and its body as a function of tokens.
+
+Biases, soft-caps and logit scaling live in each architecture's `forward`. Calling that forward on a shallow copy whose
+body just hands out the given pre-logits keeps all of them without a table of architectures.
+"""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers.modeling_outputs import BaseModelOutputWithPast
+
+
+class _Feeder(nn.Module):
+    """Stands where the body stands and returns what it was given."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.prelogits: Tensor | None = None
+
+    def forward(self, *_: Any, **__: Any) -> BaseModelOutputWithPast:
+        return BaseModelOutputWithPast(last_hidden_state=self.prelogits)
+
+
+class Head:
+    """Pre-logits [..., d] -> float32 logits [..., vocabulary], exactly as the model computes them."""
+
+    def __init__(self, model: Any):
+        self._shell = copy.copy(model)
+        self._shell._modules = dict(model._modules)
+        self._feeder = _Feeder()
+        self._shell._modules[model.base_model_prefix] = self._feeder
+        self._token = torch.zeros((1, 1), dtype=torch.int64, device=model.device)
+        self.weight: Tensor = model.get_output_embeddings().weight
+        self.dim = int(self.weight.shape[1])
+        self.dtype = self.weight.dtype
+
+    def __call__(self, prelogits: Tensor) -> Tensor:
+        flat = prelogits.reshape(-1, 1, prelogits.shape[-1]).to(self.dtype)  # [rows, 1, d]
+        self._feeder.prelogits = flat
+        logits = self._shell(input_ids=self._token.expand(flat.shape[0], 1), use_cache=False).logits
+        self._feeder.prelogits = None
+        return logits.reshape(*prelogits.shape[:-1], -1).float()

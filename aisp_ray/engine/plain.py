@@ -1,0 +1,245 @@
+"""The plain engine: one request at a time, every row to the end, one cache a row. The reference of every other path.
+
+The prompt is prefilled once a request and its cache copied to all rows; each step runs the body on [rows, 1] tokens,
+adds the control to the pre-logits and picks. Rows that ended run on and are not read.
+"""
+
+from __future__ import annotations
+
+import copy
+import math
+import time
+from collections import deque
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from aisp_ray.controls import Feedback, OpenLoop
+from aisp_ray.engine._head import Head
+from aisp_ray.engine._sampling import branch, pick
+from aisp_ray.engine._source import Source
+from aisp_ray.engine.base import RolloutRequest
+from aisp_ray.loading import locate
+from aisp_ray.noise import normal, split_key, uniform
+from aisp_ray.types import Rollout, Rollouts
+
+
+@dataclass(slots=True)
+class _Row:
+    """One particle being decoded, and what is summed over its generated positions."""
+
+    particle: int
+    prefix: tuple[int, ...]
+    tokens: list[int] = field(default_factory=list)
+    finish: str | None = None
+    inner: float = 0.0
+    square: float = 0.0
+    logprob: float = 0.0
+    token_kl: float = 0.0
+    first_logit: float = math.nan
+    prelogits: list[Tensor] = field(default_factory=list)
+
+
+class PlainEngine:
+    """`engine.base.Engine`, plainly. `decode` turns token ids to text; only stop strings need it."""
+
+    def __init__(self, model: Any, decode: Callable[[Sequence[int]], str] | None = None):
+        self.model = model.eval()
+        self.head = Head(model)
+        self.device = model.device
+        self.fingerprint = {"engine": "plain", "dtype": str(self.head.dtype), "torch": torch.__version__}
+        self._decode = decode
+        self._queue: deque[tuple[int, RolloutRequest]] = deque()
+        self._next_ticket = 0
+        self._row_steps = self._useful_row_steps = 0
+
+    @property
+    def num_pending(self) -> int:
+        return len(self._queue)
+
+    def submit(self, request: RolloutRequest) -> int:
+        if request.stop.strings and self._decode is None:
+            raise ValueError("stop strings need a `decode` function")
+        self._next_ticket += 1
+        self._queue.append((self._next_ticket, request))
+        return self._next_ticket
+
+    def step(self) -> list[tuple[int, Rollouts | Exception]]:
+        if not self._queue:
+            return []
+        ticket, request = self._queue.popleft()
+        try:
+            return [(ticket, self.run(request))]
+        except Exception as error:
+            return [(ticket, error)]
+
+    def stats(self) -> dict[str, float]:
+        return {"row_steps": float(self._row_steps), "useful_row_steps": float(self._useful_row_steps)}
+
+    @torch.inference_mode()
+    def run(self, request: RolloutRequest) -> Rollouts:
+        """One request from prefill to the last row's end."""
+        started = time.perf_counter()
+        proposal = request.proposal
+        particles = request.particles if request.particles is not None else tuple(range(proposal.num_samples))
+        prefixes = proposal.prefixes or ((),) * proposal.num_samples
+        rows = [_Row(particle, tuple(prefixes[particle])) for particle in particles]
+        mean = self._mean(request)
+        law = _feedback(request, self.device, self.head.dim)
+        ids = torch.tensor([request.prompt_ids], device=self.device)
+        out = self.model.base_model(input_ids=ids, use_cache=True)
+        cache = copy.deepcopy(out.past_key_values)
+        cache.reorder_cache(torch.zeros(len(rows), dtype=torch.int64, device=self.device))
+        z = out.last_hidden_state[:, -1].expand(len(rows), -1)  # [rows, d]
+        for t in range(request.max_new_tokens):
+            tokens = self._advance(request, rows, z, t, (mean, law))
+            if all(row.finish for row in rows) or t == request.max_new_tokens - 1:
+                break
+            position = torch.full((len(rows), 1), len(request.prompt_ids) + t, device=self.device)
+            out = self.model.base_model(
+                input_ids=tokens[:, None], past_key_values=cache, position_ids=position, use_cache=True
+            )
+            z = out.last_hidden_state[:, -1]
+        norm = 0.0 if mean is None else float(mean.double().norm())
+        items = tuple(self._result(row, request) for row in rows)
+        return Rollouts(
+            proposal.iteration, items, len(request.prompt_ids), norm, time.perf_counter() - started, prefix_hit=False
+        )
+
+    def _mean(self, request: RolloutRequest) -> Tensor | None:
+        control = request.proposal.control
+        if not isinstance(control, OpenLoop) or control.mean is None:
+            return None
+        source = Source(request.key, self.head, self.device, lambda ids: self.replay(request.prompt_ids, ids))
+        return control.mean.fold(source, control.horizon)  # [t, d]
+
+    def replay(self, prompt_ids: Sequence[int], responses: Sequence[Sequence[int]]) -> list[Tensor]:
+        """Base pre-logits of given responses by teacher forcing, float32 [num_tokens, d] each."""
+        found = []
+        for response in responses:
+            ids = torch.tensor([[*prompt_ids, *response[:-1]]], device=self.device)
+            hidden = self.model.base_model(input_ids=ids).last_hidden_state[0]
+            found.append(hidden[len(prompt_ids) - 1 :].float())
+        return found
+
+    def control(self, request: RolloutRequest, rows: list[_Row], z: Tensor, t: int, known: tuple) -> tuple:
+        """(u, v) at generated position t: the mean part and all that is added, float32 [rows, d] or None."""
+        control, (mean, law) = request.proposal.control, known
+        if t >= control.horizon or not isinstance(control, OpenLoop | Feedback):
+            return None, None
+        if isinstance(control, Feedback):
+            u = law(z.float())
+            return u, u
+        u = z.new_zeros(z.shape, dtype=torch.float32) if mean is None else mean[t].expand(len(rows), -1)
+        scale = lambda values: torch.tensor(  # noqa: E731
+            [1.0 if values is None else values[row.particle] for row in rows], device=self.device
+        )[:, None]
+        v = scale(control.mean_scales) * u
+        if control.sigma > 0:
+            v = v + scale(control.noise_scales) * control.sigma * self._noise(request, rows, t, control.antithetic)
+        return u, v
+
+    def _noise(self, request: RolloutRequest, rows: list[_Row], t: int, antithetic: bool) -> Tensor:
+        who = torch.tensor([row.particle for row in rows], device=self.device)
+        sign = torch.where((who % 2 == 1) & antithetic, -1.0, 1.0)
+        return sign[:, None] * normal(*self._names(request, who - (who % 2) * int(antithetic), t), self.head.dim)
+
+    def _names(self, request: RolloutRequest, who: Tensor, t: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        key = split_key([request.key], self.device).expand(len(who), 2)
+        return key, torch.full_like(who, request.proposal.iteration), who, torch.full_like(who, t)
+
+    def _advance(self, request: RolloutRequest, rows: list[_Row], z: Tensor, t: int, known: tuple) -> Tensor:
+        """Pick position t of every row. Returns its token ids [rows]."""
+        proposal, stop = request.proposal, request.stop
+        u, v = self.control(request, rows, z, t, known)
+        logits = self.head(z if v is None else z.float() + v)  # [rows, V]
+        want_base = bool(proposal.want & {"logprob", "token_kl"}) or proposal.sampling.branch_first
+        base = logits if v is None or not want_base else self.head(z)
+        allowed = logits
+        if t < stop.min_new_tokens and stop.token_ids:
+            allowed = logits.clone()
+            allowed[:, list(stop.token_ids)] = -torch.inf
+        who = torch.tensor([row.particle for row in rows], device=self.device)
+        draws = uniform(*self._names(request, who, t)) if proposal.sampling.temperature > 0 else None
+        picked = pick(allowed, proposal.sampling, draws)
+        if proposal.sampling.branch_first:
+            first = torch.tensor([len(row.prefix) == t for row in rows], device=self.device)
+            picked = torch.where(first, branch(allowed, who), picked)
+        forced = [row.prefix[t] if t < len(row.prefix) else None for row in rows]
+        tokens = picked.tolist()
+        tokens = [p if f is None else f for p, f in zip(tokens, forced, strict=True)]
+        picked = torch.tensor(tokens, device=self.device)
+        sums = _sums(u, v, logits, base, picked, proposal.want)
+        for i, row in enumerate(rows):
+            self._row_steps += 1
+            if row.finish is None:
+                self._useful_row_steps += 1
+                row.tokens.append(tokens[i])
+                if forced[i] is None:
+                    self._account(row, i, sums, (base, z), request)
+        return picked
+
+    def _account(self, row: _Row, i: int, sums: dict, tensors: tuple, request: RolloutRequest) -> None:
+        """Add position t to the row's sums and see whether it ended."""
+        base, z = tensors
+        row.inner += sums["inner"][i]
+        row.square += sums["square"][i]
+        row.logprob += sums["logprob"][i]
+        row.token_kl += sums["token_kl"][i]
+        if len(row.tokens) == len(row.prefix) + 1:
+            row.first_logit = float(base[i, row.tokens[-1]])
+        if "prelogits" in request.proposal.want:
+            row.prelogits.append(z[i].float().cpu())
+        stop = request.stop
+        if row.tokens[-1] in stop.token_ids:
+            row.finish = "stop"
+        elif len(row.tokens) >= stop.min_new_tokens and self._string_stops(row, stop.strings):
+            row.finish = "stop_string"
+
+    def _string_stops(self, row: _Row, strings: tuple[str, ...]) -> bool:
+        if not strings or self._decode is None:
+            return False
+        text = self._decode(row.tokens)
+        return any(string in text for string in strings)
+
+    def _result(self, row: _Row, request: RolloutRequest) -> Rollout:
+        want = request.proposal.want
+        return Rollout(
+            particle=row.particle,
+            text="",  # the policy decodes
+            token_ids=tuple(row.tokens),
+            finish_reason=row.finish or "length",
+            num_generated_tokens=len(row.tokens) - min(len(row.prefix), len(row.tokens)),
+            control_inner=row.inner,
+            control_square=row.square,
+            logprob=row.logprob if "logprob" in want else math.nan,
+            token_kl=row.token_kl if "token_kl" in want else math.nan,
+            first_logit=row.first_logit,
+            prelogits=torch.stack(row.prelogits).numpy() if row.prelogits else None,
+        )
+
+
+def _feedback(request: RolloutRequest, device: Any, dim: int) -> Callable[[Tensor], Tensor] | None:
+    control = request.proposal.control
+    if not isinstance(control, Feedback):
+        return None
+    return locate(control.target)(device=device, dim=dim, **dict(control.options))
+
+
+def _sums(u: Tensor | None, v: Tensor | None, logits: Tensor, base: Tensor, picked: Tensor, want: frozenset) -> dict:
+    """Per-row terms of this position, as Python lists [rows]."""
+    zero = [0.0] * len(picked)
+    found = {"inner": zero, "square": zero, "logprob": zero, "token_kl": zero}
+    if u is not None and v is not None:
+        found["inner"] = (u.double() * v.double()).sum(-1).tolist()
+        found["square"] = u.double().square().sum(-1).tolist()
+    if want & {"logprob", "token_kl"}:
+        log_base = base.log_softmax(-1)  # [rows, V]
+        found["logprob"] = log_base.gather(1, picked[:, None]).squeeze(1).double().tolist()
+        if "token_kl" in want:
+            log_steered = logits.log_softmax(-1)
+            found["token_kl"] = (log_steered.exp() * (log_steered - log_base)).sum(-1).double().tolist()
+    return found
