@@ -79,7 +79,7 @@ class PlainEngine:
     def stats(self) -> dict[str, float]:
         return {"row_steps": float(self._row_steps), "useful_row_steps": float(self._useful_row_steps)}
 
-    @torch.inference_mode()
+    @torch.no_grad()
     def run(self, request: RolloutRequest) -> Rollouts:
         """One request from prefill to the last row's end."""
         started = time.perf_counter()
