@@ -1,0 +1,58 @@
+"""What a run is, once its configuration has been read and checked. No torch, no Ray."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunSettings:
+    """How a run is carried out. None of these keys changes a number in the rows."""
+
+    in_flight: int | None = None  # searches (prompts x methods) in flight; null chooses from slots and actors
+    chunk_rows: int = 32  # prompts a Parquet file; a file is written once all of its prompts are done
+    particles: bool = False  # also write every particle to <out>/particles/
+    on_mismatch: str = "refuse"  # refuse | overwrite | ignore: what to do if <out> holds rows of another configuration
+    retry_errors: bool = False  # redo the rows whose status is error
+    snapshot_seconds: float = 30.0  # how often the searches in flight are saved to <out>/_state/inflight.json
+    progress_seconds: float = 15.0  # one progress line this often in a log; a terminal gets a live line
+    address: str | None = None  # null: join the cluster of RAY_ADDRESS or start a local one; "local" forces a local one
+    ready_timeout_seconds: float = 900.0  # wait this long for the minimum of actors to load
+    call_timeout_seconds: float = 1800.0  # an actor whose call takes longer counts as hung and is replaced
+    starvation_timeout_seconds: float = 1800.0  # a pool empty for this long ends the run with exit code 75
+    infra_retries: int = 5  # how often one call is sent to another actor after crashes, hangs and lost nodes
+
+    def __post_init__(self) -> None:
+        if self.on_mismatch not in ("refuse", "overwrite", "ignore"):
+            raise ValueError(f"on_mismatch is {self.on_mismatch!r}; it is one of refuse, overwrite, ignore")
+        for name in ("chunk_rows", "snapshot_seconds", "progress_seconds", "call_timeout_seconds"):
+            if not getattr(self, name) > 0:
+                raise ValueError(f"{name} is {getattr(self, name)}; it must be above 0")
+        if self.in_flight is not None and self.in_flight < 1:
+            raise ValueError(f"in_flight is {self.in_flight}; give at least 1, or null to have it chosen")
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Everything a run needs. `fingerprint` holds what decides the numbers; two plans with one hash give equal rows."""
+
+    methods: Mapping[str, Any]  # name -> methods.base.Method
+    policy: Any  # policy.base.PolicySpec
+    reward: Any  # rewards.base.RewardSpec
+    judges: Mapping[str, Any]  # name -> rewards.base.RewardSpec
+    data: Any  # data.base.DataSpec
+    run: RunSettings
+    seed: int
+    limit: int | None
+    out: str
+    config: Mapping[str, Any] = field(default_factory=dict)  # resolved, JSON values
+    fingerprint: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def config_hash(self) -> str:
+        text = json.dumps(self.fingerprint, sort_keys=True, default=str)
+        return hashlib.sha256(text.encode()).hexdigest()[:16]
