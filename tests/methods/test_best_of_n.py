@@ -1,0 +1,42 @@
+from __future__ import annotations
+
+import pytest
+from toy_world import ToyPolicy, drive
+
+from aisp_ray.methods.best_of_n import BestOfN
+
+
+def reward(ids):
+    return float(sum(ids)) - len(ids)
+
+
+def test_it_returns_the_best_of_all_its_draws():
+    state, history = drive(BestOfN(n=4, kappa=3, top_p=1.0), ToyPolicy(), reward)
+    rewards = [r for _, _, scores, _ in history for r in scores.rewards]
+    assert len(rewards) == 12
+    assert state.best.reward == max(rewards)
+
+
+def test_draws_have_the_policys_frequencies():
+    policy = ToyPolicy(max_new_tokens=2)
+    _, history = drive(BestOfN(n=1000, kappa=1, top_p=1.0), policy, reward)
+    drawn = [item.token_ids for item in history[0][1].items]
+    for ids, probability in policy.responses():
+        error = (probability * (1 - probability) / 1000) ** 0.5
+        assert abs(drawn.count(ids) / 1000 - probability) < 4 * error + 1e-3, ids
+
+
+def test_rounds_draw_different_responses_and_repeat_exactly():
+    policy = ToyPolicy()
+    runs = [drive(BestOfN(n=16, kappa=2), policy, reward)[1] for _ in range(2)]
+    texts = [[[item.text for item in rollouts.items] for _, rollouts, _, _ in run] for run in runs]
+    assert texts[0] == texts[1]
+    assert texts[0][0] != texts[0][1]
+
+
+@pytest.mark.parametrize(
+    ("settings", "words"), [({"n": 0}, "n is 0"), ({"temperature": 0.0}, "sampling"), ({"top_p": 0.0}, "top_p is 0")]
+)
+def test_bad_settings_say_what_is_allowed(settings, words):
+    with pytest.raises(ValueError, match=words):
+        BestOfN(**settings)
