@@ -1,0 +1,37 @@
+PYTHON ?= python3
+VENV := .venv
+PY := $(VENV)/bin/python
+ARGS ?=
+
+.PHONY: setup eval test test-slow chaos check format clean
+
+setup: $(VENV)/.installed  ## make the virtual environment
+
+$(VENV)/.installed: pyproject.toml constraints.txt
+	test -x $(PY) || $(PYTHON) -m venv $(VENV)
+	$(PY) -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[all,dev]'
+	touch $@
+
+eval: setup  ## run the main job on the embedded demo models; make eval ARGS="limit=8 out=outputs/small"
+	$(PY) jobs/eval.py $(ARGS)
+
+test: setup  ## the tests: no network, no GPU
+	$(PY) -m pytest $(ARGS)
+
+test-slow: setup  ## the tests that take long
+	$(PY) -m pytest -m slow $(ARGS)
+
+chaos: setup  ## kill actors, nodes and the driver at random during one long run
+	$(PY) -m pytest -m slow tests/ray/test_chaos.py $(ARGS)
+
+check: setup  ## style and types
+	$(PY) -m ruff check .
+	$(PY) -m ruff format --check .
+	$(PY) -m mypy
+
+format: setup
+	$(PY) -m ruff format .
+	$(PY) -m ruff check --fix .
+
+clean:
+	rm -rf $(VENV) outputs build *.egg-info

@@ -1,0 +1,198 @@
+"""The command `python jobs/eval.py` (installed: `aisp-eval`): read, check, run, show the table.
+
+Exit codes: 0 all rows are ok, 2 the command or configuration is wrong, 3 some rows are errors, 75 try again (no
+machines were left), 143 stopped by a signal.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from aisp_ray import __version__, config
+from aisp_ray.config import Composed, ConfigError
+from aisp_ray.plan import Plan, RunSettings
+from aisp_ray.types import Placement
+
+# where models run does not change what they say
+_PLACEMENT = {field.name for field in dataclasses.fields(Placement)} - {"threads"}
+_FLAGS = ("dry_run", "print_config")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command; returns the exit code."""
+    words = list(sys.argv[1:] if argv is None else argv)
+    if {"--help", "-h", "help"} & set(words):
+        from aisp_ray.helptext import help_text
+
+        print(help_text())
+        return 0
+    try:
+        flags, composed = read_command(words)
+        if flags["print_config"]:
+            print(yaml.safe_dump(composed.tree(), sort_keys=False), end="")
+            return 0
+        plan = make_plan(composed)
+        problems = check(plan, bool(composed.top["allow_unequal_budgets"]))
+        if problems:
+            raise ConfigError("\n".join(problems))
+    except ConfigError as error:
+        for line in str(error).split("\n"):
+            print(f"error: {line}", file=sys.stderr)
+        return 2
+    return dry_run(plan) if flags["dry_run"] else evaluate(plan, composed.top)
+
+
+def read_command(words: Sequence[str]) -> tuple[dict[str, bool], Composed]:
+    """The flags, and the composed configuration of conf/eval.yaml, an experiment and the words."""
+    arguments = config.parse_arguments(words)
+    flags = {}
+    for name in _FLAGS:
+        value = config.parse_value(arguments.pop(name, "false"))
+        if not isinstance(value, bool):
+            raise ConfigError(f"{name}={value}: it is true or false")
+        flags[name] = value
+    defaults = read_yaml(config.conf_folder() / "eval.yaml")
+    if "experiment" in arguments:
+        defaults |= read_experiment(arguments.pop("experiment"), defaults)
+    return flags, config.compose(defaults, arguments)
+
+
+def read_yaml(path: Path) -> dict[str, Any]:
+    return yaml.safe_load(path.read_text(encoding="utf-8")) or {}
+
+
+def read_experiment(name: str, defaults: Mapping[str, Any]) -> dict[str, Any]:
+    """Keys of conf/experiment/<name>.yaml: choices, top-level keys, overrides under `set`, figures as `published`."""
+    known = config.choices("experiment")
+    if name not in known:
+        raise ConfigError(f"experiment={name}: there is no such experiment.{config.suggest(name, known)}")
+    values = read_yaml(config.conf_folder() / "experiment" / f"{name}.yaml")
+    values.pop("published", None)
+    for key in values:
+        if key not in (*defaults, "set"):
+            raise ConfigError(
+                f"conf/experiment/{name}.yaml: {key}: no such key.{config.suggest(key, [*defaults, 'set'])}"
+            )
+    return values
+
+
+def make_plan(composed: Composed) -> Plan:
+    """Build every settings object. Raises ConfigError with one sentence for the first that is wrong."""
+    built: dict[str, dict[str, Any]] = {}
+    for group, chosen in composed.groups.items():
+        many = group in config.MANY
+        built[group] = {
+            name: config.build(values, f"{group}.{name}" if many else group) for name, values in chosen.items()
+        }
+    top = composed.top
+    seed = config.convert(top["seed"], int, "seed")
+    limit = config.convert(top["limit"], int | None, "limit")
+    if limit is not None and limit < 1:
+        raise ConfigError(f"limit={limit}: give at least 1, or null for all prompts")
+    out = config.convert(top["out"], str, "out")
+    (policy,), (reward,) = built["policy"].values(), built["reward"].values()
+    (data,), (run,) = built["data"].values(), built["run"].values()
+    if not isinstance(run, RunSettings):
+        raise ConfigError(f"run: {type(run).__name__} is not a RunSettings")
+    parts = {"policy": policy, "reward": reward, "data": data}
+    deciding = {
+        "version": __version__,
+        "seed": seed,
+        "limit": limit,
+        "chunk_rows": run.chunk_rows,
+        "method": {name: describe(method) for name, method in built["method"].items()},
+        "judges": {name: describe(judge) for name, judge in built["judges"].items()},
+        **{name: describe(part) for name, part in parts.items()},
+    }
+    return Plan(
+        methods=built["method"],
+        policy=policy,
+        reward=reward,
+        judges=built["judges"],
+        data=data,
+        run=run,
+        seed=seed,
+        limit=limit,
+        out=out if "://" in out or "RAY_JOB_ID" in os.environ else str(Path(out).expanduser().resolve()),
+        config=composed.tree(),
+        fingerprint=deciding,
+    )
+
+
+def describe(settings: Any) -> dict[str, Any]:
+    """A settings object as JSON values without the keys that only say where it runs."""
+    values = {
+        field.name: getattr(settings, field.name)
+        for field in dataclasses.fields(settings)
+        if field.name not in _PLACEMENT
+    }
+    return {"_target_": f"{type(settings).__module__}.{type(settings).__qualname__}", **_jsonable(values)}
+
+
+def _jsonable(value: Any) -> Any:
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        return describe(value)
+    if isinstance(value, Mapping):
+        return {str(key): _jsonable(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_jsonable(item) for item in value]
+    return value if value is None or isinstance(value, bool | int | float | str) else str(value)
+
+
+def check(plan: Plan, allow_unequal: bool) -> list[str]:
+    """What is wrong with the plan and can be said before anything loads, a sentence each."""
+    found = [*plan.policy.check(), *plan.reward.check(), *plan.data.check()]
+    for judge in plan.judges.values():
+        found += judge.check()
+    budgets = {name: method.num_samples for name, method in plan.methods.items()}
+    if len(set(budgets.values())) > 1 and not allow_unequal:
+        listed = ", ".join(f"{name} {count}" for name, count in budgets.items())
+        found.append(
+            f"the methods draw different numbers of samples ({listed}); equal them or allow_unequal_budgets=true"
+        )
+    return found
+
+
+def dry_run(plan: Plan) -> int:
+    """Say what would run and what it would cost; check the cluster against what is asked."""
+    from aisp_ray.pipeline import preflight
+
+    prompts = "all prompts" if plan.limit is None else f"{plan.limit} prompts"
+    print(f"would run {', '.join(plan.methods)} on {prompts} of {type(plan.data).__name__}, seed {plan.seed}")
+    for name, method in plan.methods.items():
+        total = "" if plan.limit is None else f", {method.num_samples * plan.limit:,} in all"
+        print(f"  {name}: {method.num_samples:,} samples a prompt in {method.num_iterations} iterations{total}")
+    for role, part in (("policy", plan.policy), ("reward", plan.reward), *plan.judges.items()):
+        low, high = part.actors
+        print(f"  {role}: {low} to {high} actors of {part.num_gpus:g} GPUs")
+    print(f"  rows: {plan.out}/rows  (configuration {plan.config_hash})")
+    problems = preflight(plan)
+    for line in problems:
+        print(f"error: {line}", file=sys.stderr)
+    return 2 if problems else 0
+
+
+def evaluate(plan: Plan, top: Mapping[str, Any]) -> int:
+    """Run the plan, then print the table and where the files are."""
+    from aisp_ray.pipeline import run
+
+    code = run(plan)
+    if code in (0, 3):
+        show(plan, str(top["baseline"]), bool(top["report"]))
+    return code
+
+
+def show(plan: Plan, baseline: str, report: bool) -> None:
+    from aisp_ray.report.table import format_table, read_rows, summary_table
+
+    rows = read_rows(plan.out)
+    print()
+    print(format_table(summary_table(rows, baseline=baseline), style="text"))
+    print(f"\nrows     {plan.out}/rows\nsummary  {plan.out}/summary.json")
