@@ -1,0 +1,157 @@
+"""Reads the rows of one or several outputs into one table, and names what was compared."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+# settings of a run that do not change what a method is: two runs that differ only here are one line of the table
+_NOT_A_SETTING = ("seed", "limit", "out", "run", "data", "print_config", "dry_run", "report")
+
+
+def read_rows(out: str | Sequence[str]) -> pa.Table:
+    """All rows of one or several outputs, with two columns more: `out` (which output) and `label` (what was run).
+
+    The label is the method's name; where outputs ran one method under different settings, the settings that differ
+    follow it ("aisp sigma=0.5"). Seeds of one setting share a label. Works while the job still writes.
+
+    out: the folder that jobs/eval.py wrote (or its rows folder), local or a URI that pyarrow reads (s3://...).
+
+    Raises:
+        ValueError: an output has no rows; the text says where they were looked for.
+    """
+    import pyarrow as pa
+
+    tables = [_read_one(path) for path in output_list(out)]
+    table = pa.concat_tables(tables, promote_options="default")
+    labels = make_labels(table, {path: read_json(path, "manifest.json") for path in output_list(out)})
+    return _first_of_each(table.append_column("label", pa.array(labels, pa.string())))
+
+
+def output_list(out: str | Sequence[str]) -> list[str]:
+    """Outputs as a list of texts without repeats, in order."""
+    return list(dict.fromkeys(str(path).rstrip("/") for path in ([out] if isinstance(out, str | Path) else out)))
+
+
+def filesystem(path: str) -> tuple[Any, str]:
+    """A pyarrow filesystem and the path in it, for a local path or a URI."""
+    from pyarrow import fs
+
+    if "://" in path:
+        return fs.FileSystem.from_uri(path)
+    return fs.LocalFileSystem(), str(Path(path).expanduser().absolute())
+
+
+def parquet_files(path: str, folder: str) -> tuple[Any, list[str]]:
+    """The filesystem and the sorted Parquet files in `<path>/<folder>`; hidden and unfinished ones are left out."""
+    from pyarrow import fs
+
+    system, base = filesystem(path)
+    infos = system.get_file_info(fs.FileSelector(f"{base}/{folder}", allow_not_found=True, recursive=True))
+    names = [info.path for info in infos if info.type == fs.FileType.File and info.path.endswith(".parquet")]
+    inside = len(f"{base}/{folder}")
+    return system, sorted(n for n in names if not any(p.startswith((".", "_")) for p in n[inside:].split("/")))
+
+
+def read_parquet(path: str, folder: str, schema: pa.Schema) -> pa.Table:
+    """`<path>/<folder>/*.parquet` in file-name order as one table of `schema`; a column a file lacks is null in it."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    system, files = parquet_files(path, folder)
+    parts = []
+    for name in files:
+        part = pq.ParquetFile(system.open_input_file(name)).read()
+        columns = [
+            part[f.name].cast(f.type) if f.name in part.column_names else pa.nulls(part.num_rows, f.type)
+            for f in schema
+        ]
+        parts.append(pa.table(columns, schema=schema))
+    return pa.concat_tables(parts) if parts else schema.empty_table()
+
+
+def read_json(path: str, name: str) -> dict[str, Any]:
+    """`<path>/<name>` as a dict; empty where there is none yet."""
+    system, base = filesystem(path)
+    try:
+        with system.open_input_file(f"{base}/{name}") as file:
+            value = json.loads(file.read())
+    except (OSError, ValueError):
+        return {}
+    return value if isinstance(value, dict) else {}
+
+
+def _read_one(path: str) -> pa.Table:
+    import pyarrow as pa
+
+    from aisp_ray.results import ROW_SCHEMA
+
+    table = read_parquet(path, "rows", ROW_SCHEMA)
+    if table.num_rows == 0 and not path.endswith("/rows"):
+        raise ValueError(f"no rows in {path}/rows/*.parquet; give out=<the folder that jobs/eval.py wrote>")
+    if table.num_rows == 0:
+        return _read_one(path.removesuffix("/rows"))
+    table = table.replace_schema_metadata(None)
+    return table.append_column("out", pa.array([path] * table.num_rows, pa.string()))
+
+
+def make_labels(table: pa.Table, manifests: Mapping[str, Mapping[str, Any]]) -> list[str]:
+    """The label of every row: its method, and the settings that differ between the outputs that ran this method."""
+    outs, methods = table["out"].to_pylist(), table["method"].to_pylist()
+    kinds = list(dict.fromkeys(zip(methods, outs, strict=True)))
+    settings = {kind: method_settings(manifests.get(kind[1], {}), kind[0]) for kind in kinds}
+    labels = {}
+    for method, out in kinds:
+        same = {kind: settings[kind] for kind in kinds if kind[0] == method}
+        differing = [
+            key
+            for key in dict.fromkeys(key for values in same.values() for key in values)
+            if len({json.dumps(values.get(key), sort_keys=True) for values in same.values()}) > 1
+        ]
+        own = settings[method, out]
+        labels[method, out] = " ".join([method, *(f"{key}={_plain(own.get(key))}" for key in differing)])
+    return [labels[kind] for kind in zip(methods, outs, strict=True)]
+
+
+def method_settings(manifest: Mapping[str, Any], method: str) -> dict[str, Any]:
+    """The flat settings that decide what a method's rows are: the method's own keys, then `group.key` of the rest."""
+    config = manifest.get("config")
+    if not isinstance(config, Mapping):
+        return {}
+    flat: dict[str, Any] = {}
+    for group, value in config.items():
+        if group in _NOT_A_SETTING:
+            continue
+        if group == "method":
+            own = value.get(method, {}) if isinstance(value, Mapping) else {}
+            flat = _flatten(own, "") | flat
+        else:
+            flat |= _flatten(value, group)
+    return flat
+
+
+def _flatten(value: Any, name: str) -> dict[str, Any]:
+    if not isinstance(value, Mapping):
+        return {name: value}
+    flat: dict[str, Any] = {}
+    for key, inner in value.items():
+        flat |= _flatten(inner, f"{name}.{key}" if name else str(key))
+    return flat
+
+
+def _plain(value: Any) -> str:
+    return "default" if value is None else f"{value:g}" if isinstance(value, float) else str(value)
+
+
+def _first_of_each(table: pa.Table) -> pa.Table:
+    """Without repeats of one (label, prompt, seed): the same evaluation kept in two outputs counts once."""
+    columns = [table[name].to_pylist() for name in ("label", "prompt_id", "prompt", "seed")]
+    first: dict[tuple, int] = {}
+    for index, key in enumerate(zip(*columns, strict=True)):
+        first.setdefault(key, index)
+    return table if len(first) == table.num_rows else table.take(list(first.values()))

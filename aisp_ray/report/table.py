@@ -1,0 +1,194 @@
+"""The table of an evaluation: one typed record per method and dataset, and its text, Markdown, LaTeX and CSV forms."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from aisp_ray.metrics.base import TextMetric
+from aisp_ray.metrics.bootstrap import Estimate, estimates
+from aisp_ray.metrics.diversity import Diversity
+from aisp_ray.metrics.length import Length
+from aisp_ray.metrics.paired import Paired, paired
+from aisp_ray.report.formats import format_table
+from aisp_ray.report.rows import read_rows
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+__all__ = ["DEFAULT_METRICS", "MethodSummary", "format_table", "read_rows", "summary_json", "summary_table"]
+
+DEFAULT_METRICS: Mapping[str, TextMetric] = {
+    "diversity": Diversity(),
+    "diversity_plus_one": Diversity(plus_one=True),
+    "words": Length(),
+}
+_LEDGER = ("num_samples", "num_generated_tokens", "policy_seconds", "reward_seconds", "wall_seconds")
+
+
+@dataclass(frozen=True, slots=True)
+class MethodSummary:
+    """One line of the table. Means are over prompts, after a prompt's seeds were averaged; what is unknown is NaN."""
+
+    method: str  # the label: method, and the settings that differ between outputs
+    dataset: str
+    num_prompts: int  # prompts with a reward
+    num_rows: int  # rows, of all seeds
+    num_errors: int  # rows with status=error
+    num_seeds: int
+    reward: Estimate
+    baseline: str  # what `paired` compares with
+    paired: Paired | None  # None for the baseline itself, and where it has no rows
+    num_samples: float  # responses drawn, mean per row
+    num_generated_tokens: float  # mean per row, over all its responses
+    policy_seconds: float  # mean per row: its share of the policy's time
+    reward_seconds: float  # mean per row: its share of the reward model's time
+    wall_seconds: float  # mean per row, from its first proposal to its last reward
+    metrics: Mapping[str, Estimate] = field(default_factory=dict)  # text metrics by name
+    judges: Mapping[str, Estimate] = field(default_factory=dict)  # held-out rewards by the judge's name
+
+
+def summary_table(
+    rows: pa.Table,
+    baseline: str = "best_of_n",
+    seed: int = 0,
+    metrics: Mapping[str, TextMetric] = DEFAULT_METRICS,
+) -> list[MethodSummary]:
+    """The records of the table, datasets and methods in the order in which they first occur, the baseline first.
+
+    rows: of `read_rows` (or any table with the columns of `results.ROW_SCHEMA`; methods are then its `method`s).
+    baseline: a label or a method's name. seed: names the bootstrap's draws; the same seed gives the same intervals.
+    """
+    columns = {name: rows[name].to_pylist() for name in rows.column_names if name != "extra"}
+    columns.setdefault("label", columns["method"])
+    records: list[MethodSummary] = []
+    for dataset in dict.fromkeys(columns["dataset"]):
+        chosen = [i for i, name in enumerate(columns["dataset"]) if name == dataset]
+        part = {name: [values[i] for i in chosen] for name, values in columns.items()}
+        records += _dataset_records(part, str(dataset), baseline, seed, metrics)
+    return records
+
+
+def _dataset_records(
+    columns: dict[str, list], dataset: str, baseline: str, seed: int, metrics: Mapping[str, TextMetric]
+) -> list[MethodSummary]:
+    base = find_baseline(columns, baseline)
+    labels = sorted(dict.fromkeys(columns["label"]), key=lambda label: label != base)
+    measures = measure_columns(columns, metrics)
+    grid = Grid(columns)
+    stacked = {name: [grid.per_prompt(label, values) for label in labels] for name, values in measures.items()}
+    names = list(stacked)
+    flat = estimates(np.stack([column for name in names for column in stacked[name]], axis=1), seed)
+    by_name = {name: flat[i * len(labels) : (i + 1) * len(labels)] for i, name in enumerate(names)}
+    records = []
+    for i, label in enumerate(labels):
+        difference = None
+        if base is not None and label != base:
+            difference = paired(grid.differences(label, base, measures["reward"]), seed)
+        mine = [j for j, name in enumerate(columns["label"]) if name == label]
+        records.append(
+            MethodSummary(
+                method=label,
+                dataset=dataset,
+                num_prompts=by_name["reward"][i].count,
+                num_rows=len(mine),
+                num_errors=sum(columns["status"][j] != "ok" for j in mine),
+                num_seeds=len({columns["seed"][j] for j in mine}),
+                reward=by_name["reward"][i],
+                baseline=base or baseline,
+                paired=difference,
+                **{name: _mean([columns[name][j] for j in mine if columns["status"][j] == "ok"]) for name in _LEDGER},
+                metrics={name: by_name[name][i] for name in metrics},
+                judges={name[len("judge ") :]: by_name[name][i] for name in names if name.startswith("judge ")},
+            )
+        )
+    return records
+
+
+def find_baseline(columns: Mapping[str, Sequence], baseline: str) -> str | None:
+    """The label that `baseline` means: itself, or the first label of the method of that name; None without a row."""
+    if baseline in columns["label"]:
+        return baseline
+    pairs = zip(columns["method"], columns["label"], strict=True)
+    return next((label for method, label in pairs if method == baseline), None)
+
+
+def measure_columns(columns: Mapping[str, Sequence], metrics: Mapping[str, TextMetric]) -> dict[str, np.ndarray]:
+    """Per-row measures, float64 [rows] each: `reward`, the text metrics by name, and `judge <name>`; NaN where null."""
+    ok = np.array([status == "ok" for status in columns["status"]])
+    measures = {"reward": _floats(columns["reward"])}
+    for name, metric in metrics.items():
+        measures[name] = np.asarray(metric.compute(columns["prompt"], columns["response"]), dtype=np.float64)
+    judged = [
+        dict(zip(names or (), rewards or (), strict=False))
+        for names, rewards in zip(columns["judge_names"], columns["judge_rewards"], strict=True)
+    ]
+    for name in dict.fromkeys(name for row in judged for name in row):
+        measures[f"judge {name}"] = _floats([row.get(name) for row in judged])
+    return {name: np.where(ok & np.isfinite(values), values, math.nan) for name, values in measures.items()}
+
+
+class Grid:
+    """Rows laid out as prompts by seeds, per label. A prompt is its id and its text, so two sets never mix."""
+
+    def __init__(self, columns: Mapping[str, Sequence]) -> None:
+        prompts = list(zip(columns["prompt_id"], columns["prompt"], strict=True))
+        self.prompts = {prompt: i for i, prompt in enumerate(sorted(set(prompts)))}  # draws follow it
+        self.seeds = {seed: i for i, seed in enumerate(dict.fromkeys(columns["seed"]))}
+        self._where: dict[str, tuple[list[int], list[int], list[int]]] = {}
+        for row, (label, prompt, seed) in enumerate(zip(columns["label"], prompts, columns["seed"], strict=True)):
+            at = self._where.setdefault(label, ([], [], []))
+            at[0].append(row)
+            at[1].append(self.prompts[prompt])
+            at[2].append(self.seeds[seed])
+
+    def cells(self, label: str, values: np.ndarray) -> np.ndarray:
+        """One label's values, float64 [prompts, seeds], NaN where it has no row."""
+        rows, prompts, seeds = self._where[label]
+        cells = np.full((len(self.prompts), len(self.seeds)), math.nan)
+        cells[prompts, seeds] = values[rows]
+        return cells
+
+    def per_prompt(self, label: str, values: np.ndarray) -> np.ndarray:
+        """One label's values averaged over seeds, float64 [prompts]."""
+        return mean_over_seeds(self.cells(label, values))
+
+    def differences(self, label: str, other: str, values: np.ndarray) -> np.ndarray:
+        """Label minus other, on the seeds of a prompt that both have, averaged over them; float64 [prompts]."""
+        return mean_over_seeds(self.cells(label, values) - self.cells(other, values))
+
+
+def mean_over_seeds(cells: np.ndarray) -> np.ndarray:
+    """Row means of [prompts, seeds] over what is present; NaN where nothing is."""
+    present = np.isfinite(cells)
+    count = present.sum(1)
+    return np.where(count > 0, np.where(present, cells, 0.0).sum(1) / np.maximum(count, 1), math.nan)
+
+
+def _floats(values: Sequence) -> np.ndarray:
+    return np.array([math.nan if value is None else value for value in values], dtype=np.float64)
+
+
+def _mean(values: Sequence) -> float:
+    present = [float(value) for value in values if value is not None and math.isfinite(value)]
+    return math.fsum(present) / len(present) if present else math.nan
+
+
+def summary_json(records: Sequence[MethodSummary]) -> list[dict[str, Any]]:
+    """The records as JSON values: NaN is null."""
+
+    def plain(value: Any) -> Any:
+        if isinstance(value, float):
+            return value if math.isfinite(value) else None
+        if isinstance(value, Mapping):
+            return {key: plain(inner) for key, inner in value.items()}
+        if hasattr(value, "__dataclass_fields__"):
+            return {name: plain(getattr(value, name)) for name in value.__dataclass_fields__}
+        return value
+
+    return json.loads(json.dumps([plain(record) for record in records]))
