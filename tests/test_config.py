@@ -1,0 +1,120 @@
+"""The command line: what is accepted, and the one sentence for what is not."""
+
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import yaml
+
+from aisp_ray import cli, config
+
+ROOT = Path(__file__).parent.parent
+
+
+def plan(*words):
+    return cli.make_plan(cli.read_command(list(words))[1])
+
+
+def wrong(capsys, *words):
+    code = cli.main(list(words))
+    captured = capsys.readouterr()
+    assert code == 2
+    lines = captured.err.strip().split("\n")
+    assert len(lines) == 1, captured.err
+    return lines[0]
+
+
+def test_alone_it_is_the_demo():
+    made = plan()
+    assert list(made.methods) == ["best_of_n", "best_of_n_tuned", "noise_only", "aisp"]
+    assert made.policy.model == "demo:policy"
+    assert set(made.judges) == {"demo_judge", "demo_gold"}
+
+
+def test_overrides_reach_their_fields():
+    made = plan("method=[aisp]", "method.aisp.sigma=0.25", "seed=7", "policy.actors=[1,3]", "run.in_flight=5")
+    assert made.methods["aisp"].sigma == 0.25
+    assert (made.seed, made.policy.actors, made.run.in_flight) == (7, (1, 3), 5)
+
+
+def test_an_override_of_all_methods_reaches_each():
+    made = plan("method=[aisp,best_of_n]", "method.n=4", "method.kappa=2")
+    assert [m.num_samples for m in made.methods.values()] == [8, 8]
+
+
+def test_texts_are_taken_as_typed():
+    made = plan("data=shp", "data.path=a #1: b.jsonl")
+    assert made.data.path == "a #1: b.jsonl"
+
+
+@pytest.mark.parametrize(
+    ("words", "parts"),
+    [
+        (["methods=aisp"], ['Did you mean "method"']),
+        (["method=aips"], ['Did you mean "aisp"']),
+        (["polcy.dtype=float32"], ['Did you mean "policy"']),
+        (["method=aisp", "method.aisp.sigm=1"], ['Did you mean "sigma"']),
+        (["method=aisp", "method.aisp.sigma=big"], ["method.aisp.sigma", "a number"]),
+        (["seed=1.5"], ["seed", "a whole number"]),
+        (["--seed=3"], ["seed=3"]),
+        (["--seed", "3"], ["seed="]),
+        (["seed"], ["key=value"]),
+        (["seed=1", "seed=2"], ["twice"]),
+        (["dry_run=maybe"], ["true or false"]),
+        (["method=[]"], ["at least one"]),
+        (["policy=[demo,hf]"], ["policy"]),
+        (["method=aisp", "method.best_of_n.n=4"], ["not among the chosen"]),
+        (["method=aisp", "method.aisp.alpha=2"], ["alpha is 2"]),
+        (["method=[aisp,best_of_n]", "method.aisp.n=4"], ["different numbers of samples", "allow_unequal_budgets"]),
+        (["experiment=nothing"], ["experiment"]),
+        (["limit=0"], ["limit"]),
+        (["policy.model=/no/such/folder"], ["config.json"]),
+    ],
+)
+def test_what_is_wrong_is_one_sentence(capsys, words, parts):
+    line = wrong(capsys, *words)
+    for part in parts:
+        assert part in line
+
+
+def test_a_bad_command_fails_within_two_seconds():
+    started = time.perf_counter()
+    done = subprocess.run([sys.executable, "jobs/eval.py", "sed=1"], capture_output=True, text=True, cwd=ROOT)
+    assert done.returncode == 2
+    assert 'Did you mean "seed"' in done.stderr
+    assert time.perf_counter() - started < 2
+
+
+def test_print_config_is_yaml_that_names_every_choice(capsys):
+    assert cli.main(["print_config=true", "method=aisp"]) == 0
+    shown = yaml.safe_load(capsys.readouterr().out)
+    assert shown["policy"]["model"] == "demo:policy"
+    assert "aisp" in shown["method"]
+
+
+def test_help_names_groups_choices_keys_and_defaults(capsys):
+    assert cli.main(["--help"]) == 0
+    text = capsys.readouterr().out
+    for word in ("best_of_n", "ultrarm_13b", "shp", "reward_temperature", "0.999", "in_flight", "dry_run=true"):
+        assert word in text
+    for cls in (type(plan().methods["aisp"]), type(plan().policy)):
+        assert all(config.comments(cls).values()), f"{cls.__name__} has a key without a meaning"
+
+
+def test_placement_does_not_change_the_fingerprint_and_numbers_do():
+    base = plan("method=aisp").config_hash
+    assert plan("method=aisp", "policy.actors=[1,4]", "run.in_flight=3").config_hash == base
+    assert plan("method=aisp", "method.aisp.sigma=0.3").config_hash != base
+    assert plan("method=aisp", "seed=1").config_hash != base
+
+
+def test_conversions_keep_to_the_type():
+    assert config.convert(1, float, "x") == 1.0
+    assert config.convert([1, 2], tuple[int, int], "x") == (1, 2)
+    assert config.convert(None, int | None, "x") is None
+    with pytest.raises(config.ConfigError, match="takes 2 values"):
+        config.convert([1], tuple[int, int], "x")
+    with pytest.raises(config.ConfigError, match="true or false"):
+        config.convert(1, bool, "x")

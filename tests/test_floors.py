@@ -1,0 +1,75 @@
+"""Imports point down the floors, rooms do not import their neighbours, and the light modules stay light."""
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+PACKAGE = Path(__file__).parent.parent / "aisp_ray"
+FLOORS = {
+    0: {"types", "rng", "noise", "weights", "config", "loading", "codec", "plan"},
+    1: {"controls", "results", "methods"},
+    2: {"engine", "policy", "rewards", "metrics", "data", "demo"},
+    3: {"cluster", "driver", "local"},
+    4: {"pipeline", "report", "cli", "helptext", "progress", "output", "export", "tune", "value", "preflight"},
+}
+FLOOR_OF = {room: floor for floor, rooms in FLOORS.items() for room in rooms}
+ONE_IDEA_A_FILE = ("methods", "rewards", "metrics")  # siblings import `base` and private helpers, never each other
+RAY_ALLOWED = {"cluster", "data", "pipeline", "report", "cli", "progress", "output", "tune", "value", "preflight"}
+
+
+def modules():
+    return [path for path in sorted(PACKAGE.rglob("*.py")) if path.name != "__init__.py"]
+
+
+def room_of(path):
+    return path.relative_to(PACKAGE).parts[0].removesuffix(".py")
+
+
+def imports(path):
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            yield node.module
+            yield from (f"{node.module}.{alias.name}" for alias in node.names)
+
+
+def test_every_module_has_a_floor():
+    assert {room_of(path) for path in modules()} <= set(FLOOR_OF)
+
+
+@pytest.mark.parametrize("path", modules(), ids=lambda path: str(path.relative_to(PACKAGE)))
+def test_imports_point_down(path):
+    mine = FLOOR_OF[room_of(path)]
+    for name in imports(path):
+        parts = name.split(".")
+        if parts[0] == "aisp_ray" and len(parts) > 1 and parts[1] in FLOOR_OF:
+            assert FLOOR_OF[parts[1]] <= mine, f"{path.name} (floor {mine}) imports {name}"
+        if parts[0] == "ray":
+            assert room_of(path) in RAY_ALLOWED, f"{path.name} imports ray"
+
+
+@pytest.mark.parametrize("room", ONE_IDEA_A_FILE)
+def test_one_idea_a_file(room):
+    for path in (PACKAGE / room).glob("*.py"):
+        if path.stem == "__init__":
+            continue
+        for name in imports(path):
+            parts = name.split(".")
+            if parts[:2] == ["aisp_ray", room] and len(parts) > 2:
+                shared = parts[2] == "base" or parts[2].startswith("_")
+                assert shared or parts[2] == path.stem, f"{path.name} imports its sibling {name}"
+
+
+def test_a_command_line_is_checked_without_torch_or_ray():
+    script = (
+        "import sys; from aisp_ray.cli import make_plan, read_command;"
+        "make_plan(read_command([])[1]);"
+        "heavy = [m for m in ('torch', 'ray', 'transformers', 'datasets', 'pandas', 'matplotlib') if m in sys.modules];"
+        "sys.exit(','.join(heavy) if heavy else 0)"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, cwd=PACKAGE.parent)
+    assert done.returncode == 0, done.stderr
