@@ -1,0 +1,200 @@
+"""What reward models with weights share: settings, batching, bookkeeping. The kinds differ in how they are loaded."""
+
+from __future__ import annotations
+
+import logging
+import math
+import time
+from abc import abstractmethod
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from aisp_ray.rewards._templates import CHAT, TEMPLATES, make_renderer
+from aisp_ray.rewards._tokens import Encoded, Row, encode, encode_pairs
+from aisp_ray.rewards.base import RewardSpec, ScoreRequest
+from aisp_ray.types import Prompt, Scores
+
+if TYPE_CHECKING:
+    from aisp_ray.rewards._reader import Reader
+
+DEMO = "demo:"  # prefix of the embedded models' names
+DTYPES = ("auto", "float32", "bfloat16", "float16")
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, kw_only=True)
+class NeuralReward(RewardSpec):
+    """Settings of a reward model with weights."""
+
+    model: str  # hub id, path, or an embedded one: demo:reward, demo:judge
+    revision: str | None = None  # commit or tag on the hub; null takes the newest
+    dtype: str = (
+        "auto"  # auto (float32 on the CPU, bfloat16 on a GPU) | float32 | bfloat16 | float16; the head: float32
+    )
+    template: str = CHAT  # chat (the tokenizer's own) | ultrarm_card | ultrarm_examples | ... (docs/rewards.md)
+    max_tokens: int | None = None  # prompt and response; a longer prompt is cut; null: what the model can read
+    batch_tokens: int = 16384  # tokens read in one forward pass at most, padding included
+    shared_prefix: bool = True  # decoders read the prompt once and keep it; false: padded batches of whole texts
+    prefix_mb: int = 2048  # memory for kept prompts, MiB
+    across_prompts: bool = False  # batch several prompts together: scores then depend, by rounding, on what else waits
+    trust_remote_code: bool = False  # run Python code that the checkpoint brings along
+
+    def __post_init__(self) -> None:
+        if self.dtype not in DTYPES:
+            raise ValueError(f"dtype is {self.dtype!r}; it is one of {', '.join(DTYPES)}")
+        if self.template != CHAT and self.template not in TEMPLATES:
+            raise ValueError(f"template is {self.template!r}; it is one of {', '.join((CHAT, *TEMPLATES))}")
+        if self.max_tokens is not None and self.max_tokens < 2:
+            raise ValueError(f"max_tokens is {self.max_tokens}; it must be at least 2")
+        if self.batch_tokens < 1:
+            raise ValueError(f"batch_tokens is {self.batch_tokens}; it must be at least 1")
+        if self.prefix_mb < 0:
+            raise ValueError(f"prefix_mb is {self.prefix_mb}; give MiB, 0 keeps nothing")
+
+    @property
+    def source(self) -> str:
+        """The checkpoint folder or hub id."""
+        if self.model.startswith(DEMO):
+            return str(Path(__file__).parent.parent / "demo" / "models" / self.model.removeprefix(DEMO))
+        return self.model
+
+    def check(self) -> list[str]:
+        path = Path(self.source)
+        local = self.model.startswith((DEMO, "/", ".", "~")) or path.exists()
+        if local and not (path / "config.json").is_file():
+            return [f"reward.model={self.model}: there is no config.json in {path}; give a checkpoint folder or hub id"]
+        return []
+
+    def load(self, device: str) -> NeuralScorer:
+        from aisp_ray.rewards._reader import Reader
+
+        tokenizer = self._tokenizer()
+        model = self._model(device)
+        model.eval().requires_grad_(False)
+        return NeuralScorer(self, tokenizer, Reader(model, *self._parts(model), self))
+
+    @abstractmethod
+    def _model(self, device: str) -> Any:
+        """The checkpoint on its device."""
+
+    @abstractmethod
+    def _parts(self, model: Any) -> tuple[Any | None, Callable[[Any], Any]]:
+        """(decoder body, float32 rewards [n] from its last hidden states [n, d]), or (None, rewards from logits) where
+        only the model's own forward knows how to pool."""
+
+    def _tokenizer(self) -> Any:
+        from transformers import AutoTokenizer
+
+        return AutoTokenizer.from_pretrained(
+            self.source, revision=self.revision, trust_remote_code=self.trust_remote_code
+        )
+
+    def _loading(self, device: str) -> dict[str, Any]:
+        """Keyword arguments of `from_pretrained`: where the weights go and in which type."""
+        import torch
+
+        name = self.dtype if self.dtype != "auto" else ("float32" if device == "cpu" else "bfloat16")
+        return {
+            "revision": self.revision,
+            "dtype": getattr(torch, name),
+            "device_map": "auto" if self.num_gpus > 1 else None,
+        }
+
+
+@dataclass(slots=True)
+class _Work:
+    """A request on its way: its rows, and the place of each distinct row among them."""
+
+    encoded: Encoded
+    unique: dict[tuple[int, ...], int]
+    rows: list[Row]
+    rewards: list[float]
+    errors: list[str | None]
+
+
+class NeuralScorer:
+    """`rewards.base.Scorer` of a model with weights."""
+
+    def __init__(self, spec: NeuralReward, tokenizer: Any, reader: Reader):
+        self.spec = spec
+        self.tokenizer = tokenizer
+        self.reader = reader
+        self.renderer = make_renderer(spec.template, tokenizer)
+        self.max_tokens = _limit(spec.max_tokens, reader.context, tokenizer)
+
+    def describe(self, prompt: Prompt) -> str:
+        try:
+            encoded = self._encode(ScoreRequest(prompt, ("<response>",)))
+        except ValueError as error:
+            return f"(no text: {error})"
+        row = encoded.rows[0]
+        return f"({encoded.errors[0]})" if row is None else self.tokenizer.decode(list(row.ids))
+
+    def stats(self) -> dict[str, float]:
+        """Counters since the start: tokens read, kept prompts, batches halved for memory."""
+        return self.reader.stats()
+
+    def score(self, requests: Sequence[ScoreRequest]) -> list[Scores]:
+        groups = [list(requests)] if self.spec.across_prompts else [[request] for request in requests]
+        return [scores for group in groups for scores in self._score_group(group)]
+
+    def _score_group(self, requests: list[ScoreRequest]) -> list[Scores]:
+        started = time.perf_counter()
+        works = [self._prepare(request) for request in requests]
+        rewards, errors = self.reader.read([(work.encoded.head, work.rows) for work in works])
+        for work, values, texts in zip(works, rewards, errors, strict=True):
+            work.rewards.extend(values)
+            work.errors.extend(texts)
+        total = sum(len(row.ids) for work in works for row in work.rows) or 1
+        seconds = time.perf_counter() - started
+        return [
+            _assemble(request, work, seconds * sum(len(row.ids) for row in work.rows) / total)
+            for request, work in zip(requests, works, strict=True)
+        ]
+
+    def _prepare(self, request: ScoreRequest) -> _Work:
+        """Tokens of a request, each distinct sequence once, in an order that depends on their content only."""
+        try:
+            encoded = self._encode(request)
+        except ValueError as error:
+            encoded = Encoded((), (None,) * len(request.responses), (str(error),) * len(request.responses))
+        distinct = {row.ids: row for row in encoded.rows if row is not None}
+        rows = sorted(distinct.values(), key=lambda row: (-len(row.ids), row.ids))
+        return _Work(encoded, {row.ids: at for at, row in enumerate(rows)}, rows, [], [])
+
+    def _encode(self, request: ScoreRequest) -> Encoded:
+        encoder = encode_pairs if self.spec.template == "pair" else encode
+        return encoder(self.tokenizer, self.renderer, request.prompt, request.responses, self.max_tokens)
+
+
+def _assemble(request: ScoreRequest, work: _Work, seconds: float) -> Scores:
+    """Rewards in the request's order. What is not a finite number is NaN with a text that names prompt and particle."""
+    rewards: list[float] = []
+    errors: list[str | None] = []
+    for particle, (row, text) in enumerate(zip(work.encoded.rows, work.encoded.errors, strict=True)):
+        reward = math.nan
+        if row is not None:
+            reward, text = work.rewards[work.unique[row.ids]], work.errors[work.unique[row.ids]]
+            if text is None and not math.isfinite(reward):
+                text = f"the reward model returned {reward}"
+        if text is not None:
+            reward, text = math.nan, f"prompt {request.prompt.prompt_id}, particle {particle}: {text}"
+        rewards.append(reward)
+        errors.append(text)
+    truncated = sum(row is not None and row.truncated for row in work.encoded.rows)
+    return Scores(tuple(rewards), tuple(errors), len(work.rows), seconds, truncated)
+
+
+def _limit(asked: int | None, context: int | None, tokenizer: Any) -> int:
+    """Tokens that a row may have.
+
+    Raises:
+        ValueError: more is asked for than the model can read.
+    """
+    known = [n for n in (context, tokenizer.model_max_length) if n is not None and n < 1 << 30]
+    most = min(known, default=1 << 30)
+    if asked is not None and context is not None and asked > context:
+        raise ValueError(f"max_tokens is {asked}, but this reward model reads at most {context} tokens")
+    return most if asked is None else asked
