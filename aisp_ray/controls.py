@@ -97,19 +97,18 @@ def _update(entry: WeightEntry, mean: Tensor, source: MeanSource, horizon: int) 
     pick = lambda values, fill: [values[i] if values is not None else fill for i in kept]  # noqa: E731
     at = lambda values: torch.tensor(values, dtype=torch.float64, device=source.device)  # noqa: E731
     lengths = pick(entry.lengths, horizon)
-    full, horizon = horizon, min(horizon, max(lengths, default=0))  # nothing moves where nobody lived
-    steps = torch.arange(horizon, device=source.device)  # [t]
+    reach = min(horizon, max(lengths, default=0))  # nothing moves where nobody lived
+    steps = torch.arange(reach, device=source.device)  # [t]
     live = steps[None, :] < at(lengths)[:, None]  # [kept, t]
     w = at(pick(entry.weights, 0.0))[:, None] * live  # [kept, t]
     total = w.sum(0)  # [t]
     w = torch.where(total > 0, w / total.clamp_min(torch.finfo(torch.float64).tiny), 0.0)
-    eps = signed_noise(source, entry.iteration, kept, horizon, entry.antithetic)  # [kept, t, d]
+    eps = signed_noise(source, entry.iteration, kept, reach, entry.antithetic)  # [kept, t, d]
     noise_weight = (w * at(pick(entry.noise_scales, 1.0))[:, None] * entry.sigma).to(eps.dtype)
     mean_weight = (w * at(pick(entry.mean_scales, 1.0))[:, None]).sum(0) - (total > 0).double()  # [t]
-    drift = torch.zeros_like(mean)  # [full horizon, d]
-    drift[:horizon] = torch.einsum("nt,ntd->td", noise_weight, eps)
-    drift[:horizon] += mean_weight.to(eps.dtype)[:, None] * mean[:horizon]
-    assert drift.shape[0] == full
+    drift = torch.zeros_like(mean)  # [horizon, d]
+    drift[:reach] = torch.einsum("nt,ntd->td", noise_weight, eps)
+    drift[:reach] += mean_weight.to(eps.dtype)[:, None] * mean[:reach]
     return entry.step_size * drift
 
 
