@@ -1,0 +1,329 @@
+"""Where a dataset's rows are: files anywhere, a folder saved by `datasets`, or a set on the hub.
+
+A source is split into shards that are read one task each; reading all shards in order gives the input order.
+"""
+
+from __future__ import annotations
+
+import bz2
+import contextlib
+import glob
+import gzip
+import hashlib
+import lzma
+import re
+import socket
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, BinaryIO, Protocol
+
+from aisp_ray.data import _records
+
+if TYPE_CHECKING:
+    from aisp_ray.data.base import DataSpec
+
+FORMATS = ("jsonl", "json", "csv", "parquet")
+DEMO = "demo:"  # the prompts and problems that come with the package
+_SUFFIXES = {".jsonl": "jsonl", ".ndjson": "jsonl", ".json": "json", ".csv": "csv", ".parquet": "parquet"}
+_OPENERS = {".gz": gzip.open, ".bz2": bz2.open, ".xz": lzma.open}
+_SPLITS = ("train", "test", "validation", "valid", "val", "dev", "eval")
+_HUB_NAME = re.compile(r"[\w.-]+(/[\w.-]+)?")
+_HASH_WHOLE = 256 << 20  # bytes; larger files are hashed at both ends
+
+
+class Shard(Protocol):
+    """What one task reads."""
+
+    def records(self) -> Iterator[_records.Record]: ...
+
+
+class Source(Protocol):
+    """Rows somewhere, in a fixed order. `local`: on a disk of this node, perhaps of no other."""
+
+    local: bool
+
+    def shards(self) -> list[Shard]: ...
+
+    def columns(self, look: int) -> tuple[str, ...] | None:
+        """Column names of the first rows; None if there is no row to tell."""
+
+    def fingerprint(self) -> dict[str, Any]: ...
+
+
+def find(spec: DataSpec) -> Source:
+    """The source of a dataset's settings.
+
+    Raises:
+        ValueError: nothing is there; one sentence that says what to change.
+    """
+    path = spec.path
+    if not path:
+        raise ValueError("data.path is not set; give a file, folder, glob, URI or hub name: data.path=prompts.jsonl")
+    if path.startswith(DEMO):
+        return _demo(path, spec.format)
+    if "://" in path:
+        return _remote(path, spec)
+    local = Path(path).expanduser()
+    if local.is_dir() and any((local / name).is_file() for name in ("state.json", "dataset_dict.json")):
+        return SavedSet(str(local), spec.split)
+    if local.exists() or any(letter in path for letter in "*?["):
+        return Files(tuple(_local_files(local, spec)))
+    if path.startswith(("/", ".", "~")) or _format(path) or not _HUB_NAME.fullmatch(path):
+        raise ValueError(f"data.path={path}: no such file or folder (looked in {Path.cwd()})")
+    return HubSet(path, spec.subset, spec.split, spec.revision)
+
+
+# ------------------------------------------------------------------------------------------------------- files
+
+
+@dataclass(frozen=True, slots=True)
+class File:
+    """One file, local or behind a URI."""
+
+    path: str
+    name: str  # its path below the given one: what error sentences and the manifest say
+    kind: str  # of FORMATS
+    size: int
+    stamp: str | None = None  # URI only: time of the last change
+
+    def open(self) -> BinaryIO:
+        stream = _open_uri(self.path) if "://" in self.path else open(self.path, "rb")  # noqa: SIM115
+        opener = _OPENERS.get(Path(self.name).suffix)
+        return opener(stream) if opener else stream
+
+    def records(self) -> Iterator[_records.Record]:
+        remote = "://" in self.path
+        try:
+            stream = self.open()
+        except FileNotFoundError as error:
+            fix = "put the data on a disk that all nodes share, or give a URI (data.path=s3://...)"
+            raise FileNotFoundError(f"{self.path} is not on the node {socket.gethostname()}; {fix}") from error
+        with stream:
+            yield from _records.read_records(stream, self.name, self.kind, remote)
+
+    def identity(self) -> dict[str, Any]:
+        """A file is known by its content where it is local, else by its size and time of change."""
+        if "://" in self.path:
+            return {"name": self.name, "size": self.size, "modified": self.stamp}
+        return {"name": self.name, "size": self.size, "blake2b": _content_hash(Path(self.path), self.size)}
+
+
+@dataclass(frozen=True, slots=True)
+class Files:
+    """Files in name order."""
+
+    files: tuple[File, ...]
+
+    @property
+    def local(self) -> bool:
+        return not any("://" in file.path for file in self.files)
+
+    def shards(self) -> list[Shard]:
+        return list(self.files)
+
+    def columns(self, look: int) -> tuple[str, ...] | None:
+        return _columns(self.files[0].records(), look)
+
+    def fingerprint(self) -> dict[str, Any]:
+        return {"kind": "files", "files": [file.identity() for file in self.files]}
+
+
+def _demo(path: str, kind: str | None) -> Files:
+    name = path.removeprefix(DEMO)
+    package = Path(__file__).parent.parent
+    folders = (package / "demo" / "prompts", package / "data" / "problems")
+    for folder in folders:
+        file = folder / f"{name}.jsonl"
+        if file.is_file():
+            return Files((File(str(file), path, kind or "jsonl", file.stat().st_size),))
+    known = sorted(DEMO + file.stem for folder in folders for file in folder.glob("*.jsonl"))
+    raise ValueError(f"data.path={path}: there is no such set in the package; it has {', '.join(known)}")
+
+
+def _local_files(local: Path, spec: DataSpec) -> list[File]:
+    if local.is_file():
+        return [_file(local, local.name, spec, _format(local.name))]
+    if local.is_dir():
+        found = sorted(path for path in local.rglob("*") if path.is_file() and not _hidden(path.relative_to(local)))
+        files = [_file(path, str(path.relative_to(local)), spec, kind) for path in found if (kind := _format(path.name))]
+    else:
+        found = sorted(Path(path) for path in glob.glob(str(local), recursive=True))
+        files = [_file(path, path.name, spec, _format(path.name)) for path in found if path.is_file()]
+        return files or _nothing(spec.path, "nothing matches this glob")
+    return _of_split(files, spec) or _nothing(spec.path, f"the folder holds no {', '.join(_SUFFIXES)} file")
+
+
+def _file(path: Path, name: str, spec: DataSpec, kind: str | None) -> File:
+    kind = spec.format or kind
+    if kind is None:
+        _nothing(spec.path, f"the format of {name} is not known from its name; set data.format={'|'.join(FORMATS)}")
+    return File(str(path.resolve()), name, str(kind), path.stat().st_size)
+
+
+def _of_split(files: list[File], spec: DataSpec) -> list[File]:
+    """The files of the split, where files or their folders are named after splits; else all."""
+    named = [(file, _split_in(file.name)) for file in files]
+    splits = {split for _, split in named if split}
+    if not splits:
+        return files
+    chosen = [file for file, split in named if split == spec.split]
+    if not chosen:
+        _nothing(spec.path, f"no file of the split {spec.split!r}; it has {', '.join(sorted(splits))}: set data.split")
+    return chosen
+
+
+def _split_in(name: str) -> str | None:
+    words = [re.split(r"[-_.]", part)[0].lower() for part in reversed(Path(name).parts)]
+    return next((word for word in words if word in _SPLITS), None)
+
+
+def _nothing(path: str, reason: str) -> Any:
+    raise ValueError(f"data.path={path}: {reason}")
+
+
+def _hidden(path: Path) -> bool:
+    return any(part.startswith((".", "_")) for part in path.parts)
+
+
+def _format(name: str) -> str | None:
+    path = Path(name)
+    return _SUFFIXES.get((path.with_suffix("") if path.suffix in _OPENERS else path).suffix)
+
+
+def _content_hash(path: Path, size: int) -> str:
+    digest = hashlib.blake2b(digest_size=16)
+    with open(path, "rb") as stream:
+        if size > _HASH_WHOLE:
+            digest.update(stream.read(1 << 20))
+            stream.seek(-(1 << 20), 2)
+        while chunk := stream.read(1 << 20):
+            digest.update(chunk)
+    return digest.hexdigest()
+
+
+def _columns(records: Iterator[_records.Record], look: int) -> tuple[str, ...] | None:
+    """Names of all columns of the first rows. Only columns that are there at all count, whatever they hold."""
+    seen: dict[str, None] = {}
+    for _, record in zip(range(look), records, strict=False):
+        seen.update(dict.fromkeys(str(key) for key in record.get("row", ())))
+    return tuple(seen) or None
+
+
+# -------------------------------------------------------------------------------------------------------- URIs
+
+
+def _filesystem(uri: str) -> tuple[Any, str]:
+    """(pyarrow file system, path in it). s3, gs, hdfs and file natively, everything else (hf, http, abfs) by fsspec."""
+    from pyarrow import fs
+
+    if uri.split("://")[0] in ("s3", "gs", "gcs", "hdfs", "viewfs", "file"):
+        return fs.FileSystem.from_uri(uri)
+    import fsspec
+
+    filesystem, path = fsspec.core.url_to_fs(uri)
+    return fs.PyFileSystem(fs.FSSpecHandler(filesystem)), path
+
+
+def _open_uri(uri: str) -> BinaryIO:
+    filesystem, path = _filesystem(uri)
+    return filesystem.open_input_file(path)
+
+
+def _remote(uri: str, spec: DataSpec) -> Files:
+    from pyarrow import fs
+
+    try:
+        filesystem, root = _filesystem(uri)
+        info = filesystem.get_file_info(root)
+        found = [info]
+        if info.type == fs.FileType.Directory:
+            found = filesystem.get_file_info(fs.FileSelector(root, recursive=True))
+    except Exception as error:  # whatever the storage's library raises: no such bucket, no credentials, no library
+        raise ValueError(f"data.path={uri}: cannot be listed: {_records.first_line(error)}") from error
+    if info.type == fs.FileType.NotFound:
+        raise ValueError(f"data.path={uri}: nothing is there")
+    scheme = uri.split("://")[0]
+    files = [
+        File(f"{scheme}://{item.path}", item.path[len(root) :].strip("/") or item.base_name, kind, item.size, str(item.mtime))
+        for item in sorted(found, key=lambda item: item.path)
+        if item.type == fs.FileType.File and (kind := spec.format or _format(item.path))
+    ]
+    return Files(tuple(_of_split(files, spec) or _nothing(uri, f"holds no {', '.join(_SUFFIXES)} file")))
+
+
+# ------------------------------------------------------------------------------------- sets of the datasets library
+
+
+@dataclass(frozen=True, slots=True)
+class SavedSet:
+    """A folder written by `datasets`' save_to_disk."""
+
+    path: str
+    split: str
+    local = True
+
+    def shards(self) -> list[Shard]:
+        return [self]
+
+    def records(self) -> Iterator[_records.Record]:
+        import datasets
+
+        try:
+            found = datasets.load_from_disk(self.path)
+            rows = found[self.split] if isinstance(found, Mapping) else found
+            yield from ({"row": dict(row)} for row in rows)
+        except Exception as error:
+            yield {"error": f"{self.path} cannot be read: {type(error).__name__}: {_records.first_line(error)}"}
+
+    def columns(self, look: int) -> tuple[str, ...] | None:
+        splits = Path(self.path) / "dataset_dict.json"
+        if splits.is_file() and not (Path(self.path) / self.split).is_dir():
+            found = sorted(item.name for item in Path(self.path).iterdir() if item.is_dir())
+            _nothing(self.path, f"no split {self.split!r}; it has {', '.join(found)}: set data.split")
+        return _columns(self.records(), look)
+
+    def fingerprint(self) -> dict[str, Any]:
+        folder = Path(self.path) / self.split if (Path(self.path) / self.split).is_dir() else Path(self.path)
+        files = sorted(item for item in folder.rglob("*") if item.is_file() and item.suffix in (".arrow", ".json"))
+        known = [File(str(item), str(item.relative_to(folder)), "arrow", item.stat().st_size) for item in files]
+        return {"kind": "saved", "files": [item.identity() for item in known]}
+
+
+@dataclass(frozen=True, slots=True)
+class HubSet:
+    """A set on the Hugging Face hub, read by `datasets`: streamed, or from its cache when offline."""
+
+    path: str
+    subset: str | None
+    split: str
+    revision: str | None
+    local = False
+
+    def shards(self) -> list[Shard]:
+        return [self]
+
+    def records(self) -> Iterator[_records.Record]:
+        return ({"row": dict(row)} for row in self._rows())
+
+    def _rows(self) -> Iterator[Mapping[str, Any]]:
+        import datasets
+        from huggingface_hub import constants
+
+        streaming = not constants.HF_HUB_OFFLINE
+        with contextlib.suppress(AttributeError):
+            datasets.disable_progress_bars()
+        where = {"split": self.split, "revision": self.revision, "streaming": streaming}
+        return iter(datasets.load_dataset(self.path, self.subset, **where))
+
+    def columns(self, look: int) -> tuple[str, ...] | None:
+        from aisp_ray.data import _hub
+
+        _hub.look_up(self.path, self.revision)
+        return None
+
+    def fingerprint(self) -> dict[str, Any]:
+        from aisp_ray.data import _hub
+
+        commit = _hub.look_up(self.path, self.revision)
+        return {"kind": "hub", "set": self.path, "subset": self.subset, "split": self.split, "commit": commit}
