@@ -14,6 +14,15 @@ from torch import Tensor, nn
 from transformers.modeling_outputs import BaseModelOutputWithPast
 
 
+class _Output(BaseModelOutputWithPast):
+    """A body's output with nothing but pre-logits; whatever else an architecture asks for is None."""
+
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("_"):
+            raise AttributeError(name)
+        return None
+
+
 class _Feeder(nn.Module):
     """Stands where the body stands and returns what it was given."""
 
@@ -22,7 +31,12 @@ class _Feeder(nn.Module):
         self.prelogits: Tensor | None = None
 
     def forward(self, *_: Any, **__: Any) -> BaseModelOutputWithPast:
-        return BaseModelOutputWithPast(last_hidden_state=self.prelogits)
+        return _Output(last_hidden_state=self.prelogits)
+
+    @property
+    def decoder(self) -> _Feeder:
+        """Some architectures call the decoder inside the body."""
+        return self
 
 
 class Head:

@@ -2,23 +2,52 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Sequence
 from typing import Any
 
 from aisp_ray.engine.base import Engine
 
+log = logging.getLogger(__name__)
+KINDS = ("fast", "expanded", "plain")
+
 
 def build_engine(
     model: Any,
-    kind: str = "plain",
-    slots: int | None = None,
+    kind: str = "fast",
+    slots: int | str | None = None,
     decode: Callable[[Sequence[int]], str] | None = None,
     max_new_tokens: int = 128,
     verify: bool = True,
 ) -> Engine:
-    """An engine for a loaded causal language model. `kind` is "plain" or "fast"; see `engine.base.Engine`."""
-    from aisp_ray.engine.plain import PlainEngine
+    """An engine for a loaded causal language model.
 
+    kind: "fast" shares prompts and refills slots, and becomes "expanded" with one warning where the model does not
+    allow that; "plain" is the reference. slots: rows decoded at once by the fast engine; None or "auto" chooses from
+    free memory. decode: token ids to text, which only stop strings need. verify: decode a few tokens and compare them
+    with the model's own forward before anything else.
+
+    Raises:
+        ValueError: an unknown kind or slot count.
+    """
+    if kind not in KINDS:
+        raise ValueError(f"engine {kind!r} is not known; it is one of {', '.join(KINDS)}")
+    if kind == "fast":
+        from aisp_ray.engine.fast import FastEngine
+        from aisp_ray.engine.prefixes import UnsupportedModelError
+        from aisp_ray.engine.verify import verify_engine
+
+        try:
+            engine = FastEngine(model, slots, decode, max_new_tokens)
+            if verify:
+                verify_engine(model)
+            return engine
+        except UnsupportedModelError as error:
+            log.warning("%s runs on expanded caches, slower: %s", type(model).__name__, error)
     if kind == "plain":
+        from aisp_ray.engine.plain import PlainEngine
+
         return PlainEngine(model, decode)
-    raise ValueError(f"engine {kind!r} is not known; it is plain")
+    from aisp_ray.engine.expanded import ExpandedEngine
+
+    return ExpandedEngine(model, decode)

@@ -6,7 +6,6 @@ adds the control to the pre-logits and picks. Rows that ended run on and are not
 
 from __future__ import annotations
 
-import copy
 import math
 import time
 from collections import deque
@@ -89,11 +88,9 @@ class PlainEngine:
         rows = [_Row(particle, tuple(prefixes[particle])) for particle in particles]
         mean = self._mean(request)
         law = _feedback(request, self.device, self.head.dim)
-        ids = torch.tensor([request.prompt_ids], device=self.device)
-        out = self.model.base_model(input_ids=ids, use_cache=True)
-        cache = copy.deepcopy(out.past_key_values)
+        cache, z, hit = self._prefill(request.prompt_ids)
         cache.reorder_cache(torch.zeros(len(rows), dtype=torch.int64, device=self.device))
-        z = out.last_hidden_state[:, -1].expand(len(rows), -1)  # [rows, d]
+        z = z.expand(len(rows), -1)  # [rows, d]
         for t in range(request.max_new_tokens):
             tokens = self._advance(request, rows, z, t, (mean, law))
             if all(row.finish for row in rows) or t == request.max_new_tokens - 1:
@@ -106,8 +103,13 @@ class PlainEngine:
         norm = 0.0 if mean is None else float(mean.double().norm())
         items = tuple(self._result(row, request) for row in rows)
         return Rollouts(
-            proposal.iteration, items, len(request.prompt_ids), norm, time.perf_counter() - started, prefix_hit=False
+            proposal.iteration, items, len(request.prompt_ids), norm, time.perf_counter() - started, prefix_hit=hit
         )
+
+    def _prefill(self, prompt_ids: tuple[int, ...]) -> tuple[Any, Tensor, bool]:
+        """The prompt's cache, free to be changed, its last pre-logits [1, d], and whether it was kept from before."""
+        out = self.model.base_model(input_ids=torch.tensor([prompt_ids], device=self.device), use_cache=True)
+        return out.past_key_values, out.last_hidden_state[:, -1], False
 
     def _mean(self, request: RolloutRequest) -> Tensor | None:
         control = request.proposal.control

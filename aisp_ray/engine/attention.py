@@ -1,0 +1,113 @@
+"""Shared-prefix attention: one softmax over a prompt's keys, read once for all its rows, and each row's own suffix.
+
+Registered with transformers under `NAME`, so models run unmodified. Shapes: B rows of a tile, H query heads in groups
+of g = H / Hkv per key-value head, D head width, L prompt keys, T suffix keys in blocks, G rows of a lane.
+
+Every product has a shape that depends on the tile, the lane width and the row's own prompt only, never on who else is
+in the batch. Blocks of the suffix that no row has reached are skipped; a row not there yet would weigh them with an
+exact zero, so skipping changes no bit.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+from transformers import AttentionInterface
+
+if TYPE_CHECKING:
+    from aisp_ray.engine.rowcache import RowCache
+
+NAME = "aisp_shared_prefix"
+_active = threading.local()
+
+
+@contextmanager
+def decoding(configs: list[Any], cache: RowCache) -> Iterator[None]:
+    """Within it, the models of these configs decode one token a row of `cache`."""
+    before = [config._attn_implementation_internal for config in configs]
+    for config in configs:
+        config._attn_implementation_internal = NAME
+    _active.cache = cache
+    try:
+        yield
+    finally:
+        _active.cache = None
+        for config, name in zip(configs, before, strict=True):
+            config._attn_implementation_internal = name
+
+
+def configs_of(model: Any) -> list[Any]:
+    """Every configuration object that the model's modules look up their attention in."""
+    found = {id(m.config): m.config for m in model.modules() if hasattr(m, "config")}
+    return [config for config in found.values() if hasattr(config, "_attn_implementation_internal")]
+
+
+def shared_prefix_attention(
+    module: Any,
+    query: Tensor,  # [B, H, 1, D]
+    key: Tensor,  # this step's; already written to the cache
+    value: Tensor,
+    attention_mask: Tensor | None,
+    scaling: float | None = None,
+    **options: Any,
+) -> tuple[Tensor, None]:
+    """The attention function that transformers calls. Returns [B, 1, H, value_dim]."""
+    cache: RowCache = _active.cache
+    layer = cache.layers[module.layer_idx]
+    layout = layer.layout
+    rows, heads, _, dim = query.shape
+    scale = dim**-0.5 if scaling is None else scaling
+    grouped = (query * scale).view(rows, layout.num_heads, heads // layout.num_heads, dim)  # [B, Hkv, g, D]
+    softcap = options.get("softcap")
+    total = cache.prefix_part(module.layer_idx, grouped, softcap)
+    for block in range(cache.num_blocks):
+        mask = cache.suffix_mask(block, layout.window, query.device)  # [B, 1, 1, T]
+        total = merge(total, partial(grouped, layer.key_blocks[block], layer.value_blocks[block], mask, softcap))
+    out, top, mass = total
+    sinks = options.get("s_aux")
+    if sinks is not None:  # one more logit a head, which takes mass and gives nothing
+        sink = sinks.float().view(1, layout.num_heads, -1, 1)
+        peak = torch.maximum(top, sink)
+        mass = mass * (top - peak).exp() + (sink - peak).exp()
+        out = out * (top - peak).exp()
+    return (out / mass).to(query.dtype).reshape(rows, 1, heads, -1), None
+
+
+Part = tuple[Tensor, Tensor, Tensor]  # weighted values [..., D], largest logit [..., 1], mass [..., 1]; float32
+
+
+def partial(query: Tensor, keys: Tensor, values: Tensor, mask: Tensor | None, softcap: float | None) -> Part:
+    """Softmax numerator and denominator of one span of keys. query [..., q, D], keys and values [..., k, D]."""
+    scores = torch.matmul(query, keys.transpose(-1, -2)).float()  # [..., q, k]
+    if softcap is not None:
+        scores = (scores / softcap).tanh_().mul_(softcap)
+    if mask is not None:
+        scores = scores.add_(mask)
+    top = scores.amax(-1, keepdim=True)
+    weights = scores.sub_(top).exp_()
+    mass = weights.sum(-1, keepdim=True)
+    return torch.matmul(weights.to(values.dtype), values).float(), top, mass
+
+
+def fused(query: Tensor, keys: Tensor, values: Tensor, mask: Tensor | None) -> Part:
+    """`partial` by PyTorch's fused CPU kernel, for one prompt: query [1, Hkv, q, D]. The mass comes in the logit."""
+    out, top = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(
+        query, keys, values, 0.0, False, attn_mask=mask, scale=1.0
+    )
+    return out, top.unsqueeze(-1), None  # type: ignore[return-value]
+
+
+def merge(a: Part, b: Part) -> Part:
+    """The softmax over both spans. A mass of None stands for one."""
+    top = torch.maximum(a[1], b[1])
+    scale_a, scale_b = (a[1] - top).exp_(), (b[1] - top).exp_()
+    mass_a = scale_a if a[2] is None else a[2] * scale_a
+    return a[0] * scale_a + b[0] * scale_b, top, torch.addcmul(mass_a, b[2], scale_b)
+
+
+AttentionInterface.register(NAME, shared_prefix_attention)

@@ -1,0 +1,49 @@
+"""How many slots fit, from free memory."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+
+import torch
+
+from aisp_ray.engine._head import Head
+from aisp_ray.engine.prefixes import LayerLayout
+
+log = logging.getLogger(__name__)
+_MOST_SLOTS = {"cpu": 128, "cuda": 1024}
+
+
+def row_bytes(layouts: Sequence[LayerLayout | None], length: int, head: Head, ring: int) -> int:
+    """Bytes that one slot takes: suffix keys and values, controls drawn ahead, logits and what is computed on them."""
+    suffix = sum(layout.token_bytes for layout in layouts if layout is not None) * length
+    return suffix + (ring + 2) * head.dim * 4 + 6 * head.weight.shape[0] * 4
+
+
+def free_bytes(device: torch.device) -> int:
+    """Memory free on the device now."""
+    if device.type == "cuda":
+        return int(torch.cuda.mem_get_info(device)[0])
+    with open("/proc/meminfo") as lines:
+        return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable"))
+
+
+def choose_prefix_bytes(device: torch.device) -> int:
+    """A fifth of the free memory for prompts."""
+    return free_bytes(device) // 5
+
+
+def choose_slots(slots: int | str | None, per_row: int, device: torch.device) -> int:
+    """`slots` as a number; "auto" (or None) is the largest power of two that takes at most half of the free memory."""
+    if isinstance(slots, int) and not isinstance(slots, bool):
+        if slots < 1:
+            raise ValueError(f"slots is {slots}; decode at least 1 row at once, or give auto")
+        return slots
+    if slots not in ("auto", None):
+        raise ValueError(f"slots is {slots!r}; it is a number of rows or auto")
+    most = _MOST_SLOTS.get(device.type, 256)
+    chosen = 1
+    while chosen * 2 <= most and chosen * 2 * per_row <= free_bytes(device) // 2:
+        chosen *= 2
+    log.info("engine: %d slots, %.1f MiB each", chosen, per_row / 2**20)
+    return chosen

@@ -1,0 +1,166 @@
+"""The prefix store: a prompt is read once, alone, and its keys and values serve all particles and iterations."""
+
+from __future__ import annotations
+
+import copy
+from collections import OrderedDict
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer, LinearAttentionLayer
+
+
+class UnsupportedModelError(ValueError):
+    """This model cannot share a prefix; the text says why. The expanded engine can still run it."""
+
+
+@dataclass(frozen=True, slots=True)
+class LayerLayout:
+    """What one layer caches. Attention: `num_heads` key-value heads of width `key_dim` / `value_dim`; else states."""
+
+    num_heads: int
+    key_dim: int
+    value_dim: int
+    dtype: torch.dtype
+    device: torch.device
+    window: int | None  # None: full attention
+
+    @property
+    def token_bytes(self) -> int:
+        return self.num_heads * (self.key_dim + self.value_dim) * self.dtype.itemsize
+
+
+@dataclass(slots=True, eq=False)
+class Prefix:
+    """A prompt's cache. A windowed layer holds only the last keys: `starts` is the position of its first one."""
+
+    ids: tuple[int, ...]
+    cache: Any  # the model's own cache of one row; `keys` and `values` are its tensors
+    keys: list[Tensor | None]  # per layer [1, heads, kept, key_dim], None for a layer of states
+    values: list[Tensor | None]
+    starts: list[int]
+    hidden: Tensor  # [d] pre-logits at the last prompt token: position 0 needs no forward
+    num_bytes: int
+    users: int = 0
+
+    @property
+    def length(self) -> int:
+        return len(self.ids)
+
+
+@torch.no_grad()
+def read_cache(body: Callable[..., Any], ids: Sequence[int], device: torch.device) -> tuple[Any, Tensor]:
+    """Read a prompt in one forward of one unpadded row, so its numbers depend on nothing else.
+
+    Returns the model's own cache of one row and the pre-logits [d] at the last token.
+    """
+    out = body(input_ids=torch.tensor([list(ids)], device=device), use_cache=True)
+    return out.past_key_values, out.last_hidden_state[0, -1].clone()
+
+
+def bytes_of(cache: Any) -> int:
+    """Bytes of every tensor that the cache's layers hold."""
+    held = [value for layer in cache.layers for value in vars(layer).values()]
+    held += [value for group in held if isinstance(group, dict) for value in group.values()]
+    return sum(value.nbytes for value in held if isinstance(value, Tensor))
+
+
+def prefill(body: Callable[..., Any], ids: Sequence[int], device: torch.device) -> Prefix:
+    """Read a prompt and take its cache apart."""
+    cache, hidden = read_cache(body, ids, device)
+    keys: list[Tensor | None] = []
+    values: list[Tensor | None] = []
+    starts = []
+    for layer in cache.layers:
+        if getattr(layer, "keys", None) is None:
+            keys.append(None)
+            values.append(None)
+            starts.append(0)
+            continue
+        # a windowed layer keeps a view of the whole prompt: the copy lets the rest go
+        layer.keys, layer.values = layer.keys.contiguous(), layer.values.contiguous()
+        if layer.keys.untyped_storage().nbytes() > layer.keys.nbytes:
+            layer.keys, layer.values = layer.keys.clone(), layer.values.clone()
+        keys.append(layer.keys)
+        values.append(layer.values)
+        starts.append(len(ids) - layer.keys.shape[-2])
+    return Prefix(tuple(ids), cache, keys, values, starts, hidden, bytes_of(cache) + hidden.nbytes)
+
+
+def states_of(layer: LinearAttentionLayer) -> list[Tensor]:
+    """The convolution and recurrent states of a layer, in a fixed order."""
+    states = [*layer.conv_states.values(), *layer.recurrent_states.values()]
+    return [state for state in states if state is not None]
+
+
+def layouts_of(prefix: Prefix) -> list[LayerLayout | None]:
+    """Per layer its layout, None for a layer of states.
+
+    Raises:
+        UnsupportedModelError: a layer caches in a way that cannot be split into prefix and suffix.
+    """
+    layouts: list[LayerLayout | None] = []
+    for index, layer in enumerate(prefix.cache.layers):
+        if type(layer) is LinearAttentionLayer:
+            layouts.append(None)
+            continue
+        if type(layer) not in (DynamicLayer, DynamicSlidingWindowLayer):
+            raise UnsupportedModelError(f"layer {index} caches as {type(layer).__name__}")
+        key, value = layer.keys, layer.values
+        window = layer.sliding_window if type(layer) is DynamicSlidingWindowLayer else None
+        layouts.append(LayerLayout(key.shape[1], key.shape[3], value.shape[3], key.dtype, key.device, window))
+    return layouts
+
+
+def continued(prefix: Prefix, num_rows: int) -> Any:
+    """A copy of the model's own cache for `num_rows` rows that go on from the prompt."""
+    cache = copy.deepcopy(prefix.cache)
+    cache.reorder_cache(torch.zeros(num_rows, dtype=torch.int64, device=prefix.hidden.device))
+    return cache
+
+
+@dataclass(slots=True)
+class PrefixStore:
+    """Prefixes by token ids, the least recently used dropped above `limit_bytes`; those in use stay."""
+
+    read: Callable[[Sequence[int]], Prefix]
+    limit_bytes: int
+    hits: int = 0
+    misses: int = 0
+    num_bytes: int = 0
+    _held: OrderedDict[tuple[int, ...], Prefix] = field(default_factory=OrderedDict)
+
+    def acquire(self, ids: Sequence[int]) -> tuple[Prefix, bool]:
+        """The prefix of these ids and whether it was there. Pair with `release`."""
+        key = tuple(ids)
+        prefix = self._held.get(key)
+        hit = prefix is not None
+        if prefix is None:
+            self.misses += 1
+            prefix = self.read(key)
+            self._held[key] = prefix
+            self.num_bytes += prefix.num_bytes
+        else:
+            self.hits += 1
+            self._held.move_to_end(key)
+        prefix.users += 1
+        self.trim(self.limit_bytes)
+        return prefix, hit
+
+    def release(self, prefix: Prefix) -> None:
+        prefix.users -= 1
+
+    def trim(self, limit_bytes: int) -> None:
+        """Drop unused prefixes, oldest first, until at most `limit_bytes` are held."""
+        if self.num_bytes <= limit_bytes:
+            return
+        for key in [key for key, prefix in self._held.items() if prefix.users == 0]:
+            self.num_bytes -= self._held.pop(key).num_bytes
+            if self.num_bytes <= limit_bytes:
+                return
+
+    def __len__(self) -> int:
+        return len(self._held)

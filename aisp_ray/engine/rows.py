@@ -1,0 +1,130 @@
+"""The engine's bookkeeping on the host: a request in flight, and its rows."""
+
+from __future__ import annotations
+
+import math
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from torch import Tensor
+
+from aisp_ray.controls import Feedback, OpenLoop
+from aisp_ray.engine.base import RolloutRequest
+from aisp_ray.engine.prefixes import Prefix
+from aisp_ray.types import Rollout, Rollouts
+
+
+@dataclass(slots=True, eq=False)
+class Row:
+    """One particle of a request: waiting, in a slot, or finished."""
+
+    active: Active
+    particle: int
+    index: int  # among the request's rows
+    forced: tuple[int, ...]  # the response prefix it goes on from
+    tokens: list[int] = field(default_factory=list)
+    finish: str | None = None
+    terms: list[tuple[float, float, float, float]] = field(default_factory=list)  # u.v, |u|^2, logprob, KL a position
+    first_logit: float = math.nan
+    prelogits: list[np.ndarray] = field(default_factory=list)
+    checked: int = 0  # tokens whose text was searched for stop strings
+
+    @property
+    def step(self) -> int:
+        """The response position that is decoded next."""
+        return len(self.tokens)
+
+    def reset(self) -> None:
+        """Back to the queue, as if never started. Everything about a row is named, so it ends as it would have."""
+        self.tokens, self.terms, self.prelogits = [], [], []
+        self.finish, self.checked, self.first_logit = None, 0, math.nan
+
+    def cut(self, num_tokens: int) -> None:
+        """Forget what was decoded behind the first `num_tokens`."""
+        del self.tokens[num_tokens:]
+        kept = num_tokens - len(self.forced)
+        del self.terms[kept:], self.prelogits[kept:]
+
+    def result(self) -> Rollout:
+        want = self.active.request.proposal.want
+        inner, square, logprob, token_kl = (sum(column) for column in zip((0.0,) * 4, *self.terms, strict=True))
+        return Rollout(
+            particle=self.particle,
+            text="",  # the policy decodes
+            token_ids=tuple(self.tokens),
+            finish_reason=self.finish or "length",
+            num_generated_tokens=max(len(self.tokens) - len(self.forced), 0),
+            control_inner=inner,
+            control_square=square,
+            logprob=logprob if "logprob" in want else math.nan,
+            token_kl=token_kl if "token_kl" in want else math.nan,
+            first_logit=self.first_logit,
+            prelogits=np.stack(self.prelogits) if self.prelogits else None,
+        )
+
+
+@dataclass(slots=True, eq=False)
+class Active:
+    """A request in flight."""
+
+    ticket: int
+    request: RolloutRequest
+    rows: list[Row] = field(default_factory=list)
+    waiting: deque[Row] = field(default_factory=deque)
+    prefix: Prefix | None = None
+    prefix_hit: bool = False
+    mean: Tensor | None = None  # U, float32 [horizon, d]
+    control_norm: float = 0.0
+    law: Callable[[Tensor], Tensor] | None = None
+    first_control: Tensor | None = None  # [S, rows, d]: the first steps' control, drawn for all rows at once
+    first_sums: np.ndarray | None = None  # float64 [S, rows, 2]: u.v and |u|^2 of the same
+    first_uniform: Tensor | None = None  # float64 [S, rows]
+    num_done: int = 0
+    seconds: float = 0.0
+    stop_ids: frozenset[int] = frozenset()
+
+    def __post_init__(self) -> None:
+        proposal = self.request.proposal
+        who = self.request.particles if self.request.particles is not None else range(proposal.num_samples)
+        prefixes = proposal.prefixes or ((),) * proposal.num_samples
+        self.rows = [Row(self, particle, i, tuple(prefixes[particle])) for i, particle in enumerate(who)]
+        self.waiting = deque(self.rows)
+        self.stop_ids = frozenset(self.request.stop.token_ids)
+
+    @property
+    def draws_control(self) -> bool:
+        """Whether something known before decoding is added to the pre-logits."""
+        control = self.request.proposal.control
+        return isinstance(control, OpenLoop) and control.horizon > 0 and (control.sigma > 0 or self.mean is not None)
+
+    @property
+    def feeds_back(self) -> bool:
+        return isinstance(self.request.proposal.control, Feedback)
+
+    @property
+    def wants_base(self) -> bool:
+        """Whether the uncontrolled logits are read."""
+        proposal = self.request.proposal
+        return bool(proposal.want & {"logprob", "token_kl"}) or proposal.sampling.branch_first
+
+    @property
+    def has_terms(self) -> bool:
+        """Whether a row's positions have anything to sum."""
+        return self.wants_base or self.feeds_back or self.mean is not None
+
+    @property
+    def rows_left(self) -> int:
+        return len(self.rows) - self.num_done
+
+    def rollouts(self) -> Rollouts:
+        return Rollouts(
+            iteration=self.request.proposal.iteration,
+            items=tuple(row.result() for row in self.rows),
+            num_prompt_tokens=len(self.request.prompt_ids),
+            control_norm=self.control_norm,
+            seconds=self.seconds,
+            prefix_hit=self.prefix_hit,
+        )

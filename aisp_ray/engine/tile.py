@@ -1,0 +1,223 @@
+"""A tile: a fixed number of slots stepped by one forward of a fixed shape.
+
+A row's numbers depend on the tile's shape and on the row alone: not on who sits beside it, nor in which slot or tile.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from aisp_ray.engine._head import Head
+from aisp_ray.engine._sampling import branch, pick
+from aisp_ray.engine.attention import decoding
+from aisp_ray.engine.draws import controls, uniforms
+from aisp_ray.engine.prefixes import Prefix
+from aisp_ray.engine.rowcache import RowCache
+from aisp_ray.engine.rows import Row
+from aisp_ray.types import Sampling
+
+
+@dataclass(slots=True)
+class Plan:
+    """What this step's rows need; rebuilt when rows change."""
+
+    samplings: list[tuple[Sampling, Tensor]] = field(default_factory=list)  # with the rows [B] it holds for
+    draws_tokens: bool = False
+    controlled: bool = False
+    laws: list[tuple[Any, Tensor, Tensor]] = field(default_factory=list)  # law, rows [B], horizons [B]
+    wants_base: bool = False
+    wants_kl: bool = False
+    wants_prelogits: bool = False
+    stop_ids: list[tuple[list[int], Tensor, Tensor]] = field(default_factory=list)  # ids, rows [B], minima [B]
+    branches: tuple[Tensor, Tensor] | None = None  # position of the branch [B] (-1: none), rank [B]
+    forced: Tensor | None = None  # [B, T] given tokens, -1 where free
+
+    @classmethod
+    def of(cls, rows: Sequence[Row | None], device: Any) -> Plan:
+        live = [(slot, row) for slot, row in enumerate(rows) if row is not None]
+        proposals = [row.active.request.proposal for _, row in live]
+        plan = cls()
+
+        def where(chosen: Any) -> Tensor:
+            flags = [row is not None and chosen(row) for row in rows]
+            return torch.tensor(flags, device=device)
+
+        def values(read: Any, idle: int) -> Tensor:
+            return torch.tensor([idle if row is None else read(row) for row in rows], device=device)
+
+        for sampling in dict.fromkeys(proposal.sampling for proposal in proposals):
+            plan.samplings.append((sampling, where(lambda row, s=sampling: row.active.request.proposal.sampling == s)))
+        plan.draws_tokens = any(proposal.sampling.temperature > 0 for proposal in proposals)
+        plan.controlled = any(row.active.draws_control for _, row in live)
+        plan.wants_base = any(row.active.wants_base for _, row in live)
+        plan.wants_kl = any("token_kl" in proposal.want for proposal in proposals)
+        plan.wants_prelogits = any("prelogits" in proposal.want for proposal in proposals)
+        for law in {id(row.active.law): row.active.law for _, row in live if row.active.law is not None}.values():
+            mine = where(lambda row, law=law: row.active.law is law)
+            plan.laws.append((law, mine, values(lambda row: row.active.request.proposal.control.horizon, 0)))
+        for ids in dict.fromkeys(
+            row.active.request.stop.token_ids
+            for _, row in live
+            if row.active.stop_ids and row.active.request.stop.min_new_tokens > row.step
+        ):
+            mine = where(lambda row, ids=ids: row.active.request.stop.token_ids == ids)
+            plan.stop_ids.append((list(ids), mine, values(lambda row: row.active.request.stop.min_new_tokens, 0)))
+        if any(proposal.sampling.branch_first for proposal in proposals):
+            first = lambda row: len(row.forced) if row.active.request.proposal.sampling.branch_first else -1  # noqa: E731
+            plan.branches = (values(first, -1), values(lambda row: row.particle, 0))
+        if any(len(row.forced) > row.step for _, row in live):
+            width = max(len(row.forced) for _, row in live)
+            forced = [list(row.forced) if row is not None else [] for row in rows]
+            plan.forced = torch.tensor([ids + [-1] * (width - len(ids)) for ids in forced], device=device)
+        return plan
+
+
+class Tile:
+    """Slots, their tensors and the decode step. `ring` steps are drawn ahead and read back together.
+
+    Shapes: B slots, S = ring, d pre-logit width.
+    """
+
+    def __init__(self, model: Any, head: Head, configs: list[Any], cache: RowCache, ring: int):
+        self.model, self.head, self.configs, self.cache = model, head, configs, cache
+        size, device = cache.rows, head.weight.device
+        self.device, self.ring = device, ring
+        self.rows: list[Row | None] = [None] * size
+        self.hidden = torch.zeros(size, head.dim, dtype=head.dtype, device=device)  # [B, d] pre-logits
+        self.control = torch.zeros(ring, size, head.dim, device=device)  # [S, B, d]
+        self.control_sums = np.zeros((ring, size, 2))
+        self.uniform = torch.zeros(ring, size, dtype=torch.float64, device=device)  # [S, B]
+        self.base_length = torch.zeros(size, dtype=torch.int64, device=device)  # [B] prompt tokens
+        self.token = torch.zeros(size, dtype=torch.int64, device=device)  # [B]
+        self.plan = Plan()
+        self._changed = True
+
+    @property
+    def live(self) -> list[tuple[int, Row]]:
+        return [(slot, row) for slot, row in enumerate(self.rows) if row is not None]
+
+    @property
+    def free(self) -> list[int]:
+        return [slot for slot, row in enumerate(self.rows) if row is None]
+
+    def start(self, slot: int, row: Row, prefix: Prefix, phase: int) -> None:
+        """Put a new row into a free slot; its first controls come from the request's common draw."""
+        self.rows[slot] = row
+        self.hidden[slot].copy_(prefix.hidden)
+        self.base_length[slot] = prefix.length
+        self.cache.step[slot] = 0
+        self.cache.start_row(slot, prefix)
+        left = self.ring - phase
+        active = row.active
+        self.control[phase:, slot].zero_()
+        if active.first_control is not None:
+            self.control[phase:, slot].copy_(active.first_control[:left, row.index])
+            self.control_sums[phase:, slot] = active.first_sums[:left, row.index]
+        if active.first_uniform is not None:
+            self.uniform[phase:, slot].copy_(active.first_uniform[:left, row.index])
+        self._changed = True
+
+    def move(self, slot: int, other: Tile, source: int) -> None:
+        """Take over a row of another tile, with all its numbers."""
+        self.rows[slot], other.rows[source] = other.rows[source], None
+        for mine, theirs in ((self.hidden, other.hidden), (self.base_length, other.base_length)):
+            mine[slot].copy_(theirs[source])
+        self.control[:, slot].copy_(other.control[:, source])
+        self.control_sums[:, slot] = other.control_sums[:, source]
+        self.uniform[:, slot].copy_(other.uniform[:, source])
+        self.cache.step[slot].copy_(other.cache.step[source])
+        self.cache.copy_row(slot, other.cache, source)
+        self._changed = other._changed = True
+
+    def retire(self, slot: int) -> None:
+        self.rows[slot] = None
+        self._changed = True
+
+    def refresh(self) -> None:
+        """Draw the next S steps of every row. Called when the phase is back at 0."""
+        old = [(slot, row) for slot, row in self.live if row.step > 0]  # a new row brings its first draw
+        rows = [(slot, row) for slot, row in old if row.active.draws_control]
+        self.control[:, [slot for slot, _ in old]] = 0.0
+        self.control_sums[:, [slot for slot, _ in old]] = 0.0
+        rows = [(slot, row) for slot, row in rows if row.step < row.active.request.proposal.control.horizon]
+        if rows:
+            slots = [slot for slot, _ in rows]
+            v, sums = controls([row for _, row in rows], self.ring, self.head.dim, self.device)
+            self.control[:, slots] = v
+            self.control_sums[:, slots] = sums
+        rows = [(slot, row) for slot, row in old if row.active.request.proposal.sampling.temperature > 0]
+        if rows:
+            slots = [slot for slot, _ in rows]
+            self.uniform[:, slots] = uniforms([row for _, row in rows], self.ring, self.device)
+
+    def prepare(self) -> None:
+        """Bring plan and lanes up to date after rows changed."""
+        if self._changed:
+            self.plan = Plan.of(self.rows, self.device)
+            self.cache.assign([None if row is None else row.active.prefix for row in self.rows])
+            self._changed = False
+
+    def pick(self, phase: int) -> dict[str, Tensor]:
+        """Choose the next token of every row. Returns tensors [B] by name, `token` among them."""
+        plan, hidden, at = self.plan, self.hidden, self.cache.step
+        found: dict[str, Tensor] = {}
+        z = hidden.float() + self.control[phase] if plan.controlled else hidden
+        for law, mine, horizon in plan.laws:
+            u = law(hidden.float()) * (mine & (at < horizon))[:, None]
+            z = z.float() + u
+            square = u.double().square().sum(-1)
+            found["feedback"] = found["feedback"] + square if "feedback" in found else square
+        logits = self.head(z)  # [B, V]
+        base = logits
+        if plan.wants_base and z is not hidden:
+            base = self.head(hidden)
+        allowed = logits
+        for ids, mine, minimum in plan.stop_ids:
+            allowed = allowed.clone() if allowed is logits else allowed
+            early = (mine & (at < minimum))[:, None]
+            allowed[:, ids] = torch.where(early, -torch.inf, allowed[:, ids])
+        token = self._token(allowed, phase, at)
+        self.token = found["token"] = token
+        if plan.wants_base:
+            chosen = base.gather(1, token[:, None])
+            log_mass = base.logsumexp(-1, keepdim=True)
+            found["logit"] = chosen[:, 0]
+            found["logprob"] = (chosen - log_mass)[:, 0]
+            if plan.wants_kl:
+                log_base, log_steered = base - log_mass, logits.log_softmax(-1)
+                found["token_kl"] = (log_steered.exp() * (log_steered - log_base)).sum(-1)
+        if plan.wants_prelogits:
+            found["prelogits"] = hidden.clone()
+        return found
+
+    def _token(self, allowed: Tensor, phase: int, at: Tensor) -> Tensor:
+        plan = self.plan
+        token = None
+        for sampling, mine in plan.samplings:
+            picked = pick(allowed, sampling, self.uniform[phase] if sampling.temperature > 0 else None)
+            token = picked if token is None else torch.where(mine, picked, token)
+        if plan.branches is not None:
+            first, rank = plan.branches
+            token = torch.where(first == at, branch(allowed, rank), token)
+        if plan.forced is not None:
+            width = plan.forced.shape[1]
+            given = plan.forced.gather(1, at.clamp(max=width - 1)[:, None])[:, 0]
+            token = torch.where((given >= 0) & (at < width), given, token)
+        return token
+
+    def forward(self, max_step: int) -> None:
+        """Run the body on the picked tokens: pre-logits of every row's next position."""
+        self.cache.begin_step(max_step)
+        position = (self.base_length + self.cache.step)[:, None]
+        with decoding(self.configs, self.cache):
+            out = self.model.base_model(
+                input_ids=self.token[:, None], position_ids=position, past_key_values=self.cache, use_cache=True
+            )
+        self.hidden = out.last_hidden_state[:, -1].to(self.device)
+        self.cache.step.add_(1).clamp_(max=self.cache.length - 1)

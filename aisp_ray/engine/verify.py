@@ -1,0 +1,98 @@
+"""A check at load: the fast engine's pre-logits against the model's own eager forward over the whole sequence.
+
+Attention that a model does differently (sinks, position biases, windows) shows here as a difference, and the model is
+refused instead of being silently wrong.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import torch
+
+from aisp_ray.controls import OpenLoop
+from aisp_ray.engine.attention import configs_of
+from aisp_ray.engine.base import RolloutRequest, StopRules
+from aisp_ray.engine.fast import FastEngine
+from aisp_ray.engine.prefixes import UnsupportedModelError
+from aisp_ray.types import Proposal, Rollouts
+
+_LONGEST_WINDOW = 2048  # a longer window is not crossed: the check would take too long
+_TOKENS = 6
+# largest difference of pre-logits, as a part of their root mean square
+TOLERANCE = {torch.float32: 2e-3, torch.float16: 5e-2, torch.bfloat16: 2.5e-1}
+
+
+def verify_engine(model: Any) -> float:
+    """Decode a few perturbed tokens of two prompts, one of which crosses the model's smallest window.
+
+    Returns the largest difference found, relative to the size of the pre-logits.
+
+    Raises:
+        UnsupportedModelError: they differ by more than rounding, or the model fails on the engine's cache.
+    """
+    try:
+        worst, allowed = _largest_difference(model)
+    except (UnsupportedModelError, torch.OutOfMemoryError):
+        raise
+    except Exception as error:  # a model may fail in any way on a cache it was not written for
+        raise UnsupportedModelError(f"it fails on a shared prefix with {type(error).__name__}: {error}") from error
+    if not worst <= allowed:
+        raise UnsupportedModelError(
+            f"its decoded pre-logits differ from its own forward by {worst:.2g} of their size (allowed: {allowed:g})"
+        )
+    return worst
+
+
+@torch.no_grad()
+def _largest_difference(model: Any) -> tuple[float, float]:
+    """(largest relative difference of pre-logits, what is allowed)."""
+    engine = FastEngine(model, 4, max_new_tokens=_TOKENS, tile=4, prefix_bytes=1 << 30)
+    windows = [layout.window for layout in engine._layouts if layout is not None and layout.window]
+    limit = getattr(model.config.get_text_config(decoder=True), "max_position_embeddings", 1 << 20) - _TOKENS
+    vocabulary = engine.head.weight.shape[0]
+    lengths = [5, 9]
+    if windows and min(windows) <= _LONGEST_WINDOW:
+        lengths[1] = min(min(windows) + 3, limit)
+    worst = 0.0
+    for length, rollouts in _decode(engine, lengths, vocabulary):
+        for item in rollouts.items:
+            ids = [*prompt(length, vocabulary), *item.token_ids[:-1]]
+            own = _eager(model, ids)[length - 1 :]
+            worst = max(worst, float(np.abs(own - item.prelogits).max() / np.sqrt(np.square(own).mean())))
+    return worst, TOLERANCE[engine.head.dtype]
+
+
+def prompt(length: int, vocabulary: int) -> list[int]:
+    """Some token ids, the same for everyone."""
+    return [(7 * i * i + 13 * i + length) % vocabulary for i in range(length)]
+
+
+def _decode(engine: FastEngine, lengths: list[int], vocabulary: int) -> list[tuple[int, Rollouts]]:
+    tickets = {}
+    for length in lengths:
+        proposal = Proposal(0, 2, OpenLoop(horizon=_TOKENS, sigma=1.0), want=frozenset({"prelogits"}))
+        request = RolloutRequest(tuple(prompt(length, vocabulary)), length, proposal, _TOKENS, StopRules())
+        tickets[engine.submit(request)] = length
+    found = []
+    while engine.num_pending:
+        for ticket, result in engine.step():
+            if isinstance(result, Exception):
+                raise result
+            found.append((tickets[ticket], result))
+    return found
+
+
+def _eager(model: Any, ids: list[int]) -> np.ndarray:
+    """Pre-logits of every position by the model's own eager attention, float32 [tokens, d]."""
+    configs = configs_of(model)
+    before = [config._attn_implementation_internal for config in configs]
+    for config in configs:
+        config._attn_implementation_internal = "eager"
+    try:
+        out = model.base_model(input_ids=torch.tensor([ids], device=model.device), use_cache=False)
+    finally:
+        for config, name in zip(configs, before, strict=True):
+            config._attn_implementation_internal = name
+    return out.last_hidden_state[0].float().cpu().numpy()
