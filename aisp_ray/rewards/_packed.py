@@ -1,8 +1,8 @@
 """Shared-prefix scoring: the prompt is read once and kept, only response tokens run, and no padding is computed.
 
-The response tokens of a batch are laid end to end as one sequence [1, N]. Everything in a decoder but attention works on
-single tokens, so the model runs unmodified; attention is ours, registered with transformers: a token sees its prompt's
-kept keys, and the tokens of its own response before it. One softmax over both, merged by their log-sum-exps.
+The response tokens of a batch are laid end to end as one sequence [1, N]. Everything in a decoder but attention works
+on single tokens, so the model runs unmodified; attention is ours, registered with transformers: a token sees the kept
+keys of its prompt and the tokens of its own response before it. One softmax over both, merged by log-sum-exps.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Padded scoring: whole texts side by side, the plain way. The reference that shared-prefix scoring is tested against."""
+"""Padded scoring: whole texts side by side, the plain way. Shared-prefix scoring is tested against it."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Token rows in, rewards out: picks shared-prefix or padded reading, forms batches, halves them when memory runs out."""
+"""Token rows in, rewards out: shared-prefix or padded reading, batches, halved when memory runs out."""
 
 from __future__ import annotations
 

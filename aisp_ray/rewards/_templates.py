@@ -74,7 +74,9 @@ class NamedRenderer:
 
     def render(self, prompt: Prompt, responses: Sequence[str]) -> tuple[str, list[str]]:
         head = "".join(self._turn(message) for message in turns(prompt)) + self.template.opening
-        return head, [head + response + self.template.closing for response in responses]
+        bare = head.removesuffix(" ")  # a response that brings its own space does not get a second one
+        texts = [(bare if response.startswith(" ") else head) + response for response in responses]
+        return head, [text + self.template.closing for text in texts]
 
     def _turn(self, message: Message) -> str:
         formats = {"user": self.template.user, "assistant": self.template.assistant, "system": self.template.system}

@@ -1,4 +1,4 @@
-"""Reward models in the sequence-classification format of transformers: Skywork, Tulu, FsfairX, DeBERTa and many others."""
+"""Reward models in the sequence-classification format of transformers: Skywork, Tulu, FsfairX, DeBERTa and others."""
 
 from __future__ import annotations
 

@@ -35,6 +35,11 @@ class RewardWorker:
         self._waiting.put(None)
         self._thread.join(timeout=10)
 
+    @property
+    def alive(self) -> bool:
+        """False once the thread has ended: `close` was called."""
+        return self._thread.is_alive()
+
     def stats(self) -> dict[str, float]:
         return {
             "load_seconds": self.load_seconds,
@@ -57,14 +62,19 @@ class RewardWorker:
     def _run(self) -> None:
         while (batch := self._take()) is not None:
             started = time.perf_counter()
-            try:
-                results = self.scorer.score([request for request, _ in batch])
-            except Exception as error:  # the scorer is broken: every caller is told
-                for _, future in batch:
-                    future.set_exception(error)
-                continue
-            finally:
-                self.busy_seconds += time.perf_counter() - started
-            for (request, future), scores in zip(batch, results, strict=True):
-                self.num_scored += len(request.responses)
-                future.set_result(scores)
+            self._score(batch)
+            self.busy_seconds += time.perf_counter() - started
+
+    def _score(self, batch: list[tuple[ScoreRequest, Future[Scores]]]) -> None:
+        try:
+            results = self.scorer.score([request for request, _ in batch])
+        except Exception as error:
+            if len(batch) == 1:
+                batch[0][1].set_exception(error)
+            else:  # alone, so that only the request at fault fails
+                for one in batch:
+                    self._score([one])
+            return
+        for (request, future), scores in zip(batch, results, strict=True):
+            self.num_scored += len(request.responses)
+            future.set_result(scores)

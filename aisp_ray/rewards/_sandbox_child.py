@@ -1,0 +1,224 @@
+"""Runs one untrusted program and its tests; started as a script in a process of its own, standard library only.
+
+It reads a job as JSON from stdin, gives up its rights, runs the program, then each test, and reports each result on the
+pipe that was its stdout. Rights are given up by rlimits and a seccomp filter that knows what is allowed, not what is
+forbidden: no process, no socket, no signal to others, no change to any file. Threads and reading files stay possible.
+"""
+
+import ctypes
+import json
+import os
+import platform
+import resource
+import signal
+import struct
+import sys
+
+# name -> system call number on x86_64 and aarch64 (None: this machine has no such call)
+ALLOWED = {
+    "read": (0, 63),
+    "write": (1, 64),
+    "close": (3, 57),
+    "stat": (4, None),
+    "fstat": (5, 80),
+    "lstat": (6, None),
+    "poll": (7, None),
+    "lseek": (8, 62),
+    "mmap": (9, 222),
+    "mprotect": (10, 226),
+    "munmap": (11, 215),
+    "brk": (12, 214),
+    "rt_sigaction": (13, 134),
+    "rt_sigprocmask": (14, 135),
+    "rt_sigreturn": (15, 139),
+    "ioctl": (16, 29),
+    "pread64": (17, 67),
+    "readv": (19, 65),
+    "writev": (20, 66),
+    "access": (21, None),
+    "select": (23, None),
+    "sched_yield": (24, 124),
+    "mremap": (25, 216),
+    "madvise": (28, 233),
+    "dup": (32, 23),
+    "nanosleep": (35, 101),
+    "getitimer": (36, 102),
+    "setitimer": (38, 103),
+    "getpid": (39, 172),
+    "exit": (60, 93),
+    "uname": (63, 160),
+    "fcntl": (72, 25),
+    "getcwd": (79, 17),
+    "readlink": (89, None),
+    "gettimeofday": (96, 169),
+    "getrlimit": (97, 163),
+    "getrusage": (98, 165),
+    "sysinfo": (99, 179),
+    "times": (100, 153),
+    "getuid": (102, 174),
+    "getgid": (104, 176),
+    "geteuid": (107, 175),
+    "getegid": (108, 177),
+    "getppid": (110, 173),
+    "sigaltstack": (131, 132),
+    "statfs": (137, 43),
+    "fstatfs": (138, 44),
+    "arch_prctl": (158, None),
+    "gettid": (186, 178),
+    "time": (201, None),
+    "futex": (202, 98),
+    "sched_getaffinity": (204, 123),
+    "getdents64": (217, 61),
+    "set_tid_address": (218, 96),
+    "restart_syscall": (219, 128),
+    "clock_gettime": (228, 113),
+    "clock_getres": (229, 114),
+    "clock_nanosleep": (230, 115),
+    "exit_group": (231, 94),
+    "newfstatat": (262, 79),
+    "readlinkat": (267, 78),
+    "faccessat": (269, 48),
+    "pselect6": (270, 72),
+    "ppoll": (271, 73),
+    "set_robust_list": (273, 99),
+    "getrandom": (318, 278),
+    "membarrier": (324, 283),
+    "statx": (332, 291),
+    "rseq": (334, 293),
+    "faccessat2": (439, 439),
+}
+CHECKED = {  # allowed for some arguments
+    "open": (2, None),
+    "openat": (257, 56),
+    "clone": (56, 220),
+    "clone3": (435, 435),
+    "prlimit64": (302, 261),
+    "tgkill": (234, 131),
+}
+ARCHITECTURES = {"x86_64": (0, 0xC000003E), "aarch64": (1, 0xC00000B7)}
+# O_APPEND and O_DIRECTORY are harmless without these: O_WRONLY, O_RDWR, O_CREAT, O_TRUNC
+WRITING = os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC
+CLONE_THREAD = 0x10000
+EPERM, ENOSYS = 1, 38
+RET_ALLOW, RET_ERRNO, RET_KILL = 0x7FFF0000, 0x00050000, 0x80000000
+LOAD, EQUAL, ANY_BIT, RETURN = 0x20, 0x15, 0x45, 0x06  # BPF: ld [k], jeq, jset, ret
+
+
+def _instruction(code, k, true=0, false=0):
+    return struct.pack("HBBI", code, true, false, k)
+
+
+def _argument(number, high=False):
+    return _instruction(LOAD, 16 + 8 * number + 4 * high)
+
+
+def _rule(number, body):
+    """Run `body`, which returns, if the system call is `number`; else go on behind it."""
+    return [_instruction(EQUAL, number, 0, len(body)), *body]
+
+
+def seccomp_program(machine, pid):
+    """The filter as BPF bytes."""
+    column, architecture = ARCHITECTURES[machine]
+    allow, refuse = _instruction(RETURN, RET_ALLOW), _instruction(RETURN, RET_ERRNO | EPERM)
+    program = [_instruction(LOAD, 4), _instruction(EQUAL, architecture, 1, 0), _instruction(RETURN, RET_KILL)]
+    program.append(_instruction(LOAD, 0))
+    for numbers in ALLOWED.values():
+        if numbers[column] is not None:
+            program += _rule(numbers[column], [allow])
+    bodies = {
+        "open": [_argument(1), _instruction(ANY_BIT, WRITING, 0, 1), refuse, allow],
+        "openat": [_argument(2), _instruction(ANY_BIT, WRITING, 0, 1), refuse, allow],
+        "clone": [_argument(0), _instruction(ANY_BIT, CLONE_THREAD, 0, 1), allow, refuse],
+        "clone3": [_instruction(RETURN, RET_ERRNO | ENOSYS)],  # its flags lie in memory; glibc then uses clone
+        "prlimit64": [  # reading limits, of itself: the pointer to new ones is null
+            *(_argument(0), _instruction(EQUAL, 0, 0, 5)),
+            *(_argument(2), _instruction(EQUAL, 0, 0, 3)),
+            *(_argument(2, high=True), _instruction(EQUAL, 0, 0, 1), allow, refuse),
+        ],
+        "tgkill": [_argument(0), _instruction(EQUAL, pid, 0, 1), allow, refuse],  # abort() of this process
+    }
+    for name, body in bodies.items():
+        if CHECKED[name][column] is not None:
+            program += _rule(CHECKED[name][column], body)
+    return b"".join([*program, refuse])
+
+
+def enter_seccomp():
+    """Give up everything the filter does not name, for good.
+
+    Raises:
+        OSError: this kernel or machine has no seccomp filters.
+    """
+    machine = platform.machine()
+    if machine not in ARCHITECTURES:
+        raise OSError(f"no system call table for {machine}")
+    program = seccomp_program(machine, os.getpid())
+    buffer = ctypes.create_string_buffer(program, len(program))
+    header = struct.pack("HxxxxxxP", len(program) // 8, ctypes.addressof(buffer))
+    libc = ctypes.CDLL(None, use_errno=True)
+    no_new_privileges, set_seccomp, filter_mode = 38, 22, 2
+    if libc.prctl(no_new_privileges, 1, 0, 0, 0) or libc.prctl(set_seccomp, filter_mode, header, 0, 0):
+        raise OSError(ctypes.get_errno(), "the kernel refuses a seccomp filter")
+
+
+def limit(job):
+    """Rlimits of memory, processor time, file size, core dumps and open files."""
+    memory = job["memory_mb"] << 20
+    resource.setrlimit(resource.RLIMIT_AS, (memory, memory))
+    resource.setrlimit(resource.RLIMIT_CPU, (job["cpu_seconds"], job["cpu_seconds"] + 1))
+    resource.setrlimit(resource.RLIMIT_FSIZE, (0, 0))
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    resource.setrlimit(resource.RLIMIT_NOFILE, (64, 64))
+    resource.setrlimit(resource.RLIMIT_NPROC, (64, 64))
+
+
+class OutOfTimeError(BaseException):
+    """A step took longer than its share of processor time."""
+
+
+def _out_of_time(signum, frame):
+    raise OutOfTimeError
+
+
+def attempt(source, name, namespace, seconds):
+    """Whether a piece of source runs to its end without an exception."""
+    try:
+        code = compile(source, name, "exec")
+        signal.setitimer(signal.ITIMER_PROF, seconds)
+        exec(code, namespace)
+        return True
+    except BaseException as error:
+        return f"{type(error).__name__}: {error}"[:200]
+    finally:
+        signal.setitimer(signal.ITIMER_PROF, 0)
+
+
+def main():
+    job = json.load(sys.stdin)
+    report = os.dup(1)
+    null = os.open(os.devnull, os.O_RDWR)
+    for descriptor in (0, 1, 2):
+        os.dup2(null, descriptor)
+    os.close(null)
+    signal.signal(signal.SIGPROF, _out_of_time)
+    limit(job)
+    if job["sandbox"]:
+        enter_seccomp()
+    key = job.pop("key")
+
+    def tell(what, result):
+        os.write(report, json.dumps([key, what, result]).encode() + b"\n")
+
+    namespace = {"__name__": "answer", "__builtins__": __builtins__}
+    ready = attempt(job["program"], "<answer>", namespace, job["test_seconds"])
+    tell("program", ready)
+    if ready is True:
+        for at, test in enumerate(job["tests"]):
+            tell(at, attempt(test, f"<test {at}>", namespace, job["test_seconds"]))
+    tell("end", True)
+    os._exit(0)  # nothing that the program registered for the exit runs
+
+
+if __name__ == "__main__":
+    main()

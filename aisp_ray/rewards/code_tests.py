@@ -1,0 +1,139 @@
+"""Unit tests of a code answer as its reward: the fraction that passes (MBPP, MBPP+, HumanEval and their like).
+
+The answer runs in a process without rights (see `_sandbox_child.py`): it cannot start processes, open sockets, signal
+others or change files, and its time and memory are limited. What such a process cannot prevent is an answer that
+attacks its own grading from inside, by an object that claims to equal everything, for instance.
+"""
+
+from __future__ import annotations
+
+import ast
+import math
+import re
+import time
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Any
+
+from aisp_ray.rewards._sandbox import Limits, contained, run
+from aisp_ray.rewards.base import RewardSpec, ScoreRequest
+from aisp_ray.types import Prompt, Scores
+
+_FENCE = re.compile(r"```[ \t]*([\w+-]*)[^\n]*\n(.*?)(?:\n[ \t]*```|\Z)", re.DOTALL)
+
+
+@dataclass(frozen=True, kw_only=True)
+class CodeTests(RewardSpec):
+    """Settings of unit tests as a reward. A prompt's tests are `meta["tests"]`: a list of Python sources, or one."""
+
+    all_or_nothing: bool = False  # true: 1 if every test passes, else 0; false: the fraction that passes
+    test_seconds: float = 3.0  # processor seconds of the answer's own statements, and of each test
+    total_seconds: int = 20  # processor seconds of an answer with all of its tests
+    wall_seconds: float = 60.0  # seconds by the clock, against answers that sleep
+    memory_mb: int = 1024  # address space of an answer, MiB
+    workers: int = 2  # answers that run side by side
+    sandbox: bool = (
+        True  # false: limits only, where the system has no seccomp; answers then can write files and connect
+    )
+
+    def __post_init__(self) -> None:
+        for name in ("test_seconds", "total_seconds", "wall_seconds", "workers"):
+            if not getattr(self, name) > 0:
+                raise ValueError(f"{name} is {getattr(self, name)}; it must be above 0")
+        if self.memory_mb < 64:
+            raise ValueError(f"memory_mb is {self.memory_mb}; Python itself needs 64")
+
+    def load(self, device: str) -> CodeTestsScorer:
+        return CodeTestsScorer(self)
+
+
+class CodeTestsScorer:
+    """`rewards.base.Scorer` by unit tests. Needs no model and no device.
+
+    Raises:
+        RuntimeError: this system cannot contain answers, and `sandbox` is set.
+    """
+
+    def __init__(self, spec: CodeTests):
+        self.spec = spec
+        self.limits = Limits(
+            spec.test_seconds, spec.total_seconds, spec.wall_seconds, spec.memory_mb, sandbox=spec.sandbox
+        )
+        if spec.sandbox and (problem := contained()):
+            raise RuntimeError(
+                f"{problem}. Code answers need a Linux kernel with seccomp filters; where every answer is trusted, "
+                "reward.sandbox=false runs them with limits only"
+            )
+        self._pool = ThreadPoolExecutor(spec.workers, thread_name_prefix="code-tests")
+
+    def describe(self, prompt: Prompt) -> str | None:
+        return None
+
+    def score(self, requests: Sequence[ScoreRequest]) -> list[Scores]:
+        return [self._score(request) for request in requests]
+
+    def _score(self, request: ScoreRequest) -> Scores:
+        started = time.perf_counter()
+        try:
+            tests = tests_of(request.prompt)
+        except ValueError as error:
+            count = len(request.responses)
+            return Scores((math.nan,) * count, (f"prompt {request.prompt.prompt_id}: {error}",) * count)
+        entry = request.prompt.meta.get("entry_point")
+        programs = [extract_code(response, entry) for response in request.responses]
+        distinct = list(dict.fromkeys(programs))
+        outcomes = self._pool.map(lambda program: run(program, tests, self.limits), distinct)
+        rewards = {
+            program: self._reward(outcome.passed, len(tests))
+            for program, outcome in zip(distinct, outcomes, strict=True)
+        }
+        seconds = time.perf_counter() - started
+        values = tuple(rewards[program] for program in programs)
+        return Scores(values, (None,) * len(values), len(distinct), seconds)
+
+    def _reward(self, passed: int, count: int) -> float:
+        return float(passed == count) if self.spec.all_or_nothing else passed / count
+
+
+def tests_of(prompt: Prompt) -> list[str]:
+    """The tests of a prompt, one Python source each.
+
+    Raises:
+        ValueError: it has none, or something else than texts.
+    """
+    given: Any = prompt.meta.get("tests")
+    tests = [given] if isinstance(given, str) else list(given or ())
+    if not tests or not all(isinstance(test, str) and test.strip() for test in tests):
+        raise ValueError('code_tests needs meta["tests"], Python source or a list of them; use a code data set')
+    return tests
+
+
+def extract_code(response: str, entry_point: str | None = None) -> str:
+    """The program in a response: the first fenced block that defines the entry point, else the first one; without
+    fences, the longest run of lines that is Python and defines something, else the response itself."""
+    blocks = [
+        body for language, body in _FENCE.findall(response) if language.lower() in ("", "python", "py", "python3")
+    ]
+    if entry_point:
+        named = re.compile(rf"^[ \t]*(?:async[ \t]+)?(?:def|class)[ \t]+{re.escape(entry_point)}\b", re.MULTILINE)
+        blocks = [body for body in blocks if named.search(body)] or blocks
+    if blocks:
+        return blocks[0]
+    return _bare_code(response) or response
+
+
+def _bare_code(text: str) -> str | None:
+    """Python between prose: from the first line that starts a definition, without what follows it and is none."""
+    lines = text.split("\n")
+    starts = [at for at, line in enumerate(lines) if re.match(r"(?:def|class|import|from|async|@)\b|@", line)]
+    if not starts:
+        return None
+    for stop in range(len(lines), starts[0], -1):
+        candidate = "\n".join(lines[starts[0] : stop])
+        try:
+            ast.parse(candidate)
+        except (SyntaxError, ValueError, RecursionError, MemoryError):
+            continue
+        return candidate
+    return None

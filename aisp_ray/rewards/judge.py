@@ -1,0 +1,217 @@
+"""A language model behind an OpenAI-compatible endpoint as a judge: rates a response, or compares it with another one.
+
+A comparison is asked in both orders, because judges prefer a place (Zheng et al., arXiv 2306.05685). An answer that
+cannot be read is an error of that response and counted apart; it is never a tie.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import re
+import threading
+import time
+from collections import Counter
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from typing import Any
+
+from aisp_ray.rewards.base import RewardSpec, ScoreRequest
+from aisp_ray.rng import derive_seed
+from aisp_ray.types import Message, Prompt, Scores
+
+RATING = """You grade the last answer of an assistant. Consider whether it is helpful, correct, harmless and as \
+detailed as the question needs. An answer that stops in mid-sentence is not worse for that alone.
+
+Write one number from 1 (useless) to 10 (could not be better) on the first line, and a short reason below it."""
+COMPARISON = """You grade two answers, A and B, to the same question. Consider for each whether it is helpful, \
+correct, harmless and as detailed as the question needs. An answer that stops in mid-sentence is not worse for that alone, and \
+the order of the answers means nothing.
+
+Write two numbers from 1 (useless) to 10 (could not be better) on the first line, first for A, then for B, separated \
+by a space, and a short reason below them."""
+_NUMBER = re.compile(r"(?<![\d.])(\d+(?:\.\d+)?)(?![\d.]*\d)(?:\s*/\s*10)?")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Judge(RewardSpec):
+    """Settings of a judge. The official client of the `openai` package speaks to the endpoint."""
+
+    model: str  # name of the judging model at the endpoint
+    base_url: str | None = None  # address of the endpoint, ending in /v1; null: OpenAI's
+    api_key_env: str | None = "OPENAI_API_KEY"  # environment variable with the key; null: the endpoint wants none
+    compare_with: str | None = None  # key of the prompt's meta with another answer, e.g. preferred; null: rate alone
+    reward: str = "margin"  # of comparisons: margin (points ahead of the other) | win (1, 0.5 for a tie, 0)
+    both_orders: bool = True  # comparisons are asked twice with places changed, and averaged; false: one drawn order
+    instructions: str | None = None  # what the judge is told, in place of our text; it must ask for the same numbers
+    seed: int | None = 0  # sent along, and draws the order; null sends none
+    temperature: float | None = 0.0  # of the judge; null leaves it to the endpoint
+    max_tokens: int | None = 512  # of a judgement; null leaves it to the endpoint
+    extra: dict[str, Any] = field(default_factory=dict)  # further fields of the request body
+    concurrency: int = 8  # requests at the endpoint at a time
+    retries: int = 5  # of a request after lost connections, time-outs, 408, 409, 429 and 5xx, with growing waits
+    timeout_seconds: float = 120.0  # of one try
+    prompt_price: float | None = None  # US dollars for a million prompt tokens, for the cost ledger; null: unknown
+    completion_price: float | None = None  # US dollars for a million generated tokens; null: unknown
+
+    def __post_init__(self) -> None:
+        if self.reward not in ("margin", "win"):
+            raise ValueError(f"reward is {self.reward!r}; it is margin or win")
+        if self.compare_with is None and self.reward != "margin":
+            raise ValueError("reward=win compares with another answer; set compare_with, e.g. compare_with=preferred")
+        if self.concurrency < 1 or self.retries < 0 or self.timeout_seconds <= 0:
+            raise ValueError("concurrency must be at least 1, retries at least 0 and timeout_seconds above 0")
+
+    def check(self) -> list[str]:
+        if self.api_key_env is not None and not os.environ.get(self.api_key_env):
+            return [
+                f"the judge's key is not in the environment: set {self.api_key_env}, or reward.api_key_env=null for an "
+                "endpoint that wants none"
+            ]
+        return []
+
+    def load(self, device: str) -> JudgeScorer:
+        return JudgeScorer(self)
+
+
+@dataclass(frozen=True, slots=True)
+class _Case:
+    """One request to the endpoint."""
+
+    prompt: Prompt
+    response: str
+    other: str | None
+    response_first: bool = True
+
+
+class JudgeScorer:
+    """`rewards.base.Scorer` by judgement. Needs no device."""
+
+    def __init__(self, spec: Judge):
+        from openai import OpenAI
+
+        self.spec = spec
+        key = os.environ.get(spec.api_key_env) if spec.api_key_env else "none"
+        self.client = OpenAI(
+            base_url=spec.base_url, api_key=key, max_retries=spec.retries, timeout=spec.timeout_seconds
+        )
+        self._pool = ThreadPoolExecutor(spec.concurrency, thread_name_prefix="judge")
+        self._lock = threading.Lock()
+        self._counts: Counter[str] = Counter()
+
+    def describe(self, prompt: Prompt) -> str:
+        other = self._other(prompt)
+        return "\n\n".join(turn["content"] for turn in self._dialogue(_Case(prompt, "<response>", other)))
+
+    def stats(self) -> dict[str, float]:
+        """The ledger: calls, retries, failures, unreadable judgements, tokens, and dollars where prices are known."""
+        names = ("calls", "retries", "failed_calls", "parse_failures", "prompt_tokens", "completion_tokens")
+        with self._lock:
+            stats = {f"judge_{name}": float(self._counts[name]) for name in names}
+        prices = (self.spec.prompt_price, self.spec.completion_price)
+        tokens = (stats["judge_prompt_tokens"], stats["judge_completion_tokens"])
+        known = None not in prices
+        stats["judge_cost_usd"] = sum(p * t / 1e6 for p, t in zip(prices, tokens, strict=True)) if known else math.nan
+        return stats
+
+    def score(self, requests: Sequence[ScoreRequest]) -> list[Scores]:
+        started = time.perf_counter()
+        cases = {
+            (at, response): self._cases(request.prompt, response)
+            for at, request in enumerate(requests)
+            for response in request.responses
+        }
+        asked = {case: self._pool.submit(self._ask, case) for several in cases.values() for case in several}
+        values = {key: self._value(key[1], requests[key[0]].prompt, [asked[case].result() for case in several])
+                  for key, several in cases.items()}  # fmt: skip
+        seconds = (time.perf_counter() - started) / max(1, len(requests))
+        return [
+            self._scores(request, [values[at, response] for response in request.responses], seconds)
+            for at, request in enumerate(requests)
+        ]
+
+    def _scores(self, request: ScoreRequest, values: list[float | str], seconds: float) -> Scores:
+        rewards = tuple(math.nan if isinstance(value, str) else value for value in values)
+        errors = tuple(
+            f"prompt {request.prompt.prompt_id}, particle {particle}: {value}" if isinstance(value, str) else None
+            for particle, value in enumerate(values)
+        )
+        return Scores(rewards, errors, len(set(request.responses)), seconds)
+
+    def _other(self, prompt: Prompt) -> str | None:
+        return None if self.spec.compare_with is None else prompt.meta.get(self.spec.compare_with)
+
+    def _cases(self, prompt: Prompt, response: str) -> list[_Case]:
+        """What to ask for a response; nothing where there is no other answer to compare with."""
+        if self.spec.compare_with is None:
+            return [_Case(prompt, response, None)]
+        if not (other := self._other(prompt)):
+            return []
+        first = derive_seed(self.spec.seed or 0, prompt.prompt_id, response) % 2 == 0
+        orders = (True, False) if self.spec.both_orders else (first,)
+        return [_Case(prompt, response, other, order) for order in orders]
+
+    def _value(self, response: str, prompt: Prompt, answers: list[tuple[float, ...] | str]) -> float | str:
+        """The reward, or a text that says why there is none."""
+        if not answers:
+            return f'the prompt has no meta["{self.spec.compare_with}"] to compare with'
+        if texts := [answer for answer in answers if isinstance(answer, str)]:
+            return texts[0]
+        if self.spec.compare_with is None:
+            return answers[0][0]
+        if self.spec.reward == "margin":
+            return sum(own - other for own, other in answers) / len(answers)
+        return sum(0.5 + 0.5 * ((own > other) - (own < other)) for own, other in answers) / len(answers)
+
+    def _ask(self, case: _Case) -> tuple[float, ...] | str:
+        """(points,) or (own points, the other's), or what went wrong."""
+        optional = {"seed": self.spec.seed, "temperature": self.spec.temperature, "max_tokens": self.spec.max_tokens}
+        try:
+            raw = self.client.chat.completions.with_raw_response.create(
+                model=self.spec.model,
+                messages=self._dialogue(case),
+                extra_body=self.spec.extra or None,
+                **{name: value for name, value in optional.items() if value is not None},
+            )
+            completion = raw.parse()
+            text = completion.choices[0].message.content or ""
+        except Exception as error:  # one judgement that fails is one reward that is unknown
+            self._count(failed_calls=1)
+            return f"the judge could not be asked: {type(error).__name__}: {error}"
+        usage = completion.usage
+        self._count(
+            calls=1,
+            retries=raw.retries_taken,
+            prompt_tokens=usage.prompt_tokens if usage else 0,
+            completion_tokens=usage.completion_tokens if usage else 0,
+        )
+        points = read_points(text, 1 if case.other is None else 2)
+        if points is None:
+            self._count(parse_failures=1)
+            return f"the judge's answer holds no points: {text[:80]!r}"
+        return points if case.response_first else points[::-1]
+
+    def _count(self, **amounts: float) -> None:
+        with self._lock:
+            self._counts.update(amounts)
+
+    def _dialogue(self, case: _Case) -> list[dict[str, str]]:
+        turns = case.prompt.messages or (Message("user", case.prompt.text),)
+        question = "\n\n".join(f"{turn.role}: {turn.content}" for turn in turns) if len(turns) > 1 else turns[0].content
+        if case.other is None:
+            answers = [("ANSWER", case.response)]
+        else:
+            pair = (case.response, case.other) if case.response_first else (case.other, case.response)
+            answers = [("ANSWER A", pair[0]), ("ANSWER B", pair[1])]
+        parts = [("QUESTION", question), *answers]
+        system = self.spec.instructions or (RATING if case.other is None else COMPARISON)
+        text = "\n\n".join(f"<<< {name} >>>\n{content}\n<<< END OF {name} >>>" for name, content in parts)
+        return [{"role": "system", "content": system}, {"role": "user", "content": text}]
+
+
+def read_points(text: str, count: int) -> tuple[float, ...] | None:
+    """The points on the first line that is not empty; None unless there are exactly `count`, each from 1 to 10."""
+    line = next((line for line in text.splitlines() if line.strip()), "")
+    points = tuple(float(number) for number in _NUMBER.findall(line))
+    return points if len(points) == count and all(1 <= point <= 10 for point in points) else None
