@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     import pyarrow as pa
-
-# settings of a run that do not change what a method is: two runs that differ only here are one line of the table
-_NOT_A_SETTING = ("seed", "limit", "out", "run", "data", "print_config", "dry_run", "report")
 
 
 def read_rows(out: str | Sequence[str]) -> pa.Table:
@@ -30,7 +28,7 @@ def read_rows(out: str | Sequence[str]) -> pa.Table:
     tables = [_read_one(path) for path in output_list(out)]
     table = pa.concat_tables(tables, promote_options="default")
     labels = make_labels(table, {path: read_json(path, "manifest.json") for path in output_list(out)})
-    return _first_of_each(table.append_column("label", pa.array(labels, pa.string())))
+    return _first_of_each(table.append_column("label", pa.array(list(map(str, labels)), pa.string())))
 
 
 def output_list(out: str | Sequence[str]) -> list[str]:
@@ -86,6 +84,12 @@ def read_json(path: str, name: str) -> dict[str, Any]:
     return value if isinstance(value, dict) else {}
 
 
+def label_map(out: str | Sequence[str], rows: pa.Table) -> dict[str, Label]:
+    """The labels of `read_rows` by name, with the settings that set them apart as values."""
+    manifests = {path: read_json(path, "manifest.json") for path in output_list(out)}
+    return {str(label): label for label in make_labels(rows, manifests)}
+
+
 def _read_one(path: str) -> pa.Table:
     import pyarrow as pa
 
@@ -100,38 +104,45 @@ def _read_one(path: str) -> pa.Table:
     return table.append_column("out", pa.array([path] * table.num_rows, pa.string()))
 
 
-def make_labels(table: pa.Table, manifests: Mapping[str, Mapping[str, Any]]) -> list[str]:
+@dataclass(frozen=True, slots=True)
+class Label:
+    """What a line of the table is called."""
+
+    method: str
+    differing: tuple[tuple[str, Any], ...] = ()  # the settings that set it apart from other lines of its method
+
+    def __str__(self) -> str:
+        return " ".join([self.method, *(f"{key}={_plain(value)}" for key, value in self.differing)])
+
+
+def make_labels(table: pa.Table, manifests: Mapping[str, Mapping[str, Any]]) -> list[Label]:
     """The label of every row: its method, and the settings that differ between the outputs that ran this method."""
-    outs, methods = table["out"].to_pylist(), table["method"].to_pylist()
-    kinds = list(dict.fromkeys(zip(methods, outs, strict=True)))
-    settings = {kind: method_settings(manifests.get(kind[1], {}), kind[0]) for kind in kinds}
+    kinds = list(zip(table["method"].to_pylist(), table["out"].to_pylist(), strict=True))
+    settings = {kind: method_settings(manifests.get(kind[1], {}), kind[0]) for kind in dict.fromkeys(kinds)}
     labels = {}
-    for method, out in kinds:
-        same = {kind: settings[kind] for kind in kinds if kind[0] == method}
-        differing = [
-            key
-            for key in dict.fromkeys(key for values in same.values() for key in values)
-            if len({json.dumps(values.get(key), sort_keys=True) for values in same.values()}) > 1
-        ]
+    for method, out in settings:
+        same = [values for kind, values in settings.items() if kind[0] == method]
+        names = dict.fromkeys(key for values in same for key in values)
+        differing = [key for key in names if len({_fingerprint(values.get(key)) for values in same}) > 1]
         own = settings[method, out]
-        labels[method, out] = " ".join([method, *(f"{key}={_plain(own.get(key))}" for key in differing)])
-    return [labels[kind] for kind in zip(methods, outs, strict=True)]
+        labels[method, out] = Label(method, tuple((key, own.get(key)) for key in differing))
+    return [labels[kind] for kind in kinds]
+
+
+def _fingerprint(value: Any) -> str:
+    return json.dumps(value, sort_keys=True, default=str)
 
 
 def method_settings(manifest: Mapping[str, Any], method: str) -> dict[str, Any]:
-    """The flat settings that decide what a method's rows are: the method's own keys, then `group.key` of the rest."""
-    config = manifest.get("config")
-    if not isinstance(config, Mapping):
-        return {}
-    flat: dict[str, Any] = {}
-    for group, value in config.items():
-        if group in _NOT_A_SETTING:
-            continue
-        if group == "method":
-            own = value.get(method, {}) if isinstance(value, Mapping) else {}
-            flat = _flatten(own, "") | flat
-        else:
-            flat |= _flatten(value, group)
+    """The flat settings that decide what a method's rows are: its own keys, then those of the policy and the reward.
+
+    Seed and data are left out: seeds are averaged, and prompts are paired by their id and text.
+    """
+    config = manifest.get("fingerprint") or manifest.get("config") or {}
+    methods = config.get("method")
+    flat = _flatten(methods.get(method) or {}, "") if isinstance(methods, Mapping) else {}
+    for group in ("policy", "reward"):
+        flat |= _flatten(config.get(group), group)
     return flat
 
 

@@ -64,14 +64,21 @@ def summary_table(
     rows: of `read_rows` (or any table with the columns of `results.ROW_SCHEMA`; methods are then its `method`s).
     baseline: a label or a method's name. seed: names the bootstrap's draws; the same seed gives the same intervals.
     """
-    columns = {name: rows[name].to_pylist() for name in rows.column_names if name != "extra"}
-    columns.setdefault("label", columns["method"])
     records: list[MethodSummary] = []
+    for dataset, columns in by_dataset(rows).items():
+        records += _dataset_records(columns, dataset, baseline, seed, metrics)
+    return records
+
+
+def by_dataset(rows: pa.Table) -> dict[str, dict[str, list]]:
+    """The columns as lists, per dataset: rewards of different prompts' sets are never averaged together."""
+    columns = {name: rows[name].to_pylist() for name in rows.column_names}
+    columns.setdefault("label", columns["method"])
+    parts = {}
     for dataset in dict.fromkeys(columns["dataset"]):
         chosen = [i for i, name in enumerate(columns["dataset"]) if name == dataset]
-        part = {name: [values[i] for i in chosen] for name, values in columns.items()}
-        records += _dataset_records(part, str(dataset), baseline, seed, metrics)
-    return records
+        parts[str(dataset)] = {name: [values[i] for i in chosen] for name, values in columns.items()}
+    return parts
 
 
 def _dataset_records(
@@ -137,7 +144,7 @@ class Grid:
     """Rows laid out as prompts by seeds, per label. A prompt is its id and its text, so two sets never mix."""
 
     def __init__(self, columns: Mapping[str, Sequence]) -> None:
-        prompts = list(zip(columns["prompt_id"], columns["prompt"], strict=True))
+        prompts = [(str(i), text or "") for i, text in zip(columns["prompt_id"], columns["prompt"], strict=True)]
         self.prompts = {prompt: i for i, prompt in enumerate(sorted(set(prompts)))}  # draws follow it
         self.seeds = {seed: i for i, seed in enumerate(dict.fromkeys(columns["seed"]))}
         self._where: dict[str, tuple[list[int], list[int], list[int]]] = {}
@@ -146,6 +153,14 @@ class Grid:
             at[0].append(row)
             at[1].append(self.prompts[prompt])
             at[2].append(self.seeds[seed])
+
+    @property
+    def labels(self) -> list[str]:
+        return list(self._where)
+
+    def rows(self, label: str) -> list[int]:
+        """Positions of the label's rows."""
+        return self._where[label][0]
 
     def cells(self, label: str, values: np.ndarray) -> np.ndarray:
         """One label's values, float64 [prompts, seeds], NaN where it has no row."""

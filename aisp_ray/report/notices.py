@@ -1,0 +1,80 @@
+"""What a reader of the table must know before believing it, a sentence each."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+from aisp_ray.report.measure import Section
+
+_CUT = 0.2  # share of responses cut by the length limit that is worth a word
+_LOW_ESS = 1.5  # mean effective samples under which a mean follows its single best particle
+
+
+def notices(sections: Sequence[Section], summaries: Mapping[str, Mapping[str, Any]]) -> list[str]:
+    """The sentences, most serious first: what the run itself warned of, then what the rows show."""
+    found = [text for summary in summaries.values() for text in run_warnings(summary)]
+    for section in sections:
+        place = f"{section.dataset}: " if len(sections) > 1 else ""
+        found += [f"{place}{text}" for text in section_notices(section)]
+    return list(dict.fromkeys(found))
+
+
+def run_warnings(summary: Mapping[str, Any]) -> Iterator[str]:
+    """Every text under a key named `warnings`, wherever it is in a run's summary."""
+    for key, value in summary.items():
+        if key == "warnings":
+            yield from map(str, value.values() if isinstance(value, Mapping) else _list(value))
+        elif isinstance(value, Mapping):
+            yield from run_warnings(value)
+
+
+def _list(value: Any) -> list:
+    return list(value) if isinstance(value, list | tuple) else [value] if value else []
+
+
+def section_notices(section: Section) -> Iterator[str]:
+    records, columns = section.records, section.columns
+    for record in records:
+        if record.num_errors:
+            errors = [
+                error for label, error in zip(columns["label"], columns["error"], strict=True)
+                if label == record.method and error
+            ]  # fmt: skip
+            yield f"{record.method}: {record.num_errors} of {record.num_rows} rows are errors; the first: {errors[0]}"
+    sizes = {record.num_rows for record in records}
+    if len(sizes) > 1:
+        rows = ", ".join(f"{record.method} {record.num_rows}" for record in records)
+        yield f"the methods have different numbers of rows ({rows}): an unfinished run, or outputs of different prompts"
+    budgets = {record.method: record.num_samples for record in records if math.isfinite(record.num_samples)}
+    if budgets and max(budgets.values()) > 1.01 * min(budgets.values()):
+        listed = ", ".join(f"{method} {samples:,.0f}" for method, samples in budgets.items())
+        yield f"the methods drew different numbers of samples per prompt ({listed}): not a comparison at equal budget"
+    if section.measured.baseline is None and len(records) > 1:
+        yield f"the baseline {records[0].baseline} has no rows: nothing is compared with it"
+    yield from _row_notices(section)
+
+
+def _row_notices(section: Section) -> Iterator[str]:
+    columns = section.columns
+    for record in section.records:
+        mine = [
+            i for i, label in enumerate(columns["label"])
+            if label == record.method and columns["status"][i] == "ok"
+        ]  # fmt: skip
+        cut = sum(columns["finish_reason"][i] == "length" for i in mine)
+        if mine and cut / len(mine) > _CUT:
+            yield f"{record.method}: {cut / len(mine):.0%} of its responses were cut by the length limit"
+        failed = sum(columns["num_failed_particles"][i] or 0 for i in mine)
+        if failed:
+            yield f"{record.method}: {failed:,} samples got no finite reward"
+        curve = section.measured.curves.get("ess", {}).get(record.method)
+        if curve is not None and curve.known:
+            values = [value.mean for value in curve.values if value.count]
+            mean = sum(values) / len(values)
+            if mean < _LOW_ESS and len(values) > 1:
+                yield (
+                    f"{record.method}: {mean:.2f} effective samples an iteration on average; the mean follows its "
+                    "single best sample (a higher reward_temperature averages more)"
+                )

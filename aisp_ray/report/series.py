@@ -1,0 +1,100 @@
+"""Curves over iterations: what a table of last values does not show."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from aisp_ray.metrics.bootstrap import Estimate, estimates
+from aisp_ray.report.table import Grid, mean_over_seeds
+
+_RESAMPLES = 1000  # of a curve's intervals: they are looked at, the table's are quoted
+TRACES = ("reward_mean", "reward_max", "reward_best", "ess", "control_norm")
+
+
+@dataclass(frozen=True, slots=True)
+class Curve:
+    """A trace of one label: per iteration the mean over prompts with its interval."""
+
+    samples: tuple[float, ...]  # drawn after each iteration, mean over prompts
+    values: tuple[Estimate, ...]  # one an iteration; NaN where no prompt has a value
+
+    @property
+    def known(self) -> bool:
+        return any(value.count for value in self.values)
+
+
+def curves(columns: Mapping[str, Sequence], grid: Grid, seed: int = 0) -> dict[str, dict[str, Curve]]:
+    """Curves by trace and label: the traces of the rows, and the lists among the methods' own diagnostics (`kl`).
+
+    A search that ended early keeps its best reward to the longest search's end; its other traces stop.
+    """
+    traces = {name: columns[name] for name in TRACES} | extra_traces(columns["extra"])
+    return {
+        name: {label: _curve(columns, grid, label, values, seed) for label in grid.labels}
+        for name, values in traces.items()
+    }
+
+
+def extra_traces(extras: Sequence[str | None]) -> dict[str, list[list | None]]:
+    """The per-iteration lists in the `extra` JSON of rows, by name."""
+    parsed = [json.loads(text) if text else {} for text in extras]
+    names = dict.fromkeys(name for extra in parsed for name, value in extra.items() if isinstance(value, list))
+    return {name: [extra.get(name) for extra in parsed] for name in names}
+
+
+def _curve(columns: Mapping[str, Sequence], grid: Grid, label: str, values: Sequence, seed: int) -> Curve:
+    carried = values is columns["reward_best"]
+    matrix = trace_matrix(grid, label, values, carried)  # [prompts, iterations]
+    samples = trace_matrix(grid, label, columns["num_samples_seen"], carried)
+    if not matrix.shape[1]:
+        return Curve((), ())
+    return Curve(tuple(_column_means(samples)), tuple(estimates(matrix, seed, _RESAMPLES)))
+
+
+def trace_matrix(grid: Grid, label: str, values: Sequence[Sequence | None], carried: bool) -> np.ndarray:
+    """One label's trace, float64 [prompts, iterations], seeds averaged. carried: the last value goes on to the end."""
+    rows = grid.rows(label)
+    length = max((len(values[row] or ()) for row in rows), default=0)
+    flat = np.full((len(values), length), math.nan)
+    for row in rows:
+        trace = [math.nan if value is None else float(value) for value in values[row] or ()]
+        flat[row, : len(trace)] = trace
+        if carried and trace:
+            flat[row, len(trace) :] = trace[-1]
+    steps = [mean_over_seeds(grid.cells(label, flat[:, k])) for k in range(length)]
+    return np.stack(steps, axis=1) if steps else np.empty((len(grid.prompts), 0))
+
+
+def gain_curves(columns: Mapping[str, Sequence], grid: Grid, base: str, seed: int = 0) -> dict[str, Curve]:
+    """Best reward so far minus the baseline's after as many samples, by label: paired, so its interval is narrow.
+
+    Where the baseline drew in larger rounds, its best after the last round that fits counts.
+    """
+    base_samples, base_best = _best_matrices(columns, grid, base)
+    found = {}
+    for label in grid.labels:
+        samples, best = _best_matrices(columns, grid, label)
+        gains = np.full_like(best, math.nan)
+        for k in range(best.shape[1] if base_best.size else 0):
+            fits = (base_samples <= samples[:, k : k + 1]).sum(1) - 1  # [prompts], -1: no round fits
+            at_base = np.take_along_axis(base_best, np.maximum(fits, 0)[:, None], axis=1)[:, 0]
+            gains[:, k] = np.where(fits >= 0, best[:, k] - at_base, math.nan)
+        if label != base and gains.size:
+            found[label] = Curve(tuple(_column_means(samples)), tuple(estimates(gains, seed, _RESAMPLES)))
+    return found
+
+
+def _best_matrices(columns: Mapping[str, Sequence], grid: Grid, label: str) -> tuple[np.ndarray, np.ndarray]:
+    """(samples, best-so-far reward) of one label, [prompts, iterations] each."""
+    names = ("num_samples_seen", "reward_best")
+    samples, best = (trace_matrix(grid, label, columns[name], carried=True) for name in names)
+    return samples, best
+
+
+def _column_means(matrix: np.ndarray) -> list[float]:
+    return [float(np.nanmean(column)) if np.isfinite(column).any() else math.nan for column in matrix.T]

@@ -1,0 +1,78 @@
+"""Writes a report: the page, the table in three forms, the figures as files."""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Mapping, Sequence
+
+from aisp_ray.metrics.base import TextMetric
+from aisp_ray.report.figures import DRAWINGS, drawn, inline_svg
+from aisp_ray.report.formats import format_table
+from aisp_ray.report.measure import Section, sections
+from aisp_ray.report.notices import notices
+from aisp_ray.report.page import render
+from aisp_ray.report.rows import filesystem, label_map, output_list, read_json, read_rows
+from aisp_ray.report.table import DEFAULT_METRICS, summary_json
+
+log = logging.getLogger(__name__)
+
+
+def write_report(
+    outs: str | Sequence[str],
+    to: str | None = None,
+    baseline: str = "best_of_n",
+    seed: int = 0,
+    metrics: Mapping[str, TextMetric] = DEFAULT_METRICS,
+) -> str:
+    """Write the report of one or several outputs and return the page's path.
+
+    `to` (default: <first output>/report) gets index.html, table.md, table.tex, table.csv, summary.json, figures/*.svg
+    and figures/*.png. Works on the output of a job that still runs. Without matplotlib there are no figures.
+
+    Raises:
+        ValueError: an output has no rows.
+    """
+    paths = output_list(outs)
+    to = str(to) if to is not None else f"{paths[0]}/report"
+    rows = read_rows(paths)
+    parts = sections(rows, label_map(paths, rows), baseline, seed, metrics)
+    runs = {path: {name: read_json(path, name) for name in ("manifest.json", "summary.json")} for path in paths}
+    told = notices(parts, {path: run["summary.json"] for path, run in runs.items()})
+    shown = _write_figures(parts, to)
+    records = [record for part in parts for record in part.records]
+    for style, suffix in (("markdown", "md"), ("latex", "tex"), ("csv", "csv")):
+        _write(to, f"table.{suffix}", format_table(records, style).encode())
+    summary = {"table": summary_json(records), "notices": told}
+    _write(to, "summary.json", (json.dumps(summary, indent=1, ensure_ascii=False) + "\n").encode())
+    return _write(to, "index.html", render(parts, shown, told, runs).encode())
+
+
+def _write_figures(parts: Sequence[Section], to: str) -> dict[str, list[tuple[str, str]]]:
+    """Figures as files, and (inline SVG, caption) per dataset; empty without matplotlib."""
+    shown: dict[str, list[tuple[str, str]]] = {}
+    for number, part in enumerate(parts):
+        prefix = f"{number}_" if len(parts) > 1 else ""
+        try:
+            pictures = drawn(part.measured, prefix)
+        except ImportError:
+            log.warning("no figures: matplotlib is not installed (pip install 'aisp-ray[report]')")
+            return {}
+        captions = {drawing.name: drawing.caption for drawing in DRAWINGS}
+        for name, picture in pictures.items():
+            _write(to, f"figures/{prefix}{name}.svg", picture.svg.encode())
+            _write(to, f"figures/{prefix}{name}.png", picture.png)
+        shown[part.dataset] = [
+            (inline_svg(picture.svg, f"{prefix}{name}"), captions[name]) for name, picture in pictures.items()
+        ]
+    return shown
+
+
+def _write(to: str, name: str, content: bytes) -> str:
+    """Write one file below `to`, a folder or URI; returns its path."""
+    system, base = filesystem(to)
+    path = f"{base}/{name}"
+    system.create_dir(path.rpartition("/")[0], recursive=True)
+    with system.open_output_stream(path) as file:
+        file.write(content)
+    return path if "://" not in to else f"{to.rstrip('/')}/{name}"
