@@ -27,7 +27,9 @@ def look_up(name: str, revision: str | None) -> str | None:
         text = f"{at}: this hub set is gated; accept its terms at {page} and run: hf auth login"
         raise ValueError(text) from error
     except RevisionNotFoundError as error:
-        raise ValueError(f"{at}: the hub set has no revision {revision!r}; leave data.revision out or fix it") from error
+        raise ValueError(
+            f"{at}: the hub set has no revision {revision!r}; leave data.revision out or fix it"
+        ) from error
     except RepositoryNotFoundError as error:
         text = f"{at}: neither a local file nor a set on the hub (if it is private, run: hf auth login)"
         raise ValueError(text) from error

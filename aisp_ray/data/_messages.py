@@ -39,5 +39,10 @@ def _text(content: Any) -> str | None:
         return content
     if not isinstance(content, (list, tuple)) or not content:
         return None
-    parts = [part.get("text") if isinstance(part, Mapping) and part.get("type", "text") == "text" else None for part in content]
-    return "".join(parts) if all(isinstance(part, str) for part in parts) else None
+    parts = [_part(part) for part in content]
+    return "".join(part for part in parts if part is not None) if None not in parts else None
+
+
+def _part(part: Any) -> str | None:
+    text = part.get("text") if isinstance(part, Mapping) and part.get("type", "text") == "text" else None
+    return text if isinstance(text, str) else None

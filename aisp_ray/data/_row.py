@@ -2,8 +2,19 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from typing import Any
+
+_SURROGATE = re.compile("[\ud800-\udfff]")
+_KINDS = {
+    type(None): "null",
+    bool: "true or false",
+    int: "a number",
+    float: "a number",
+    list: "a list",
+    dict: "a table",
+}
 
 
 def text_of(row: Mapping[str, Any], column: str) -> tuple[str, str | None]:
@@ -18,20 +29,15 @@ def text_of(row: Mapping[str, Any], column: str) -> tuple[str, str | None]:
 
 def kind_of(value: object) -> str:
     """A value's kind in words."""
-    words = {type(None): "null", bool: "true or false", int: "a number", float: "a number", list: "a list", dict: "a table"}
-    return words.get(type(value), type(value).__name__)
+    return _KINDS.get(type(value), type(value).__name__)
 
 
 def replace_surrogates(value: Any) -> Any:
     """The JSON value with every lone surrogate, which no encoding can write, replaced by U+FFFD."""
     if isinstance(value, str):
-        return value.encode("utf-8", "surrogatepass").decode("utf-8", "replace") if _has_surrogate(value) else value
+        return value if value.isascii() else _SURROGATE.sub("\ufffd", value)
     if isinstance(value, Mapping):
         return {replace_surrogates(key): replace_surrogates(item) for key, item in value.items()}
-    if isinstance(value, (list, tuple)):
+    if isinstance(value, list | tuple):
         return [replace_surrogates(item) for item in value]
     return value
-
-
-def _has_surrogate(text: str) -> bool:
-    return not text.isascii() and any("\ud800" <= letter <= "\udfff" for letter in text)

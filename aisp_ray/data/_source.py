@@ -10,6 +10,7 @@ import contextlib
 import glob
 import gzip
 import hashlib
+import io
 import lzma
 import re
 import socket
@@ -146,7 +147,9 @@ def _local_files(local: Path, spec: DataSpec) -> list[File]:
         return [_file(local, local.name, spec, _format(local.name))]
     if local.is_dir():
         found = sorted(path for path in local.rglob("*") if path.is_file() and not _hidden(path.relative_to(local)))
-        files = [_file(path, str(path.relative_to(local)), spec, kind) for path in found if (kind := _format(path.name))]
+        files = [
+            _file(path, str(path.relative_to(local)), spec, kind) for path in found if (kind := _format(path.name))
+        ]
     else:
         found = sorted(Path(path) for path in glob.glob(str(local), recursive=True))
         files = [_file(path, path.name, spec, _format(path.name)) for path in found if path.is_file()]
@@ -227,7 +230,7 @@ def _filesystem(uri: str) -> tuple[Any, str]:
 
 def _open_uri(uri: str) -> BinaryIO:
     filesystem, path = _filesystem(uri)
-    return filesystem.open_input_file(path)
+    return io.BufferedReader(filesystem.open_input_file(path), 1 << 20)
 
 
 def _remote(uri: str, spec: DataSpec) -> Files:
@@ -243,13 +246,16 @@ def _remote(uri: str, spec: DataSpec) -> Files:
         raise ValueError(f"data.path={uri}: cannot be listed: {_records.first_line(error)}") from error
     if info.type == fs.FileType.NotFound:
         raise ValueError(f"data.path={uri}: nothing is there")
-    scheme = uri.split("://")[0]
-    files = [
-        File(f"{scheme}://{item.path}", item.path[len(root) :].strip("/") or item.base_name, kind, item.size, str(item.mtime))
-        for item in sorted(found, key=lambda item: item.path)
-        if item.type == fs.FileType.File and (kind := spec.format or _format(item.path))
-    ]
+    found = [item for item in sorted(found, key=lambda item: item.path) if item.type == fs.FileType.File]
+    files = [_remote_file(uri, root, item, kind) for item in found if (kind := spec.format or _format(item.path))]
     return Files(tuple(_of_split(files, spec) or _nothing(uri, f"holds no {', '.join(_SUFFIXES)} file")))
+
+
+def _remote_file(uri: str, root: str, item: Any, kind: str) -> File:
+    base, mark, query = uri.partition("?")
+    path = item.path if "://" in item.path else f"{base.split('://')[0]}://{item.path}"
+    name = item.path[len(root) :].strip("/") or item.base_name
+    return File(path + mark + query, name, kind, item.size, str(item.mtime))
 
 
 # ------------------------------------------------------------------------------------- sets of the datasets library

@@ -49,15 +49,15 @@ class DataSpec(ABC):
 
     def __post_init__(self) -> None:
         if self.format is not None and self.format not in _source.FORMATS:
-            raise ValueError(f"data.format is {self.format!r}; it is one of {', '.join(_source.FORMATS)}, or null")
+            raise ValueError(f"format is {self.format!r}; it is one of {', '.join(_source.FORMATS)}, or null")
         for key in ("max_prompt_tokens", "sample"):
             value = getattr(self, key)
             if value is not None and value < 1:
-                raise ValueError(f"data.{key} is {value}; give at least 1, or null for no limit")
+                raise ValueError(f"{key} is {value}; give at least 1, or null for no limit")
         if not self.split or "/" in self.split or self.split != self.split.strip():
-            raise ValueError(f"data.split is {self.split!r}; give the name of one split, such as test")
+            raise ValueError(f"split is {self.split!r}; give the name of one split, such as test")
         if self.name is not None and (not self.name or "/" in self.name):
-            raise ValueError(f"data.name is {self.name!r}; it is part of prompt ids, give a word without a slash")
+            raise ValueError(f"name is {self.name!r}; it is part of prompt ids, give a word without a slash")
 
     @property
     def dataset(self) -> str:

@@ -1,4 +1,4 @@
-r"""Anthropic's HH-RLHF: two whole dialogues a row that differ in the last assistant turn (Bai et al., 2022, 2204.05862).
+r"""Anthropic's HH-RLHF: two whole dialogues a row that differ in the last assistant turn (Bai et al., 2022).
 
 The prompt is the `chosen` dialogue without its last assistant turn. Turns start at "\n\nHuman:" and "\n\nAssistant:"
 only. Differs from RE-Control's reading: a "Human:" inside a message starts no turn, two assistant turns at the end are
@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 from aisp_ray.data._row import text_of
 from aisp_ray.data._transcript import END, has_loose_marker, read_turns, split_reply, write_turns
@@ -25,7 +25,7 @@ class HhRlhf(DataSpec):
 
     own_name = "hh_rlhf"
     columns = ("chosen",)
-    rules = {
+    rules: ClassVar = {
         "marker_in_text": 'a "Human:" or "Assistant:" inside a message, not read as a turn',
         "prompts_differ": "chosen and rejected have different prompts; the chosen one is used",
         "split_reply": "several assistant turns at the end, cut off as one reply",
@@ -75,4 +75,3 @@ def _unusable(turns: tuple[Message, ...]) -> str | None:
 
 def _join(reply: tuple[Message, ...]) -> str:
     return "\n\n".join(turn.content.strip() for turn in reply)
-

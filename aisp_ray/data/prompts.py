@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 from aisp_ray.data._messages import read_messages
 from aisp_ray.data._row import text_of
@@ -26,7 +26,7 @@ class Prompts(DataSpec):
     system: str | None = None  # a system message put before each prompt that has none
 
     own_name = "prompts"
-    rules = {
+    rules: ClassVar = {
         "reply_cut": "assistant turns at the end, cut off",
         "dialogue": 'a text with "Human:" turns, read as a dialogue',
     }

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     import ray.data
 
 BLOCK_ROWS = 256
+BLOCK_BYTES = 1 << 20  # a task hands on this much at a time; the default of 128 MiB holds back the first prompts
 TASK_CPUS = 0.25  # reading text is light; a run whose actors fill the machine still needs room for it
 COLUMN = "record"
 
@@ -96,6 +97,7 @@ def _be_quiet(dataset: ray.data.Dataset) -> None:
     context.execution_options.preserve_order = True
     context.execution_options.verbose_progress = False
     context.execution_no_progress_timeout_s = -1
+    context.target_max_block_size = BLOCK_BYTES
     context.enable_progress_bars = False
     context.print_on_execution_start = False
     logging.getLogger("ray.data").setLevel(logging.WARNING)

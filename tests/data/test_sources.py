@@ -1,0 +1,223 @@
+import bz2
+import gzip
+import json
+
+import pytest
+
+from aisp_ray.data.prompts import Prompts
+from aisp_ray.data.shp import Shp
+from aisp_ray.data.stream import rows_locally
+
+ROWS = [{"prompt": f"question {index}"} for index in range(5)]
+TEXTS = [row["prompt"] for row in ROWS]
+
+
+def texts(path, **settings):
+    return [prompt.error or prompt.text for prompt in rows_locally(Prompts(path=str(path), **settings))]
+
+
+def lines(rows):
+    return "".join(json.dumps(row) + "\n" for row in rows).encode()
+
+
+def test_every_format_gives_the_same_prompts(tmp_path):
+    import pandas as pd
+
+    table = pd.DataFrame(ROWS)
+    (tmp_path / "a.jsonl").write_bytes(lines(ROWS))
+    (tmp_path / "lines.json").write_bytes(lines(ROWS))
+    (tmp_path / "array.json").write_text(json.dumps(ROWS, indent=1))
+    (tmp_path / "columns.json").write_text(json.dumps({"prompt": TEXTS}, indent=1))
+    (tmp_path / "a.jsonl.gz").write_bytes(gzip.compress(lines(ROWS)))
+    (tmp_path / "a.ndjson.bz2").write_bytes(bz2.compress(lines(ROWS)))
+    (tmp_path / "bom.jsonl").write_bytes(b"\xef\xbb\xbf" + lines(ROWS))
+    (tmp_path / "plain.txt").write_bytes(lines(ROWS))
+    table.to_csv(tmp_path / "a.csv", index=False)
+    table.to_parquet(tmp_path / "a.parquet")
+    for path in sorted(tmp_path.iterdir()):
+        kind = "jsonl" if path.suffix == ".txt" else None
+        assert texts(path, format=kind) == TEXTS, path.name
+
+
+def test_one_json_object_is_one_row(tmp_path):
+    path = tmp_path / "one.json"
+    path.write_text('{"prompt": "a", "n": 1}')
+    assert texts(path) == ["a"]
+
+
+def test_a_bad_line_is_an_error_that_names_it_and_the_others_are_read(tmp_path):
+    path = tmp_path / "mixed.jsonl"
+    path.write_bytes(b'{"prompt": "a"}\n{"prompt": \n[1]\n\n"text"\n{"prompt": "\xff"}\n{"prompt": 1}\n{"prompt": "b"}')
+    found = texts(path)
+    assert [found[0], found[-1]] == ["a", "b"]
+    assert len(found) == 7
+    assert found[1].startswith("line 2 of mixed.jsonl is not JSON")
+    assert found[2] == "line 3 of mixed.jsonl holds list, not an object with columns"
+    assert found[4].startswith("line 6 of mixed.jsonl is not UTF-8")
+    assert found[5] == "column 'prompt' holds a number, not text"
+
+
+def test_rows_with_other_columns_and_types_may_be_mixed(tmp_path):
+    path = tmp_path / "odd.jsonl"
+    path.write_bytes(
+        lines([{"prompt": "a", "x": 1}, {"x": "two", "prompt": "b", "y": [1, "z", None]}, {"prompt": "c", "x": {}}])
+    )
+    assert texts(path) == ["a", "b", "c"]
+
+
+def test_a_csv_row_with_too_many_fields_is_an_error(tmp_path):
+    path = tmp_path / "a.csv"
+    path.write_text('prompt,n\n"a, with ""quotes"" and\nnewline",1\nb,2,3\nc\n')
+    found = texts(path)
+    assert found[0] == 'a, with "quotes" and\nnewline'
+    assert found[1] == "row 2 of a.csv has more fields than the header's 2"
+    assert found[2] == "c"
+
+
+def test_a_torn_file_gives_what_it_holds_and_one_error(tmp_path):
+    whole = gzip.compress(lines([{"prompt": f"{i} " + "ab" * (i % 37)} for i in range(4000)]))
+    path = tmp_path / "torn.jsonl.gz"
+    path.write_bytes(whole[: len(whole) // 2])
+    found = texts(path, dedup=False)
+    assert found[0].startswith("0 ")
+    assert found[-1].startswith("torn.jsonl.gz cannot be read on: EOFError")
+    assert sum("cannot be read on" in text for text in found) == 1
+    bad = tmp_path / "bad.parquet"
+    bad.write_bytes(b"PAR1 not really")
+    assert len(texts(bad)) == 1
+
+
+def test_a_folder_gives_the_files_of_the_split_in_name_order(tmp_path):
+    (tmp_path / "data" / ".cache").mkdir(parents=True)
+    (tmp_path / "data" / "test-00001.jsonl").write_bytes(lines([{"prompt": "second"}]))
+    (tmp_path / "data" / "test-00000.jsonl").write_bytes(lines([{"prompt": "first"}]))
+    (tmp_path / "data" / "train.jsonl").write_bytes(lines([{"prompt": "other"}]))
+    (tmp_path / "data" / ".cache" / "test.jsonl").write_bytes(lines([{"prompt": "hidden"}]))
+    (tmp_path / "README.md").write_text("x")
+    assert texts(tmp_path, split="test") == ["first", "second"]
+    assert texts(tmp_path / "data" / "*.jsonl") == ["first", "second", "other"]
+    assert Prompts(path=str(tmp_path), split="dev").check() == [
+        f"data.path={tmp_path}: no file of the split 'dev'; it has test, train: set data.split"
+    ]
+
+
+def test_a_file_uri_reads_like_the_file(tmp_path):
+    (tmp_path / "a.jsonl").write_bytes(lines(ROWS))
+    assert texts(f"file://{tmp_path}/a.jsonl") == TEXTS
+    assert texts(f"file://{tmp_path}") == TEXTS
+    assert "nothing is there" in Prompts(path=f"file://{tmp_path}/b.jsonl").check()[0]
+    assert "cannot be listed" in Prompts(path="nosuch://x/y.jsonl").check()[0]
+
+
+def test_a_saved_datasets_folder_is_read(tmp_path):
+    import datasets
+
+    datasets.Dataset.from_list(ROWS).save_to_disk(tmp_path / "one")
+    assert texts(tmp_path / "one") == TEXTS
+    datasets.DatasetDict({"train": datasets.Dataset.from_list(ROWS)}).save_to_disk(tmp_path / "many")
+    assert texts(tmp_path / "many", split="train") == TEXTS
+    assert "it has train: set data.split" in Prompts(path=str(tmp_path / "many"), split="test").check()[0]
+
+
+def test_what_is_not_there_is_one_sentence_before_the_run(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "a.txt").write_text("x")
+    for path, words in {
+        "": "data.path is not set",
+        "/nowhere/rows.jsonl": "no such file or folder",
+        "rows.jsonl": "no such file or folder",
+        "some/deep/folder": "no such file or folder",
+        str(tmp_path / "empty"): "holds no .jsonl",
+        str(tmp_path / "*.parquet"): "nothing matches this glob",
+        "a.txt": "set data.format=jsonl|json|csv|parquet",
+        "demo:nothing": "there is no such set in the package",
+    }.items():
+        problems = Prompts(path=path).check()
+        assert len(problems) == 1
+        assert words in problems[0], path
+
+
+def test_a_column_that_no_row_has_is_found_before_the_run(tmp_path):
+    path = tmp_path / "a.jsonl"
+    path.write_bytes(lines([{"question": "a", "n": 1}, {"question": "b"}]))
+    assert Prompts(path=str(path)).check() == [
+        f"data.path={path}: no row has a column 'prompt' or 'messages'; its columns are question, n"
+    ]
+    assert Prompts(path=str(path), column="question").check() == []
+    assert "no row has a column 'history'" in Shp(path=str(path)).check()[0]
+    path.write_bytes(lines([{"question": "a"}, {"prompt": "b"}]))
+    assert Prompts(path=str(path)).check() == []
+
+
+def test_the_fingerprint_follows_the_content_and_not_the_place(tmp_path):
+    (tmp_path / "one").mkdir()
+    (tmp_path / "two").mkdir()
+    for folder in ("one", "two"):
+        (tmp_path / folder / "a.jsonl").write_bytes(lines(ROWS))
+    prints = [Prompts(path=str(tmp_path / folder / "a.jsonl")).fingerprint() for folder in ("one", "two")]
+    assert prints[0] == prints[1]
+    (tmp_path / "two" / "a.jsonl").write_bytes(lines(ROWS[::-1]))
+    assert Prompts(path=str(tmp_path / "two" / "a.jsonl")).fingerprint() != prints[0]
+
+
+def test_a_hub_name_without_a_network_is_one_sentence_with_the_way_out(monkeypatch):
+    import huggingface_hub
+
+    from aisp_ray.data import _hub
+
+    def fail(self, *_, **__):
+        raise ConnectionError("no route")
+
+    _hub.look_up.cache_clear()
+    monkeypatch.setattr(huggingface_hub.HfApi, "dataset_info", fail)
+    problem = Shp().check()[0]
+    assert "the hub cannot be reached" in problem
+    assert "hf download --repo-type dataset stanfordnlp/SHP" in problem
+
+
+def test_the_hubs_refusals_say_what_to_do(monkeypatch):
+    import huggingface_hub
+    from huggingface_hub import errors
+
+    from aisp_ray.data import _hub
+
+    for kind, words in {
+        errors.GatedRepoError: "hf auth login",
+        errors.RepositoryNotFoundError: "neither a local file nor a set on the hub",
+        errors.RevisionNotFoundError: "no revision 'v9'",
+    }.items():
+
+        def fail(self, *_, kind=kind, **__):
+            raise kind.__new__(kind)
+
+        _hub.look_up.cache_clear()
+        monkeypatch.setattr(huggingface_hub.HfApi, "dataset_info", fail)
+        assert words in Shp(revision="v9").check()[0]
+    _hub.look_up.cache_clear()
+
+
+def test_offline_without_a_cached_set_is_said(monkeypatch, tmp_path):
+    import datasets.config
+    from huggingface_hub import constants
+
+    from aisp_ray.data import _hub
+
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path)
+    _hub.look_up.cache_clear()
+    assert "HF_HUB_OFFLINE is set and the set is not in the cache" in Shp().check()[0]
+    (tmp_path / "stanfordnlp___SHP").mkdir()
+    _hub.look_up.cache_clear()
+    assert Shp().check() == []
+    _hub.look_up.cache_clear()
+
+
+@pytest.mark.parametrize("module", ["shp", "hh_rlhf", "prompts", "stream", "select"])
+def test_settings_import_without_heavy_libraries(module):
+    import subprocess
+    import sys
+
+    code = f"import sys, aisp_ray.data.{module}; print({{'torch', 'ray', 'pyarrow', 'datasets'}} & set(sys.modules))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "set()"
