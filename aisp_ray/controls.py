@@ -49,6 +49,16 @@ class MeanSpec(Protocol):
 
 
 @dataclass(frozen=True, slots=True)
+class Elite:
+    """A particle of an earlier iteration that takes part in an update once more, as it was drawn then."""
+
+    iteration: int
+    particle: int
+    weight: float
+    length: int  # live positions
+
+
+@dataclass(frozen=True, slots=True)
 class WeightEntry:
     """One iteration of a weight log: enough to redo the update of the mean.
 
@@ -56,13 +66,14 @@ class WeightEntry:
     """
 
     iteration: int
-    weights: tuple[float, ...]  # [n], sum to 1
+    weights: tuple[float, ...]  # [n], sum to 1 (together with those of the elites)
     lengths: tuple[int, ...]  # [n] live positions of each particle
     sigma: float
     step_size: float = 1.0
     mean_scales: tuple[float, ...] | None = None
     noise_scales: tuple[float, ...] | None = None
     antithetic: bool = False
+    elites: tuple[Elite, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,29 +97,47 @@ class WeightLog:
         return WeightLog(self.entries[:-1]) if self.entries else None
 
     def advance(self, mean: Tensor, source: MeanSource, horizon: int) -> Tensor:
-        return mean + _update(self.entries[-1], mean, source, horizon)
+        entry = self.entries[-1]
+        past = [self._drawn(elite, source, horizon) for elite in entry.elites]
+        return mean + _update(entry, past, mean, source, horizon)
+
+    def _drawn(self, elite: Elite, source: MeanSource, horizon: int) -> Tensor:
+        """v of an earlier particle, [horizon, d]. The mean it was drawn around is folded anew: elites cost that."""
+        index = [entry.iteration for entry in self.entries].index(elite.iteration)
+        entry, who = self.entries[index], elite.particle
+        mean = WeightLog(self.entries[:index]).fold(source, horizon)
+        eps = signed_noise(source, entry.iteration, [who], horizon, entry.antithetic)[0]
+        mean_scale = 1.0 if entry.mean_scales is None else entry.mean_scales[who]
+        noise_scale = 1.0 if entry.noise_scales is None else entry.noise_scales[who]
+        return mean_scale * mean + noise_scale * entry.sigma * eps
 
 
-def _update(entry: WeightEntry, mean: Tensor, source: MeanSource, horizon: int) -> Tensor:
-    """The step of one log entry, [horizon, d]. float64 weights, zero-weight particles are not regenerated."""
+def _update(entry: WeightEntry, past: list[Tensor], mean: Tensor, source: MeanSource, horizon: int) -> Tensor:
+    """The step of one log entry, [horizon, d]. float64 weights, zero-weight particles are not regenerated.
+
+    past: v of the entry's elites, [horizon, d] each.
+    """
     import torch
 
     kept = [i for i, w in enumerate(entry.weights) if w > 0]
     pick = lambda values, fill: [values[i] if values is not None else fill for i in kept]  # noqa: E731
     at = lambda values: torch.tensor(values, dtype=torch.float64, device=source.device)  # noqa: E731
-    lengths = pick(entry.lengths, horizon)
+    lengths = [*pick(entry.lengths, horizon), *(elite.length for elite in entry.elites)]
     reach = min(horizon, max(lengths, default=0))  # nothing moves where nobody lived
     steps = torch.arange(reach, device=source.device)  # [t]
-    live = steps[None, :] < at(lengths)[:, None]  # [kept, t]
-    w = at(pick(entry.weights, 0.0))[:, None] * live  # [kept, t]
+    live = steps[None, :] < at(lengths)[:, None]  # [kept + elites, t]
+    w = at([*pick(entry.weights, 0.0), *(elite.weight for elite in entry.elites)])[:, None] * live
     total = w.sum(0)  # [t]
     w = torch.where(total > 0, w / total.clamp_min(torch.finfo(torch.float64).tiny), 0.0)
+    w, elite_weight = w[: len(kept)], w[len(kept) :]
     eps = signed_noise(source, entry.iteration, kept, reach, entry.antithetic)  # [kept, t, d]
     noise_weight = (w * at(pick(entry.noise_scales, 1.0))[:, None] * entry.sigma).to(eps.dtype)
     mean_weight = (w * at(pick(entry.mean_scales, 1.0))[:, None]).sum(0) - (total > 0).double()  # [t]
     drift = torch.zeros_like(mean)  # [horizon, d]
     drift[:reach] = torch.einsum("nt,ntd->td", noise_weight, eps)
     drift[:reach] += mean_weight.to(eps.dtype)[:, None] * mean[:reach]
+    for v, share in zip(past, elite_weight, strict=True):
+        drift[:reach] += share.to(eps.dtype)[:, None] * v[:reach]
     return entry.step_size * drift
 
 

@@ -10,7 +10,7 @@ import pytest
 PACKAGE = Path(__file__).parent.parent / "aisp_ray"
 FLOORS = {
     0: {"types", "rng", "noise", "weights", "config", "loading", "codec", "plan"},
-    1: {"controls", "results", "methods"},
+    1: {"controls", "score_controls", "results", "methods"},
     2: {"engine", "policy", "rewards", "metrics", "data", "demo"},
     3: {"cluster", "driver", "local"},
     4: {"pipeline", "report", "cli", "helptext", "progress", "output", "export", "tune", "value", "preflight"},

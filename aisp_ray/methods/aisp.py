@@ -18,6 +18,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from aisp_ray.controls import OpenLoop, WeightEntry, WeightLog
+from aisp_ray.methods._importance import control_cost, kl_info, live_lengths
 from aisp_ray.methods.base import Info, State, best_candidate, require
 from aisp_ray.types import Prompt, Proposal, Rollouts, Sampling, Scores
 from aisp_ray.weights import effective_sample_size, importance_weights
@@ -43,6 +44,7 @@ class Aisp:
     temperature: float = 0.0  # 0 decodes greedily under the perturbation, above 0 samples
     top_p: float = 1.0  # nucleus mass when temperature is above 0
     adapt: bool = True  # false: the mean stays 0 (the noise-only ablation)
+    diagnostics: bool = False  # also record kl_gaussian and kl_token_steered, nats; one more head pass a token
 
     def __post_init__(self) -> None:
         require(self.n >= 1, f"n is {self.n}; give at least 1 particle")
@@ -69,31 +71,23 @@ class Aisp:
 
     def ask(self, state: AispState) -> Proposal:
         control = OpenLoop(horizon=self.horizon, mean=state.log if state.log.entries else None, sigma=self.sigma)
-        return Proposal(state.iteration, self.n, control, Sampling(self.temperature, self.top_p))
+        want = frozenset({"token_kl"}) if self.diagnostics else frozenset()
+        return Proposal(state.iteration, self.n, control, Sampling(self.temperature, self.top_p), want=want)
 
     def tell(self, state: AispState, rollouts: Rollouts, scores: Scores) -> tuple[AispState, Info]:
         iteration = state.iteration + 1
         best = best_candidate(state.best, rollouts, scores)
         carried = replace(state, iteration=iteration, done=iteration >= self.kappa, best=best)
+        info = kl_info(rollouts, self.sigma) if self.diagnostics else {}
         if not self.adapt or not np.isfinite(scores.rewards).any():
-            return carried, {}
+            return carried, info
         cost = control_cost(rollouts, self.sigma, self.alpha)
         weights = importance_weights(scores.rewards, self.reward_temperature, cost)
         entry = WeightEntry(
             iteration=state.iteration,
             weights=tuple(weights.tolist()),
-            lengths=tuple(min(item.num_tokens, self.horizon) for item in rollouts.items),
+            lengths=live_lengths(rollouts, self.horizon),
             sigma=self.sigma,
         )
         log = WeightLog((*state.log.entries, entry))
-        return replace(carried, log=log), {"ess": effective_sample_size(weights)}
-
-
-def control_cost(rollouts: Rollouts, sigma: float, alpha: float) -> np.ndarray:
-    """-log p(v)/q(v) of the live positions, prior p = N(alpha u, sigma^2 I), proposal q = N(u, sigma^2 I).
-
-    = (1 - alpha) / sigma^2 * sum u.v - (1 - alpha^2) / (2 sigma^2) * sum |u|^2.  Returns float64 [n], nats.
-    """
-    inner = np.array([item.control_inner for item in rollouts.items], dtype=np.float64)  # [n]
-    square = np.array([item.control_square for item in rollouts.items], dtype=np.float64)  # [n]
-    return ((1 - alpha) * inner - 0.5 * (1 - alpha**2) * square) / sigma**2
+        return replace(carried, log=log), {"ess": effective_sample_size(weights), **info}

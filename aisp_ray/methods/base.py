@@ -6,6 +6,7 @@ carried (it is snapshotted as JSON and resumed); info is what is only looked at.
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -78,3 +79,48 @@ def require(condition: bool, message: str) -> None:
     """A `ValueError` for whoever wrote the configuration."""
     if not condition:
         raise ValueError(message)
+
+
+BUDGET_UNITS = ("samples", "reward_calls", "generated_tokens")
+
+
+def planned_cost(method: Method, max_new_tokens: int) -> dict[str, int]:
+    """The most that one prompt can cost under a method, by unit of `BUDGET_UNITS`.
+
+    Samples are proposals' rows; each is scored once. A sample generates at most `max_new_tokens`, unless the method
+    has a `max_generated_tokens(max_new_tokens)` of its own (ARGS draws one token a sample). What was really spent is
+    in the ledger of every row.
+    """
+    own = getattr(method, "max_generated_tokens", None)
+    tokens = own(max_new_tokens) if own is not None else method.num_samples * max_new_tokens
+    return {"samples": method.num_samples, "reward_calls": method.num_samples, "generated_tokens": tokens}
+
+
+def check_budgets(methods: Mapping[str, Method], unit: str = "samples", max_new_tokens: int = 128) -> str | None:
+    """None when all methods plan the same cost in `unit`; else one sentence for whoever set them side by side."""
+    require(unit in BUDGET_UNITS, f"budget unit is {unit!r}; it is one of {', '.join(BUDGET_UNITS)}")
+    costs = {name: planned_cost(method, max_new_tokens)[unit] for name, method in methods.items()}
+    if len(set(costs.values())) <= 1:
+        return None
+    listed = ", ".join(f"{name} {cost}" for name, cost in costs.items())
+    return f"the methods have unequal budgets in {unit} a prompt: {listed}"
+
+
+def fit_budget(method: Method, unit: str, amount: int, max_new_tokens: int = 128) -> Any:
+    """The method with its number of rounds (`kappa`) set so that its planned cost in `unit` is `amount`.
+
+    Raises:
+        ValueError: the method has no `kappa`, or its rounds do not divide the amount.
+    """
+    require(unit in BUDGET_UNITS, f"budget unit is {unit!r}; it is one of {', '.join(BUDGET_UNITS)}")
+    kind = type(method).__name__
+    cost = planned_cost(method, max_new_tokens)[unit]
+    if cost == amount:
+        return method
+    require(hasattr(method, "kappa"), f"{kind} costs {cost} {unit} and has no kappa to fit it to {amount}")
+    one_round = planned_cost(dataclasses.replace(method, kappa=1), max_new_tokens)[unit]  # type: ignore[type-var]
+    require(
+        amount % one_round == 0 and amount > 0,
+        f"a budget of {amount} {unit} is no multiple of one round of {kind}, {one_round}; change n or the budget",
+    )
+    return dataclasses.replace(method, kappa=amount // one_round)  # type: ignore[type-var]

@@ -1,5 +1,8 @@
 from __future__ import annotations
 
+from collections import Counter
+
+import numpy as np
 import pytest
 from toy_world import ToyPolicy, drive
 
@@ -40,3 +43,41 @@ def test_rounds_draw_different_responses_and_repeat_exactly():
 def test_bad_settings_say_what_is_allowed(settings, words):
     with pytest.raises(ValueError, match=words):
         BestOfN(**settings)
+
+
+def pool_of(history):
+    return [
+        (r, item) for _, rollouts, scores, _ in history for r, item in zip(scores.rewards, rollouts.items, strict=True)
+    ]
+
+
+def test_soft_selection_has_the_softmax_frequencies():
+    policy, beta = ToyPolicy(max_new_tokens=2), 1.5
+    method = BestOfN(n=3, kappa=2, top_p=1.0, select="soft", beta=beta)
+    expected, picked = Counter(), Counter()
+    for seed in range(300):
+        state, history = drive(method, policy, reward, seed=seed)
+        rewards = np.array([r for r, _ in pool_of(history)])
+        weights = np.exp(rewards / beta) / np.exp(rewards / beta).sum()
+        for r, w in zip(rewards, weights, strict=True):
+            expected[r] += w
+        picked[state.best.reward] += 1
+        assert state.best.reward == history[state.best.iteration][2].rewards[state.best.particle]
+    for r, count in expected.items():
+        assert abs(picked[r] - count) < 4 * count**0.5 + 1, r
+
+
+def test_regularised_selection_prefers_likely_responses():
+    method = BestOfN(n=8, kappa=3, top_p=1.0, select="regularised", beta=0.8)
+    state, history = drive(method, ToyPolicy(), reward)
+    r, item = max(pool_of(history), key=lambda pair: pair[0] + 0.8 * pair[1].logprob)
+    assert state.best.token_ids == item.token_ids
+    assert state.best.reward == r
+    assert "logprob" in history[0][0].want
+
+
+def test_beta_belongs_to_the_selections_that_use_it():
+    with pytest.raises(ValueError, match="no effect"):
+        BestOfN(beta=1.0)
+    with pytest.raises(ValueError, match="needs it"):
+        BestOfN(select="soft")

@@ -1,0 +1,130 @@
+"""AISP by resampling: importance weights as in AISP, but on whole responses instead of on a mean.
+
+A memory holds the best distinct responses of a prompt. Each round draws n ancestors from it with probability
+proportional to exp(r / lambda), AISP's weights; each child keeps a random-length prefix of its ancestor and draws the
+rest anew, sampled and/or under Gaussian pre-logit noise. lambda is set each round so that the weights have a given
+effective number of ancestors, so it needs no tuning per reward model.
+
+What it approximates: population Monte Carlo (Cappe et al., 2004) for pi(y) exp(r(y) / lambda), whose resampled
+population replaces the Gaussian q of AISP; there is no average in a space of (horizon x width) dimensions, so nothing
+is lost to averaging unlike directions. QAlign moves one response by the same prefix-keeping proposal and corrects it by
+an accept step; here the population competes instead. The correction for the proposal (children share their ancestors'
+prefixes) and the trim to the best are left out: it is an optimiser that concentrates, not a sampler of the tilted
+distribution. No paper is known to us that describes it in this form.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from aisp_ray.controls import OpenLoop
+from aisp_ray.methods.base import Info, State, best_candidate, require
+from aisp_ray.rng import generator
+from aisp_ray.types import Control, Prompt, Proposal, Rollouts, Sampling, Scores
+from aisp_ray.weights import effective_sample_size, importance_weights, temperature_for_ess
+
+
+@dataclass(frozen=True, slots=True)
+class Member:
+    """A response of the memory."""
+
+    reward: float
+    token_ids: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class PopulationState(State):
+    """`State` with the memory, best first."""
+
+    members: tuple[Member, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class AispPopulation:
+    """Settings of the resampling variant of AISP."""
+
+    n: int = 16  # responses a round
+    kappa: int = 16  # rounds
+    memory: int = 32  # distinct responses kept, the best ones
+    ancestors: float = 4.0  # effective number of ancestors that lambda is set for, in [1, memory]
+    temperature: float = 0.7  # of the new part; 0 decodes greedily, which needs sigma
+    top_p: float = 1.0  # nucleus mass when temperature is above 0
+    sigma: float = 0.0  # standard deviation of pre-logit noise on the new part; 0: none
+    horizon: int = 128  # positions that the noise reaches; only with sigma
+    first_rounds: int = 1  # rounds without ancestors, before resampling starts
+    fresh: float = 0.0  # share of each round's children without an ancestor, in [0, 1)
+
+    def __post_init__(self) -> None:
+        require(self.n >= 1, f"n is {self.n}; give at least 1 response a round")
+        require(self.kappa >= 1, f"kappa is {self.kappa}; give at least 1 round")
+        require(self.memory >= 1, f"memory is {self.memory}; keep at least 1 response")
+        require(1 <= self.ancestors <= self.memory, f"ancestors is {self.ancestors}; it lies in [1, memory]")
+        require(self.temperature >= 0, f"temperature is {self.temperature}; 0 is greedy, above 0 samples")
+        require(0 < self.top_p <= 1, f"top_p is {self.top_p}; it is a probability mass in (0, 1]")
+        require(self.temperature > 0 or self.top_p == 1, "top_p has no effect at temperature=0; set temperature too")
+        require(self.sigma >= 0, f"sigma is {self.sigma}; it is a standard deviation, 0 or above")
+        require(self.sigma > 0 or self.temperature > 0, "temperature and sigma are both 0: all children would be equal")
+        require(self.horizon >= 1, f"horizon is {self.horizon}; give at least 1 position")
+        require(1 <= self.first_rounds <= self.kappa, f"first_rounds is {self.first_rounds}; it lies in [1, kappa]")
+        require(0 <= self.fresh < 1, f"fresh is {self.fresh}; it is a share in [0, 1)")
+
+    @property
+    def num_samples(self) -> int:
+        return self.n * self.kappa
+
+    @property
+    def num_iterations(self) -> int:
+        return self.kappa
+
+    def init(self, prompt: Prompt, seed: int) -> PopulationState:
+        return PopulationState(prompt.prompt_id, seed)
+
+    def ask(self, state: PopulationState) -> Proposal:
+        control = OpenLoop(horizon=self.horizon, sigma=self.sigma) if self.sigma > 0 else Control()
+        sampling = Sampling(self.temperature, self.top_p)
+        prefixes = self._prefixes(state)
+        return Proposal(state.iteration, self.n, control, sampling, prefixes=prefixes)
+
+    def tell(self, state: PopulationState, rollouts: Rollouts, scores: Scores) -> tuple[PopulationState, Info]:
+        iteration = state.iteration + 1
+        best = best_candidate(state.best, rollouts, scores)
+        members = remember(state.members, rollouts, scores, self.memory)
+        info = {} if not members else {"ess": effective_sample_size(self._weights(members))}
+        done = iteration >= self.kappa
+        return replace(state, iteration=iteration, done=done, best=best, members=members), info
+
+    def _weights(self, members: Sequence[Member]) -> np.ndarray:
+        """Probability of each member to be an ancestor, float64 [members]."""
+        rewards = [member.reward for member in members]
+        return importance_weights(rewards, temperature_for_ess(rewards, self.ancestors))
+
+    def _prefixes(self, state: PopulationState) -> tuple[tuple[int, ...], ...] | None:
+        """What each child keeps of its ancestor; None in the first rounds."""
+        if state.iteration < self.first_rounds or not state.members:
+            return None
+        draw = generator(state.seed, state.prompt_id, "population", state.iteration)
+        num_children = self.n - int(self.fresh * self.n)
+        chosen = systematic(self._weights(state.members), num_children, draw.random())
+        parents = [state.members[i].token_ids for i in chosen]
+        kept = [ids[: int(at * len(ids))] for ids, at in zip(parents, draw.random(num_children), strict=True)]
+        return (*kept, *[()] * (self.n - num_children))
+
+
+def remember(members: tuple[Member, ...], rollouts: Rollouts, scores: Scores, capacity: int) -> tuple[Member, ...]:
+    """The best distinct responses of the memory and a round, best first; the earlier one wins a tie."""
+    known = {member.token_ids: member for member in members}
+    for item, reward in zip(rollouts.items, scores.rewards, strict=True):
+        if math.isfinite(reward) and item.token_ids and item.token_ids not in known:
+            known[item.token_ids] = Member(float(reward), item.token_ids)
+    return tuple(sorted(known.values(), key=lambda member: -member.reward)[:capacity])
+
+
+def systematic(weights: np.ndarray, count: int, uniform: float) -> list[int]:
+    """`count` indices with expected counts count * w, each within 1 of it (systematic resampling)."""
+    edges = np.cumsum(weights)
+    points = (uniform + np.arange(count)) / count * edges[-1]
+    return np.minimum(np.searchsorted(edges, points, side="right"), len(weights) - 1).tolist()

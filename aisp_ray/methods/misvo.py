@@ -1,0 +1,97 @@
+"""MISVO: minimally invasive steering of pre-logits (Entesari, Zhang, Khashabi and Fazlyab).
+
+The mean u [t, d] climbs the score-function gradient of the expected reward under a penalty for leaving the policy:
+
+    A_i = r_i - mean_{j != i} r_j,      g_t = 1/K sum_i A_i W^T (e_{y_t^i} - p_t^i),
+    u_t <- u_t + eta * (g_t - lambda * F_t u_t),
+
+with K responses sampled under the mean each round and F_t the Fisher matrix of the base policy, averaged over the first
+round's prefixes and then frozen. Variants of the penalty are switches: `kl` (exact token KL on the same prefixes), `l2`
+(u itself) and `none`. The best response of all rounds is returned. The gradients are contracted on the policy's
+device (`score_controls.py`); the driver keeps token ids and advantages only.
+
+Differs from the paper: it fixes the length and does not model the end token; here positions after an end contribute to
+no gradient, and F_t averages over the prefixes that are alive at t.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from aisp_ray.controls import OpenLoop
+from aisp_ray.methods.base import Info, State, best_candidate, require
+from aisp_ray.score_controls import PENALTIES, ScoreEntry, ScoreLog
+from aisp_ray.types import Prompt, Proposal, Rollouts, Sampling, Scores
+
+
+@dataclass(frozen=True, slots=True)
+class MisvoState(State):
+    """`State` with the log that describes the mean: every response and its advantage."""
+
+    entries: tuple[ScoreEntry, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Misvo:
+    """Settings of MISVO; paper symbols in brackets."""
+
+    n: int = 16  # responses a round, at least 2 [K]
+    kappa: int = 16  # rounds [N]
+    step_size: float = 0.1  # of a gradient step [eta]
+    strength: float = 1.0  # of the penalty [lambda], reward units a nat
+    penalty: str = "fisher"  # fisher | kl | l2 | none
+    horizon: int = 128  # controlled positions [T]
+    temperature: float = 1.0  # of sampling and of the policy whose gradient is taken, above 0
+    standardise: bool = False  # advantages in standard deviations of the round's rewards
+
+    def __post_init__(self) -> None:
+        require(self.n >= 2, f"n is {self.n}; leave-one-out advantages need at least 2 responses a round")
+        require(self.kappa >= 1, f"kappa is {self.kappa}; give at least 1 round")
+        require(self.step_size > 0, f"step_size is {self.step_size}; it must be above 0")
+        require(self.penalty in PENALTIES, f"penalty is {self.penalty!r}; it is one of {', '.join(PENALTIES)}")
+        require(self.strength >= 0, f"strength is {self.strength}; it is 0 or above")
+        require(self.horizon >= 1, f"horizon is {self.horizon}; control at least 1 position")
+        require(self.temperature > 0, f"temperature is {self.temperature}; the score function needs sampling, above 0")
+
+    @property
+    def num_samples(self) -> int:
+        return self.n * self.kappa
+
+    @property
+    def num_iterations(self) -> int:
+        return self.kappa
+
+    def init(self, prompt: Prompt, seed: int) -> MisvoState:
+        return MisvoState(prompt.prompt_id, seed)
+
+    def mean(self, state: MisvoState) -> ScoreLog | None:
+        """What describes the mean of this state; None is zero."""
+        if not state.entries:
+            return None
+        return ScoreLog(state.entries, self.step_size, self.strength, self.penalty, self.temperature)
+
+    def ask(self, state: MisvoState) -> Proposal:
+        control = OpenLoop(horizon=self.horizon, mean=self.mean(state))
+        return Proposal(state.iteration, self.n, control, Sampling(self.temperature))
+
+    def tell(self, state: MisvoState, rollouts: Rollouts, scores: Scores) -> tuple[MisvoState, Info]:
+        iteration = state.iteration + 1
+        best = best_candidate(state.best, rollouts, scores)
+        carried = replace(state, iteration=iteration, done=iteration >= self.kappa, best=best)
+        rewards = np.asarray(scores.rewards, dtype=np.float64)
+        usable = np.flatnonzero(np.isfinite(rewards))
+        if len(usable) < 2:
+            return carried, {}
+        advantages = leave_one_out(rewards[usable])
+        if self.standardise and (spread := float(rewards[usable].std())) > 0:
+            advantages = advantages / spread
+        entry = ScoreEntry(tuple(rollouts.items[i].token_ids for i in usable), tuple(advantages.tolist()))
+        return replace(carried, entries=(*state.entries, entry)), {}
+
+
+def leave_one_out(rewards: np.ndarray) -> np.ndarray:
+    """A_i = r_i - mean of the others = n / (n - 1) * (r_i - mean). float64 [n]."""
+    n = len(rewards)
+    return n / (n - 1) * (rewards - rewards.mean())

@@ -1,0 +1,90 @@
+"""QAlign: Markov chain Monte Carlo over responses (Faria and Smith, 2025, arXiv 2504.03790).
+
+A step picks a position of the current response uniformly, draws the rest anew from the policy, and accepts with
+probability min(1, exp((r' - r) / beta) * |y| / |y'|). The chain's stationary distribution is pi(y) exp(r(y) / beta),
+the policy tilted by the reward, with pi the policy at the sampling temperature. `n` independent chains make `kappa`
+rounds; their first states are draws from the policy. Draws that decide are named, so that a run repeats.
+
+Differs from the paper: chains are many and short by default (n chains share the budget), and the default answer is the
+highest reward seen, as for the other methods; `select=last` returns the first chain's last state, a draw from (about)
+the tilted distribution.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from aisp_ray.methods.base import Candidate, Info, State, best_candidate, require
+from aisp_ray.rng import generator
+from aisp_ray.types import Prompt, Proposal, Rollouts, Sampling, Scores
+
+
+@dataclass(frozen=True, slots=True)
+class QAlignState(State):
+    """`State` with where every chain is; a chain whose responses all failed so far is None."""
+
+    chains: tuple[Candidate | None, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class QAlign:
+    """Settings of QAlign."""
+
+    n: int = 16  # independent chains
+    kappa: int = 16  # rounds: each chain's first draw and kappa - 1 steps
+    beta: float = 0.5  # reward units; the paper uses 0.5 to 1
+    temperature: float = 1.0  # of the policy that is tilted, above 0
+    select: str = "best"  # best: highest reward seen | last: the first chain's last state
+
+    def __post_init__(self) -> None:
+        require(self.n >= 1, f"n is {self.n}; give at least 1 chain")
+        require(self.kappa >= 1, f"kappa is {self.kappa}; give at least 1 round")
+        require(self.beta > 0, f"beta is {self.beta}; it must be above 0 (reward units)")
+        require(self.temperature > 0, f"temperature is {self.temperature}; the chain needs sampling, above 0")
+        require(self.select in ("best", "last"), f"select is {self.select!r}; it is best or last")
+
+    @property
+    def num_samples(self) -> int:
+        return self.n * self.kappa
+
+    @property
+    def num_iterations(self) -> int:
+        return self.kappa
+
+    def init(self, prompt: Prompt, seed: int) -> QAlignState:
+        return QAlignState(prompt.prompt_id, seed, chains=(None,) * self.n)
+
+    def ask(self, state: QAlignState) -> Proposal:
+        draw = generator(state.seed, state.prompt_id, "qalign cut", state.iteration)
+        positions = draw.random(self.n)  # drawn for every chain, so that one's state does not shift another's
+        prefixes = tuple(
+            () if chain is None else chain.token_ids[: int(at * len(chain.token_ids))]
+            for chain, at in zip(state.chains, positions, strict=True)
+        )
+        return Proposal(state.iteration, self.n, sampling=Sampling(self.temperature), prefixes=prefixes)
+
+    def tell(self, state: QAlignState, rollouts: Rollouts, scores: Scores) -> tuple[QAlignState, Info]:
+        iteration = state.iteration + 1
+        uniform = generator(state.seed, state.prompt_id, "qalign accept", state.iteration).random(self.n)
+        chains, accepted = [], []
+        for i, (chain, item) in enumerate(zip(state.chains, rollouts.items, strict=True)):
+            new = Candidate(item.text, scores.rewards[i], state.iteration, i, item.finish_reason, item.token_ids)
+            moved = uniform[i] < acceptance(chain, new, self.beta)
+            chains.append(new if moved else chain)
+            accepted.append(bool(moved))
+        best = best_candidate(state.best, rollouts, scores) if self.select == "best" else chains[0]
+        moved_on = replace(state, iteration=iteration, done=iteration >= self.kappa, best=best, chains=tuple(chains))
+        return moved_on, {"accept_rate": float(np.mean(accepted))}
+
+
+def acceptance(old: Candidate | None, new: Candidate, beta: float) -> float:
+    """Metropolis-Hastings probability of moving; a response without a reward is never moved to."""
+    if not math.isfinite(new.reward):
+        return 0.0
+    if old is None:
+        return 1.0
+    log_ratio = (new.reward - old.reward) / beta + math.log(len(old.token_ids) / len(new.token_ids))
+    return math.exp(min(0.0, log_ratio))

@@ -1,0 +1,68 @@
+"""RE-Control: the pre-logit follows the gradient of a learned value function (Kong et al., 2024, arXiv 2406.05954).
+
+At every generated position,  z <- z + step_size * grad V(z),  `steps` times; the edited z goes to the LM head only.
+V is a small network on pre-logits, trained beforehand to predict the reward of the finished response; see
+`jobs/train_value.py`, which also records what that training cost. No reward is needed while decoding.
+
+Differs from the paper: decoding settings are pinned here (the authors' script takes the checkpoint's); several draws
+(n * kappa) are scored and the best is returned, so that it can be compared at an equal number of samples. One greedy
+decode, the paper's own use, is n=1, kappa=1, temperature=0.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+from aisp_ray.controls import Feedback
+from aisp_ray.methods.base import Info, State, best_candidate, require
+from aisp_ray.types import Prompt, Proposal, Rollouts, Sampling, Scores
+
+
+@dataclass(frozen=True, slots=True)
+class ReControl:
+    """Settings of RE-Control."""
+
+    value: str  # the value function that jobs/train_value.py wrote, a .safetensors file
+    n: int = 1  # responses a round
+    kappa: int = 1  # rounds
+    step_size: float = 1.0  # of a gradient step on the pre-logit; the authors' Llama-3 recipe
+    steps: int = 30  # gradient steps at each position
+    temperature: float = 0.0  # 0 decodes greedily, above 0 samples
+    top_p: float = 1.0  # nucleus mass when temperature is above 0
+    horizon: int = 128  # positions that are controlled
+
+    def __post_init__(self) -> None:
+        require(bool(self.value), "value is empty; give the .safetensors file that jobs/train_value.py wrote")
+        require(self.n >= 1, f"n is {self.n}; give at least 1 response a round")
+        require(self.kappa >= 1, f"kappa is {self.kappa}; give at least 1 round")
+        require(self.step_size > 0, f"step_size is {self.step_size}; it must be above 0")
+        require(self.steps >= 1, f"steps is {self.steps}; make at least 1 gradient step")
+        require(self.temperature >= 0, f"temperature is {self.temperature}; 0 is greedy, above 0 samples")
+        require(0 < self.top_p <= 1, f"top_p is {self.top_p}; it is a probability mass in (0, 1]")
+        require(self.temperature > 0 or self.top_p == 1, "top_p has no effect at temperature=0; set temperature too")
+        require(
+            self.temperature > 0 or self.num_samples == 1,
+            f"{self.num_samples} greedy decodes would all be equal; set n=1 and kappa=1, or temperature above 0",
+        )
+        require(self.horizon >= 1, f"horizon is {self.horizon}; control at least 1 position")
+
+    @property
+    def num_samples(self) -> int:
+        return self.n * self.kappa
+
+    @property
+    def num_iterations(self) -> int:
+        return self.kappa
+
+    def init(self, prompt: Prompt, seed: int) -> State:
+        return State(prompt.prompt_id, seed)
+
+    def ask(self, state: State) -> Proposal:
+        options = (("path", self.value), ("step_size", self.step_size), ("steps", self.steps))
+        law = Feedback(horizon=self.horizon, target="aisp_ray.engine.value:gradient_feedback", options=options)
+        return Proposal(state.iteration, self.n, law, Sampling(self.temperature, self.top_p))
+
+    def tell(self, state: State, rollouts: Rollouts, scores: Scores) -> tuple[State, Info]:
+        iteration = state.iteration + 1
+        best = best_candidate(state.best, rollouts, scores)
+        return replace(state, iteration=iteration, done=iteration >= self.kappa, best=best), {}

@@ -1,0 +1,36 @@
+from __future__ import annotations
+
+import pytest
+
+from aisp_ray.methods.aisp import Aisp
+from aisp_ray.methods.args import Args
+from aisp_ray.methods.base import check_budgets, fit_budget, planned_cost
+from aisp_ray.methods.best_of_n import BestOfN
+
+
+def test_equal_budgets_pass_and_unequal_ones_are_named():
+    assert check_budgets({"aisp": Aisp(), "best_of_n": BestOfN(n=32, kappa=8)}) is None
+    sentence = check_budgets({"aisp": Aisp(), "best_of_n": BestOfN(kappa=4)})
+    assert sentence == "the methods have unequal budgets in samples a prompt: aisp 256, best_of_n 64"
+
+
+def test_a_token_at_a_time_costs_tokens_and_not_whole_responses():
+    methods = {"args": Args(k=8, max_new_tokens=32), "aisp": Aisp(n=16, kappa=16)}
+    assert check_budgets(methods, "reward_calls") is None
+    assert planned_cost(methods["args"], 128)["generated_tokens"] == 256
+    assert planned_cost(methods["aisp"], 128)["generated_tokens"] == 256 * 128
+
+
+def test_a_budget_sets_the_number_of_rounds():
+    assert fit_budget(Aisp(n=16, kappa=16), "samples", 64).kappa == 4
+    assert fit_budget(Aisp(n=16, kappa=1), "generated_tokens", 16 * 100 * 3, 100).kappa == 3
+    assert fit_budget(Args(k=2, max_new_tokens=8), "samples", 16) == Args(k=2, max_new_tokens=8)
+
+
+def test_a_budget_that_cannot_be_met_is_refused():
+    with pytest.raises(ValueError, match="no multiple of one round of Aisp, 16"):
+        fit_budget(Aisp(), "samples", 100)
+    with pytest.raises(ValueError, match="has no kappa"):
+        fit_budget(Args(), "samples", 100)
+    with pytest.raises(ValueError, match="samples, reward_calls, generated_tokens"):
+        check_budgets({}, "dollars")
