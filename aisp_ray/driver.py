@@ -8,6 +8,7 @@ the protocols of `types.py`: local objects or pools of Ray actors. asyncio only.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import math
 import time
@@ -144,51 +145,82 @@ class Driver:
         self.seed = seed
         self.in_flight = in_flight
         self.progress: dict[tuple[int, str], Progress] = {}
+        self.num_started = 0
+        self.num_finished = 0
         self.watch: Watch | None = None
 
     async def run(
         self, tasks: AsyncIterator[Task], resume: Mapping[tuple[int, str], Progress] | None = None
     ) -> AsyncIterator[Outcome]:
-        """Outcomes in the order they finish. Reads `tasks` only as fast as searches end."""
-        running: set[asyncio.Task[Outcome]] = set()
-        source, exhausted = aiter(tasks), False
-        try:
-            while running or not exhausted:
-                while not exhausted and len(running) < self.in_flight:
-                    task = await anext(source, None)
-                    if task is None:
-                        exhausted = True
-                        break
-                    earlier = (resume or {}).get(task.key)
-                    running.add(asyncio.create_task(self._one(task, earlier)))
-                if not running:
-                    break
-                done, running = await asyncio.wait(running, return_when=asyncio.FIRST_COMPLETED)
-                for finished in done:
-                    yield finished.result()
-        finally:
-            for left in running:
-                left.cancel()
-            await asyncio.gather(*running, return_exceptions=True)
+        """Outcomes in the order they finish, each task's exactly once.
 
-    async def _one(self, task: Task, resume: Progress | None) -> Outcome:
+        Reads `tasks` only as fast as searches end, and no outcome waits for the next task to come. Outcomes that
+        nobody takes hold up new searches.
+        """
+        self.progress.update(resume or {})
+        source, turn = aiter(tasks), asyncio.Lock()
+        outcomes: asyncio.Queue[Outcome | None] = asyncio.Queue(maxsize=self.in_flight)
+
+        async def lane() -> None:
+            while True:
+                async with turn:
+                    task = await anext(source, None)
+                if task is None:
+                    return
+                self.num_started += 1
+                await outcomes.put(await self._one(task))
+
+        async def all_lanes() -> None:
+            try:
+                async with asyncio.TaskGroup() as group:
+                    for _ in range(self.in_flight):
+                        group.create_task(lane())
+            except BaseExceptionGroup as errors:
+                raise errors.exceptions[0] from None
+            finally:
+                with contextlib.suppress(asyncio.QueueFull):
+                    outcomes.put_nowait(None)
+
+        lanes = asyncio.create_task(all_lanes())
+        try:
+            while not (lanes.done() and outcomes.empty()):
+                outcome = await outcomes.get()
+                if outcome is None:
+                    break
+                self.num_finished += 1
+                yield outcome
+                self.progress.pop(outcome.task.key, None)  # only now: the taker holds the outcome
+            await lanes
+            assert self.num_started == self.num_finished, (self.num_started, self.num_finished)
+        finally:
+            lanes.cancel()
+            await asyncio.gather(lanes, return_exceptions=True)
+
+    async def _one(self, task: Task) -> Outcome:
         if task.prompt.error is not None:
             return Outcome(task, None, task.prompt.error)
+        earlier = self.progress.get(task.key)
         try:
-            progress = await search(task, self.policy, self.reward, self.seed, resume, self._watch)
+            progress = await search(task, self.policy, self.reward, self.seed, earlier, self._watch)
+            best = progress.state.best
+            if best is None:
+                reason = progress.trace.particle_error or "the reward model gave no reason"
+                return Outcome(task, progress, f"no response got a finite reward: {reason}")
+            return Outcome(task, progress, None, await self._judge(task.prompt, best.response))
         except DataError as error:
-            return Outcome(task, self.progress.pop(task.key, resume), str(error))
-        self.progress.pop(task.key, None)
-        best = progress.state.best
-        if best is None:
-            reason = progress.trace.particle_error or "the reward model gave no reason"
-            return Outcome(task, progress, f"no response got a finite reward: {reason}")
-        return Outcome(task, progress, None, await self._judge(task.prompt, best.response))
+            return Outcome(task, self.progress.get(task.key), str(error))
 
     async def _judge(self, prompt: Prompt, response: str) -> dict[str, float]:
-        names = list(self.judges)
-        scores = await asyncio.gather(*(self.judges[name].score(prompt, (response,)) for name in names))
-        return {name: score.rewards[0] for name, score in zip(names, scores, strict=True)}
+        """Each judge's reward of the response; NaN from one that cannot score it, which costs no row."""
+
+        async def reward_of(judge: Reward) -> float:
+            try:
+                return (await judge.score(prompt, (response,))).rewards[0]
+            except DataError:
+                return math.nan
+
+        rewards = await asyncio.gather(*(reward_of(judge) for judge in self.judges.values()))
+        return dict(zip(self.judges, rewards, strict=True))
 
     def _watch(self, task: Task, progress: Progress, rollouts: Rollouts, scores: Scores) -> None:
         self.progress[task.key] = progress

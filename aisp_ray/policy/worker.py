@@ -44,6 +44,11 @@ class PolicyWorker:
         self._waiting.put(None)
         self._thread.join(timeout=10)
 
+    @property
+    def alive(self) -> bool:
+        """False once the thread has ended: the engine broke, or `close` was called."""
+        return self._thread.is_alive()
+
     def stats(self) -> dict[str, float]:
         return {
             "load_seconds": self.load_seconds,

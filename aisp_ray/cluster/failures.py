@@ -1,0 +1,110 @@
+"""What can go wrong with a call or an actor, sorted by what is to be done about it.
+
+An actor sorts its own exceptions and sends a `CallError` across, so that the driver needs no model library to read it:
+
+    data      the row is at fault: an error row, never retried
+    broken    the process can no longer be used (CUDA fault, dead engine thread): replaced, the call goes elsewhere
+    service   something that the model talks to is away (connection, rate limit): waited for, with growing pauses
+    unknown   anything else: tried once more elsewhere, then an error row
+
+Ray adds `lost` (the process or its node is gone), `preempted` (the node was taken away) and `unavailable` (cannot be
+reached now).
+"""
+
+from __future__ import annotations
+
+import re
+import traceback
+
+import ray.exceptions as rx
+
+from aisp_ray.types import DataError
+
+
+class CallError(Exception):
+    """An exception of a model, sorted and in words, so that it can cross to a process without its libraries."""
+
+    def __init__(self, kind: str, text: str):
+        super().__init__(kind, text)
+        self.kind = kind
+        self.text = text
+
+    def __str__(self) -> str:
+        return self.text
+
+
+class PoolError(RuntimeError):
+    """A pool that cannot be kept alive: its model does not load, or its actors die as fast as they start."""
+
+
+class StarvationError(RuntimeError):
+    """No machine, or no service, for longer than the run was told to wait. The same command goes on later."""
+
+
+_CUDA = re.compile(
+    r"CUDA error|device-side assert|illegal memory access|CUBLAS_STATUS|CUDNN_STATUS|NCCL error|uncorrectable ECC", re.I
+)
+# by name: clients of remote judges raise their own classes, which need not be installed here
+_SERVICE = {
+    "APIConnectionError",
+    "APITimeoutError",
+    "ConnectError",
+    "ConnectTimeout",
+    "InternalServerError",
+    "RateLimitError",
+    "ReadTimeout",
+    "RemoteProtocolError",
+    "ServiceUnavailableError",
+}
+
+
+def sort_error(error: BaseException) -> Exception:
+    """The exception that an actor sends instead of `error`: a `DataError` as it is, anything else as `CallError`."""
+    if isinstance(error, DataError):
+        return DataError(str(error))
+    if isinstance(error, CallError):
+        return error
+    names = {cls.__name__ for cls in type(error).__mro__}
+    text = f"{type(error).__name__}: {error}"
+    if _CUDA.search(text) or "AcceleratorError" in names:
+        return CallError("broken", text)
+    if isinstance(error, ConnectionError | TimeoutError) or names & _SERVICE:
+        return CallError("service", text)
+    where = traceback.extract_tb(error.__traceback__)
+    place = f" ({where[-1].filename.rsplit('/', 1)[-1]}:{where[-1].lineno})" if where else ""
+    return CallError("unknown", text + place)
+
+
+def sort_load_error(error: BaseException) -> CallError:
+    """Why a model did not load: `settings` will fail again anywhere, `load` may not."""
+    text = f"{type(error).__name__}: {error}"
+    wrong = isinstance(error, ValueError | TypeError | ImportError | FileNotFoundError | AttributeError | KeyError)
+    return CallError("settings" if wrong else "load", f"{text}\n{''.join(traceback.format_exception(error))}")
+
+
+def read_error(error: BaseException) -> tuple[str, str]:
+    """(kind, one line of text) of what awaiting an actor's reply raised on the driver."""
+    cause = error.cause if isinstance(error, rx.RayTaskError) else error
+    if isinstance(cause, DataError):
+        return "data", str(cause)
+    if isinstance(cause, CallError):
+        return cause.kind, cause.text
+    if isinstance(error, rx.ActorUnavailableError):
+        return "unavailable", "the actor cannot be reached"
+    if isinstance(error, rx.RayActorError):
+        return ("preempted" if error.preempted or _node_gone(error) else "lost"), _last_words(error)
+    if isinstance(error, rx.ObjectLostError | rx.NodeDiedError | rx.WorkerCrashedError | rx.GetTimeoutError):
+        return "unavailable", f"{type(error).__name__}: the reply was lost"
+    if isinstance(error, rx.OutOfMemoryError):
+        return "lost", "the node ran out of memory and Ray ended the process"
+    return "unknown", f"{type(cause).__name__}: {cause}"
+
+
+def _node_gone(error: rx.RayActorError) -> bool:
+    text = str(error)
+    return "node was terminated" in text or "node has died" in text or "owner's node has crashed" in text
+
+
+def _last_words(error: rx.RayActorError) -> str:
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return lines[-1][:300] if lines else type(error).__name__

@@ -1,0 +1,103 @@
+"""Whether what is asked can ever be placed: one sentence per problem, before anything loads."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+from aisp_ray.types import Placement
+
+
+@dataclass(frozen=True)
+class Node:
+    """A machine, as Ray sees it. A node type that an autoscaler may start counts `copies` times."""
+
+    num_cpus: float
+    num_gpus: float
+    labels: Mapping[str, str] | None = field(default_factory=dict)  # None: not known, taken to match
+    copies: int = 1
+
+    def fits(self, spec: Placement) -> int:
+        """How many actors of `spec` an empty node of this kind holds."""
+        selector = spec.label_selector or {}
+        if self.labels is not None and any(not _matches(self.labels.get(k), wanted) for k, wanted in selector.items()):
+            return 0
+        if spec.num_gpus > 0:
+            if spec.num_gpus >= 1:
+                return int(self.num_gpus // spec.num_gpus)
+            return int(self.num_gpus) * int(1 / spec.num_gpus + 1e-9)
+        return int(self.num_cpus / spec.num_cpus + 1e-9) if spec.num_cpus > 0 else 1_000_000
+
+
+def _matches(value: str | None, wanted: str) -> bool:
+    """Ray's label selectors: `a`, `!a`, `in(a, b)`, `!in(a, b)`."""
+    negated = wanted.startswith("!")
+    body = wanted.removeprefix("!")
+    allowed = [item.strip() for item in body[3:-1].split(",")] if body.startswith("in(") else [body]
+    return (value in allowed) != negated
+
+
+def ask_in_words(spec: Placement) -> str:
+    """'2 GPUs on nodes labelled aisp-role=policy'."""
+    words = f"{spec.num_gpus:g} GPUs" if spec.num_gpus > 0 else f"{spec.num_cpus:g} CPUs"
+    labels = ", ".join(f"{key}={value}" for key, value in (spec.label_selector or {}).items())
+    return f"{words} on nodes labelled {labels}" if labels else words
+
+
+def find_problems(asks: Mapping[str, Placement], nodes: Sequence[Node]) -> list[str]:
+    """What can never be placed on these nodes, a sentence each. asks: name -> placement, names as in the config.
+
+    Greedy, largest GPU requests first: may let through what does not quite fit, never refuses what does.
+    """
+    gpus = sum(node.num_gpus * node.copies for node in nodes)
+    cpus = sum(node.num_cpus * node.copies for node in nodes)
+    there = f"the cluster has {gpus:g} GPUs and {cpus:g} CPUs on {sum(node.copies for node in nodes)} nodes"
+    problems = []
+    for name, spec in asks.items():
+        places = sum(node.fits(spec) * node.copies for node in nodes)
+        if not places:
+            largest = max((node.num_gpus for node in nodes), default=0.0)
+            hint = f"the largest node has {largest:g} GPUs" if spec.num_gpus > largest else there
+            problems.append(
+                f"{name}: no node can hold one actor, which asks for {ask_in_words(spec)} ({hint}); "
+                f"change {name}.num_gpus, {name}.num_cpus or {name}.label_selector"
+            )
+        elif places < spec.actors[0]:
+            problems.append(
+                f"{name}: only {places} of at least {spec.actors[0]} actors can be placed, each asks for "
+                f"{ask_in_words(spec)} ({there}); change {name}.actors"
+            )
+    if problems:
+        return problems
+    asked = sum(spec.num_gpus * spec.actors[0] for spec in asks.values())
+    if asked > gpus + 1e-9:
+        listed = ", ".join(f"{n} {s.actors[0]} x {s.num_gpus:g}" for n, s in asks.items() if s.num_gpus)
+        problems.append(f"the minimum asks for {asked:g} GPUs ({listed}) and {there}; change actors or num_gpus")
+    used = cpus_of(asks, 0)
+    if used + 1 > cpus + 1e-9:
+        listed = ", ".join(f"{n} {s.actors[0]} x {s.num_cpus:g}" for n, s in asks.items() if not s.num_gpus)
+        problems.append(
+            f"Ray Data would hang: actors take {used:g} of {cpus:g} CPUs ({listed or 'none'}) and reading and writing "
+            f"need 1 free CPU; lower num_cpus or actors of {next(iter(asks))}, or add a node"
+        )
+    return problems
+
+
+def cpus_of(asks: Mapping[str, Placement], which: int) -> float:
+    """CPUs that the actors reserve at the minimum (which=0) or maximum (which=1). GPU actors reserve none."""
+    return sum(spec.num_cpus * spec.actors[which] for spec in asks.values() if spec.num_gpus == 0)
+
+
+def most_actors(asks: Mapping[str, Placement], num_cpus: float) -> dict[str, int]:
+    """Per pool, how many CPU actors may exist so that one CPU always stays free for Ray Data."""
+    spare = num_cpus - 1 - cpus_of(asks, 0)
+    most = {}
+    for name, spec in asks.items():
+        low, high = spec.actors
+        if spec.num_gpus == 0 and spec.num_cpus > 0:
+            more = max(0, min(high - low, math.floor(spare / spec.num_cpus + 1e-9)))
+            spare -= more * spec.num_cpus
+            high = low + more
+        most[name] = high
+    return most

@@ -1,0 +1,96 @@
+"""The Ray session of a run: joins a cluster or starts a local one, quietly, and says what is there."""
+
+from __future__ import annotations
+
+import logging
+import math
+import os
+from collections.abc import Mapping
+
+from aisp_ray.cluster.placement import Node, cpus_of
+from aisp_ray.types import Placement
+
+_LOCAL_OBJECT_STORE = 256 * 2**20  # bytes; a run moves kilobytes
+
+
+def quiet_environment() -> None:
+    """Before `import ray`: no usage statistics, no tips about them."""
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+    os.environ.setdefault("RAY_DEDUP_LOGS", "0")
+    os.environ.setdefault("RAY_DATA_DISABLE_PROGRESS_BARS", "1")
+    os.environ.setdefault("RAY_TQDM", "0")
+
+
+def in_ray_job() -> bool:
+    """Whether `ray job submit` started this process: its working folder is then a throw-away copy."""
+    return "RAY_JOB_CONFIG_JSON_ENV_VAR" in os.environ
+
+
+def connect(address: str | None, asks: Mapping[str, Placement], json_logs: bool = False) -> bool:
+    """Join the cluster at `address` (None: RAY_ADDRESS or a running one) or start a local one.
+
+    A local cluster is declared large enough for the actors' minimum and Ray Data: its CPUs are only counted, not
+    reserved. Returns whether a session was started here, which then is the caller's to end.
+    """
+    quiet_environment()
+    import ray
+    from ray._private.services import canonicalize_bootstrap_address
+
+    if ray.is_initialized():
+        return False
+    options: dict[str, object] = {"log_to_driver": False, "logging_level": logging.ERROR}
+    if json_logs:
+        options["logging_config"] = ray.LoggingConfig(encoding="JSON", log_level="INFO")
+    if canonicalize_bootstrap_address(address) is None:
+        cores = os.cpu_count() or 1
+        options |= {
+            "num_cpus": max(cores, math.ceil(cpus_of(asks, 0)) + 1),
+            "include_dashboard": False,
+            "object_store_memory": _LOCAL_OBJECT_STORE,
+        }
+    ray.init(address=address, **options)
+    return True
+
+
+def quiet_data() -> None:
+    """Ray Data without bars and banners, in input order, and without its limit on slow consumers."""
+    import ray.data
+
+    context = ray.data.DataContext.get_current()
+    context.enable_progress_bars = False
+    context.print_on_execution_start = False
+    context.execution_options.preserve_order = True
+    context.execution_no_progress_timeout_s = -1  # a slow consumer is normal here; the pools have their own watchdog
+    for name in ("ray.data", "ray.data.dataset", "ray"):
+        logging.getLogger(name).setLevel(logging.ERROR)
+
+
+def nodes_now() -> list[Node]:
+    """The nodes of the cluster this process is connected to, and those its autoscaler may still start."""
+    import ray
+
+    nodes = []
+    for node in ray.nodes():
+        if node["Alive"]:
+            there = node["Resources"]
+            nodes.append(Node(there.get("CPU", 0.0), there.get("GPU", 0.0), dict(node.get("Labels", {}))))
+    return nodes + _nodes_to_come()
+
+
+def _nodes_to_come() -> list[Node]:
+    """Node types of the autoscaler's configuration, where there is one. It does not tell their labels."""
+    from ray._private.state import state
+
+    config = state.get_cluster_config()
+    if config is None:
+        return []
+    return [
+        Node(
+            float(group.resources.get("CPU", 0)),
+            float(group.resources.get("GPU", 0)),
+            None,
+            max(0, group.max_count if group.max_count >= 0 else 1_000),
+        )
+        for group in config.node_group_configs
+    ]

@@ -1,0 +1,154 @@
+"""Where a run's files are: a folder or a URI (s3://, gs://, hdfs://, file://), written whole or not at all.
+
+<out>/rows/part-<method>-<chunk>.parquet     nothing but Parquet, a pure function of the input's positions
+<out>/particles/part-<method>-<chunk>.parquet
+<out>/manifest.json  summary.json
+<out>/_state/inflight.json                   what a restart goes on from
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import uuid
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.fs as pafs
+import pyarrow.parquet as pq
+
+ROWS, PARTICLES, STATE = "rows", "particles", "_state"
+_PART = re.compile(r"^part-(?P<method>.+)-(?P<chunk>\d{8})\.parquet$")
+
+
+def part_name(method: str, chunk: int) -> str:
+    return f"part-{method}-{chunk:08d}.parquet"
+
+
+def resolve(out: str) -> tuple[pafs.FileSystem, str]:
+    """The filesystem of `out` and the path on it.
+
+    Raises:
+        ValueError: there is no such filesystem, or it cannot be reached.
+    """
+    if "://" not in out:
+        return pafs.LocalFileSystem(), str(Path(out).expanduser().absolute())
+    try:
+        filesystem, path = pafs.FileSystem.from_uri(out)
+    except (pa.ArrowInvalid, pa.ArrowNotImplementedError, OSError) as error:
+        raise ValueError(f"out={out}: {error}; give a folder, s3://..., gs://..., hdfs://... or file:///...") from error
+    return filesystem, path.rstrip("/")
+
+
+class Output:
+    """The files of one run. Picklable: tasks on other nodes write with it."""
+
+    def __init__(self, out: str):
+        self.out = out
+        self.filesystem, self.root = resolve(out)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Output, (self.out,)
+
+    @property
+    def is_local(self) -> bool:
+        return isinstance(self.filesystem, pafs.LocalFileSystem)
+
+    def write(self, name: str, data: bytes) -> None:
+        """The whole file appears at once: by rename on a disk, by one PUT on an object store."""
+        path = f"{self.root}/{name}"
+        if not self.is_local:
+            # one write of bytes made before: a stream that breaks half-way would leave a torn object
+            with self.filesystem.open_output_stream(path) as stream:
+                stream.write(data)
+            return
+        target, temporary = Path(path), Path(self.root, STATE, f"tmp-{uuid.uuid4().hex}")
+        target.parent.mkdir(parents=True, exist_ok=True)
+        temporary.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            with open(temporary, "wb") as stream:
+                stream.write(data)
+                stream.flush()
+                os.fsync(stream.fileno())
+            os.replace(temporary, target)
+        finally:
+            temporary.unlink(missing_ok=True)
+        _sync_folder(target.parent)
+
+    def read(self, name: str) -> bytes | None:
+        """The content, or None where there is no such file."""
+        try:
+            with self.filesystem.open_input_file(f"{self.root}/{name}") as stream:
+                return stream.read()
+        except FileNotFoundError:
+            return None
+
+    def write_json(self, name: str, value: Any) -> None:
+        self.write(name, (json.dumps(value, indent=1, default=str) + "\n").encode())
+
+    def read_json(self, name: str) -> Any:
+        """The value, or None where there is no such file.
+
+        Raises:
+            ValueError: the file is there and is no JSON.
+        """
+        data = self.read(name)
+        try:
+            return None if data is None else json.loads(data)
+        except json.JSONDecodeError as error:
+            raise ValueError(f"{self.out}/{name} is not JSON any more ({error}); remove it to go on") from error
+
+    def parts(self, folder: str = ROWS) -> list[tuple[str, int]]:
+        """(method, chunk) of every part file."""
+        selector = pafs.FileSelector(f"{self.root}/{folder}", allow_not_found=True)
+        found = [_PART.match(info.base_name) for info in self.filesystem.get_file_info(selector)]
+        return sorted((match["method"], int(match["chunk"])) for match in found if match)
+
+    def read_part(self, method: str, chunk: int, columns: list[str] | None = None, folder: str = ROWS) -> pa.Table:
+        data = self.read(f"{folder}/{part_name(method, chunk)}")
+        if data is None:
+            raise FileNotFoundError(f"{self.out}/{folder}/{part_name(method, chunk)}")
+        return pq.read_table(pa.BufferReader(data), columns=columns)
+
+    def write_part(self, table: pa.Table, method: str, chunk: int, folder: str = ROWS) -> None:
+        sink = pa.BufferOutputStream()
+        pq.write_table(table, sink, compression="zstd")
+        self.write(f"{folder}/{part_name(method, chunk)}", sink.getvalue().to_pybytes())
+
+    def clear(self) -> None:
+        """Remove the rows, particles and state of an earlier configuration."""
+        for folder in (ROWS, PARTICLES, STATE):
+            self.filesystem.delete_dir_contents(f"{self.root}/{folder}", missing_dir_ok=True)
+
+
+def _sync_folder(folder: Path) -> None:
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    except OSError:  # some network filesystems cannot
+        pass
+    finally:
+        os.close(descriptor)
+
+
+def to_table(rows: Iterable[Mapping[str, Any]], schema: pa.Schema) -> pa.Table:
+    return pa.Table.from_pylist([dict(row) for row in rows], schema=schema)
+
+
+def differences(before: Any, now: Any, path: str = "") -> list[str]:
+    """Where two JSON values differ, one line each: `method.aisp.sigma: 0.5 there, 0.7 now`."""
+    if isinstance(before, Mapping) and isinstance(now, Mapping):
+        lines = []
+        for key in sorted({*before, *now}):
+            inner = f"{path}.{key}" if path else str(key)
+            if key not in before:
+                lines.append(f"{inner}: absent there, {now[key]!r} now")
+            elif key not in now:
+                lines.append(f"{inner}: {before[key]!r} there, absent now")
+            else:
+                lines += differences(before[key], now[key], inner)
+        return lines
+    return [] if before == now else [f"{path}: {before!r} there, {now!r} now"]

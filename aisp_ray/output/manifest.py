@@ -1,0 +1,172 @@
+"""What a run writes about itself: `manifest.json` (what decides its numbers) and `summary.json` (how it went)."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import math
+import platform
+import socket
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from aisp_ray import __version__
+from aisp_ray.cluster.pool import Pool, Replica
+from aisp_ray.output.files import Output, differences
+from aisp_ray.plan import Plan
+from aisp_ray.results import SCHEMA_VERSION
+
+MANIFEST, SUMMARY = "manifest.json", "summary.json"
+_PACKAGES = ("ray", "torch", "transformers", "pyarrow", "numpy", "datasets")
+
+
+class RefusedError(ValueError):
+    """The output holds something that this run must not touch."""
+
+
+def open_manifest(plan: Plan, output: Output, run_id: str) -> dict[str, Any]:
+    """The manifest of this run on this output; that of earlier runs is gone on with.
+
+    Raises:
+        RefusedError: the output holds rows of another configuration and `run.on_mismatch` is refuse.
+    """
+    now = _manifest(plan)
+    before = output.read_json(MANIFEST)
+    if before is not None:
+        now = _go_on(plan, output, before, now)
+    elif output.parts():
+        raise RefusedError(f"{plan.out}/rows holds files but there is no {MANIFEST} beside them; give another out")
+    now["runs"] = [
+        *now["runs"],
+        {"run_id": run_id, "started": time.time(), "host": socket.gethostname(), "command": sys.argv},
+    ]
+    return now
+
+
+def _manifest(plan: Plan) -> dict[str, Any]:
+    return {
+        "schema_version": SCHEMA_VERSION,
+        "aisp_ray": __version__,
+        "config_hash": plan.config_hash,
+        "chunk_rows": plan.run.chunk_rows,
+        "methods": list(plan.methods),
+        "fingerprint": plan.fingerprint,
+        "data": plan.data.fingerprint(),
+        "config": plan.config,
+        "versions": {"python": platform.python_version(), **{name: _version(name) for name in _PACKAGES}},
+        "runs": [],
+    }
+
+
+def _go_on(plan: Plan, output: Output, before: Mapping[str, Any], now: dict[str, Any]) -> dict[str, Any]:
+    lines = differences(before["fingerprint"], _as_json(now["fingerprint"]))
+    lines += differences(before["data"], _as_json(now["data"]), "data")
+    if not lines:
+        return {**now, "chunk_rows": before["chunk_rows"], "runs": before["runs"]}
+    if plan.run.on_mismatch == "overwrite":
+        output.clear()
+        return now
+    if plan.run.on_mismatch == "ignore":
+        return {**now, "chunk_rows": before["chunk_rows"], "runs": before["runs"], "ignored_differences": lines}
+    shown = "\n".join(f"  {line}" for line in lines[:20])
+    raise RefusedError(
+        f"{plan.out} holds rows of another configuration:\n{shown}\n"
+        f"give another out, or run.on_mismatch=overwrite (removes them) or run.on_mismatch=ignore (mixes them)"
+    )
+
+
+def _as_json(value: Any) -> Any:
+    import json
+
+    return json.loads(json.dumps(value, default=str))
+
+
+def _version(package: str) -> str | None:
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return None
+
+
+class Tally:
+    """Rows of one method: how many, how good."""
+
+    def __init__(self) -> None:
+        self.ok = 0
+        self.errors = 0
+        self._sum = 0.0
+
+    def add(self, status: str, reward: float | None) -> None:
+        if status == "ok" and reward is not None:
+            self.ok += 1
+            self._sum += reward
+        else:
+            self.errors += 1
+
+    def as_json(self) -> dict[str, Any]:
+        return {
+            "rows": self.ok + self.errors,
+            "errors": self.errors,
+            "mean_reward": self._sum / self.ok if self.ok else None,
+        }
+
+
+def summary_of(facts: Mapping[str, Any], tallies: Mapping[str, Tally], pools: Mapping[str, Pool]) -> dict[str, Any]:
+    """How a run went: facts (run id, exit code, seconds ...), rows by method, retries by kind, what each actor did."""
+    replicas = [
+        replica_summary(name, replica) for name, pool in pools.items() for replica in (*pool.gone, *pool.replicas)
+    ]
+    hits, misses = (sum(r["stats"].get(f"prefix_{kind}", 0) for r in replicas) for kind in ("hits", "misses"))
+    return {
+        **facts,
+        "methods": {method: tally.as_json() for method, tally in tallies.items()},
+        "retries": {name: _events(pool, "retry ") for name, pool in pools.items()},
+        "ended": {name: _events(pool, "ended ") for name, pool in pools.items()},
+        "prefix_hit_rate": hits / (hits + misses) if hits + misses else None,
+        "replicas": replicas,
+    }
+
+
+def _events(pool: Pool, prefix: str) -> dict[str, int]:
+    return {name.removeprefix(prefix): n for name, n in sorted(pool.events.items()) if name.startswith(prefix)}
+
+
+def replica_summary(pool: str, replica: Replica) -> dict[str, Any]:
+    """Seconds that an actor waited for a machine, loaded, and was ready, and how busy it was then."""
+    now = replica.ended or time.monotonic()
+    busy = replica.stats.get("busy_seconds", math.nan)
+    ready = now - replica.ready if replica.ready else 0.0
+    return {
+        "pool": pool,
+        "name": replica.name,
+        "node": replica.facts.get("node"),
+        "gpus": replica.facts.get("gpus", []),
+        "state": replica.state,
+        "ended_by": replica.ended_by[0] or None,
+        "calls": replica.num_calls,
+        "waiting_seconds": round((replica.placed or now) - replica.born, 3),
+        "loading_seconds": round((replica.ready or now) - replica.placed, 3) if replica.placed else None,
+        "ready_seconds": round(ready, 3),
+        "busy_seconds": round(busy, 3) if math.isfinite(busy) else None,
+        "utilisation": round(busy / ready, 4) if ready and math.isfinite(busy) else None,
+        "stats": replica.stats,
+    }
+
+
+def engines_of(pool: Pool) -> list[Any]:
+    """The distinct engine fingerprints of a pool's actors. More than one: rows may differ in low bits."""
+    found: list[Any] = []
+    for replica in (*pool.gone, *pool.replicas):
+        engine = replica.facts.get("engine")
+        if engine is not None and engine not in found:
+            found.append(engine)
+    return found
+
+
+def shown_prompt(role: str, text: str | None, most: int = 1200) -> Sequence[str]:
+    """The lines that show what a model reads."""
+    if text is None:
+        return ()
+    cut = text if len(text) <= most else f"{text[:most]} ... [{len(text) - most} characters more in manifest.json]"
+    return (f"what the {role} reads of the first prompt:", *(f"  | {line}" for line in cut.splitlines()))

@@ -1,0 +1,143 @@
+"""The rows of a run between the driver and the part files: what is there, what waits, what is being written."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections import defaultdict
+from collections.abc import Iterable, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import pyarrow as pa
+
+from aisp_ray.driver import Progress
+from aisp_ray.output import snapshot as snapshots
+from aisp_ray.output.chunks import Chunks, Complete
+from aisp_ray.output.files import PARTICLES, ROWS, Output, to_table
+from aisp_ray.output.manifest import Tally
+from aisp_ray.output.snapshot import Key
+from aisp_ray.plan import Plan
+from aisp_ray.results import PARTICLE_SCHEMA, ROW_SCHEMA
+
+log = logging.getLogger(__name__)
+
+_WRITERS = 2  # chunks written at once
+_HEARTBEAT_GRACE = 10.0  # seconds
+
+
+class Store:
+    """One thread uses it; the writing is done in others."""
+
+    def __init__(self, plan: Plan, output: Output, chunk_rows: int):
+        self.plan = plan
+        self.output = output
+        self.chunks = Chunks(tuple(plan.methods), chunk_rows)
+        self.tallies: dict[str, Tally] = {name: Tally() for name in plan.methods}
+        self.num_kept = 0  # rows in files of earlier runs that stay
+        self.particles: dict[Key, list[Mapping[str, Any]]] = defaultdict(list)
+        self._writers = ThreadPoolExecutor(_WRITERS, thread_name_prefix="write")
+        self._writing: set[asyncio.Task[None]] = set()
+
+    def resume(self, run_id: str) -> tuple[dict[Key, Progress], list[Mapping[str, Any]]]:
+        """Look what earlier runs left: files, finished rows, searches under way (the last two from the snapshot)."""
+        for method, chunk in self.output.parts():
+            if method in self.tallies:
+                self._keep(method, chunk)
+        earlier = snapshots.load(self.output)
+        if earlier is None or earlier.config_hash != self.plan.config_hash:
+            return {}, []
+        age = time.time() - earlier.time
+        if not earlier.ended and age < self.plan.run.snapshot_seconds + _HEARTBEAT_GRACE:
+            log.warning(
+                "run %s on %s wrote here %.0f s ago; if it still goes on, both compute the same rows and none is doubled",
+                earlier.run_id, earlier.host, age,
+            )  # fmt: skip
+        rows = [row for row in earlier.rows if not (self.plan.run.retry_errors and row["status"] == "error")]
+        for row in rows:
+            self.chunks.restore(row)
+            self.tallies[row["method"]].add(row["status"], row["reward"])
+        known = {(row["ordinal"], row["method"]) for row in rows}
+        searches = {key: progress for key, progress in earlier.searches.items() if key not in known}
+        if self.plan.run.particles:
+            self.particles.update({key: list(kept) for key, kept in earlier.particles.items()})
+            searches = {key: progress for key, progress in searches.items() if key in self.particles}
+        return searches, rows
+
+    def _keep(self, method: str, chunk: int) -> None:
+        table = self.output.read_part(method, chunk, ["ordinal", "status", "reward"])
+        kept = []
+        for row in table.to_pylist():
+            if self.plan.run.retry_errors and row["status"] == "error":
+                continue
+            kept.append(row["ordinal"])
+            self.tallies[method].add(row["status"], row["reward"])
+        self.chunks.keep((method, chunk), kept)
+        self.num_kept += len(kept)
+
+    # ------------------------------------------------------------ rows
+
+    def add(self, row: Mapping[str, Any]) -> None:
+        """A finished row; parts that it completes are written in the background."""
+        self.chunks.add(row)
+        self.tallies[row["method"]].add(row["status"], row["reward"])
+        self._write_complete()
+
+    def add_particles(self, key: Key, rows: Iterable[Mapping[str, Any]]) -> None:
+        self.particles[key].extend(rows)
+
+    def pending_rows(self) -> list[Mapping[str, Any]]:
+        return self.chunks.pending_rows()
+
+    async def finish(self) -> None:
+        """Write what is complete and wait until all of it is there."""
+        self._write_complete()
+        while self._writing:
+            done, _ = await asyncio.wait(self._writing, return_when=asyncio.FIRST_COMPLETED)
+            for task in done:
+                task.result()
+        assert not self.chunks.pending_rows(), "rows were left over"
+
+    def close(self) -> None:
+        self._writers.shutdown(wait=False, cancel_futures=True)
+
+    # ------------------------------------------------------------ files
+
+    def _write_complete(self) -> None:
+        for complete in self.chunks.take_complete():
+            task = asyncio.create_task(self._write(complete))
+            self._writing.add(task)
+            task.add_done_callback(self._written)
+
+    def _written(self, task: asyncio.Task[None]) -> None:
+        if not task.cancelled() and task.exception() is None:
+            self._writing.discard(task)  # a failed one stays: `finish` raises it
+
+    async def _write(self, complete: Complete) -> None:
+        keys = [(row["ordinal"], row["method"]) for row in complete.rows]
+        particles = None
+        if self.plan.run.particles:
+            particles = [row for key in keys for row in self.particles.get(key, ())]
+        loop = asyncio.get_running_loop()
+        await loop.run_in_executor(self._writers, self._write_files, complete, particles)
+        for key in keys:
+            self.particles.pop(key, None)
+        self.chunks.written(complete.part)
+
+    def _write_files(self, complete: Complete, particles: list[Mapping[str, Any]] | None) -> None:
+        """The particles first: a rows file says that its chunk is done."""
+        if particles is not None:
+            self._write_file(complete, particles, PARTICLES, PARTICLE_SCHEMA)
+        self._write_file(complete, complete.rows, ROWS, ROW_SCHEMA)
+
+    def _write_file(self, complete: Complete, rows: Any, folder: str, schema: pa.Schema) -> None:
+        from aisp_ray.output.sink import write_chunk
+
+        table = to_table(rows, schema)
+        if complete.kept and complete.part in self.output.parts(folder):
+            before = self.output.read_part(*complete.part, folder=folder).cast(schema)
+            mask = pa.array([ordinal in complete.kept for ordinal in before["ordinal"].to_pylist()], pa.bool_())
+            order = ["ordinal"] if folder == ROWS else ["ordinal", "iteration", "particle"]
+            table = pa.concat_tables([before.filter(mask), table]).sort_by([(name, "ascending") for name in order])
+        write_chunk(self.output, table, *complete.part, folder)

@@ -1,0 +1,325 @@
+"""One run, from the first prompt to the summary: what `pipeline.run` carries out once the machines are there."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import math
+import os
+import signal
+import threading
+import time
+import traceback
+import uuid
+from collections.abc import AsyncIterator, Iterator
+from typing import Any
+
+from aisp_ray.cluster.failures import PoolError, StarvationError
+from aisp_ray.cluster.metrics import RunMetrics
+from aisp_ray.cluster.models import RemotePolicy, RemoteReward, make_pool
+from aisp_ray.cluster.pool import Pool
+from aisp_ray.data.select import DropReport
+from aisp_ray.data.stream import stream_prompts
+from aisp_ray.driver import Driver, Outcome, Progress, Task, particle_rows, row_of
+from aisp_ray.output import snapshot as snapshots
+from aisp_ray.output.files import Output
+from aisp_ray.output.manifest import MANIFEST, SUMMARY, engines_of, open_manifest, shown_prompt, summary_of
+from aisp_ray.output.snapshot import Snapshot
+from aisp_ray.output.store import Store
+from aisp_ray.pipeline.feed import Feed
+from aisp_ray.plan import Plan
+from aisp_ray.progress import Meter, Screen, ScreenHandler
+from aisp_ray.types import Prompt, Rollouts, Scores
+
+log = logging.getLogger("aisp_ray.run")
+
+OK, FAILED, REFUSED, SOME_ERRORS, RETRY, INTERRUPTED, TERMINATED = 0, 1, 2, 3, 75, 130, 143
+
+_EXIT_SECONDS = 2.6  # after SIGTERM: `ray job stop` kills after 3 s
+_PER_ACTOR = 8  # searches in flight per policy actor where its slots are not known
+_MOST_CALLS = 512  # threads of one actor
+
+
+class Job:
+    """Everything of one run that lives in the driver process."""
+
+    def __init__(self, plan: Plan, output: Output, screen: Screen, most: dict[str, int]):
+        self.plan = plan
+        self.output = output
+        self.screen = screen
+        self.run_id = f"{time.strftime('%Y%m%d-%H%M%S')}-{uuid.uuid4().hex[:6]}"
+        self.manifest = open_manifest(plan, output, self.run_id)
+        self.store = Store(plan, output, self.manifest["chunk_rows"])
+        self.meter = Meter(len(plan.methods))
+        self.metrics = RunMetrics()
+        self.in_flight = plan.run.in_flight or self._choose_in_flight(most["policy"])
+        self.pools = self._make_pools(most)
+        self.policy, self.reward, *judges = self.pools.values()
+        self.driver = Driver(
+            _Timed(RemotePolicy(self.policy), self.metrics),
+            _Timed(RemoteReward(self.reward), self.metrics),
+            {name: RemoteReward(pool) for name, pool in zip(plan.judges, judges, strict=True)},
+            plan.seed,
+            self.in_flight,
+        )
+        self.driver.watch = self._iterated
+        self.report = DropReport()
+        self._stopped: int | None = None
+        self._feed: Feed | None = None
+        self._described = False
+        self._background: list[asyncio.Task[None]] = []
+
+    def run(self) -> int:
+        """The exit code."""
+        handler = ScreenHandler(self.screen)
+        package = logging.getLogger("aisp_ray")
+        package.addHandler(handler)
+        package.setLevel(handler.level)
+        package.propagate = False
+        try:
+            return asyncio.run(self._main())
+        finally:
+            package.removeHandler(handler)
+
+    # ------------------------------------------------------------ the run
+
+    async def _main(self) -> int:
+        code = FAILED
+        try:
+            with self._signals():
+                code = await self._go()
+        except asyncio.CancelledError:
+            if self._stopped is None:
+                raise
+            code = self._stopped
+            self.screen.say(f"stopped by a signal; the same command goes on from {self.plan.out}")
+        except StarvationError as error:
+            code = RETRY
+            self.screen.say(f"error: {error}\nthe same command goes on from {self.plan.out}")
+        except (PoolError, ValueError) as error:
+            self.screen.say(f"error: {error}")
+        except Exception as error:
+            self.screen.say(f"error: {error}\n{''.join(traceback.format_exception(error))}")
+        finally:
+            await self._close(code)
+        return code
+
+    async def _go(self) -> int:
+        run = self.plan.run
+        self._announce()
+        for pool in self.pools.values():
+            pool.start()
+        self._feed = Feed(self._read)
+        searches, rows = self.store.resume(self.run_id)
+        self.meter.num_earlier = self.store.num_kept + len(rows)
+        if self.plan.limit is not None:
+            self.meter.num_rows_total = self.plan.limit * len(self.plan.methods)
+        if self.meter.num_earlier or searches:
+            self.screen.say(f"going on: {self.meter.num_earlier} rows are done, {len(searches)} searches are under way")
+        self._every(run.snapshot_seconds, self._snapshot)
+        self._every(self.screen.every, self._show)
+        self.output.write_json(MANIFEST, self.manifest)
+        await asyncio.gather(*(pool.wait_ready() for pool in self.pools.values()))
+        async for outcome in self.driver.run(self._tasks(self._feed), searches):
+            self._finished(outcome)
+        await self.store.finish()
+        return SOME_ERRORS if any(tally.errors for tally in self.store.tallies.values()) else OK
+
+    def _read(self) -> Iterator[Prompt]:
+        yield from stream_prompts(self.plan.data, self.plan.limit, self.report)
+
+    async def _tasks(self, feed: Feed) -> AsyncIterator[Task]:
+        async for prompt in feed:
+            if feed.total is not None:
+                self.meter.num_rows_total = feed.total * len(self.plan.methods)
+            if not self._described and prompt.error is None:
+                self._described = True
+                self._background.append(asyncio.create_task(self._describe(prompt)))
+            for name in self.store.chunks.expect(prompt.ordinal):
+                yield Task(prompt, name, self.plan.methods[name])
+        self.store.chunks.end()
+        self.meter.num_rows_total = feed.total * len(self.plan.methods)
+
+    def _iterated(self, task: Task, progress: Progress, rollouts: Rollouts, scores: Scores) -> None:
+        tokens = rollouts.num_generated_tokens
+        best = progress.state.best.reward if progress.state.best else math.nan
+        self.meter.iteration(tokens, 1 / task.method.num_iterations, best)
+        self.metrics.iteration(task.name, tokens)
+        if self.plan.run.particles:
+            self.store.add_particles(task.key, particle_rows(task, rollouts, scores, self.run_id))
+        if self.screen.as_json:
+            extra = {"prompt_id": task.prompt.prompt_id, "method": task.name, "iteration": rollouts.iteration}
+            log.info("iteration told", extra=extra)
+
+    def _finished(self, outcome: Outcome) -> None:
+        identity = {"run_id": self.run_id, "config_hash": self.plan.config_hash, "seed": self.plan.seed}
+        row = row_of(outcome, identity)
+        self.store.add(row)
+        self.meter.row(outcome.error is None)
+        self.metrics.row(outcome.task.name, row["status"])
+        if outcome.error is not None:
+            extra = {"prompt_id": row["prompt_id"], "method": row["method"]}
+            log.info("error row: %s", outcome.error, extra=extra)
+        self._release_surplus()
+
+    def _release_surplus(self) -> None:
+        """In the tail, when no new search can start, actors without work go, and their nodes with them."""
+        if self._feed is None or self.meter.num_rows_total is None or not self.store.chunks.ended:
+            return
+        left = self.driver.num_started - self.driver.num_finished
+        for pool in (self.policy, self.reward):
+            per_actor = max(1.0, self.in_flight / pool.settings.high)
+            pool.resize(math.ceil(left / per_actor))
+
+    # ------------------------------------------------------------ what is said
+
+    def _announce(self) -> None:
+        plan = self.plan
+        actors = ", ".join(
+            f"{name} {pool.settings.low}-{pool.settings.high} x {pool.settings.ask}"
+            for name, pool in self.pools.items()
+        )
+        self.screen.say(
+            f"run {self.run_id} ({plan.config_hash}): {', '.join(plan.methods)}; {self.in_flight} searches in flight"
+        )
+        self.screen.say(f"actors: {actors}; rows go to {plan.out}/rows")
+
+    async def _describe(self, prompt: Prompt) -> None:
+        """Show and keep what the models read of the first prompt: a wrong template is seen at once."""
+        shown = {"prompt_id": prompt.prompt_id}
+        for role, pool in (("policy", self.policy), ("reward", self.reward)):
+            try:
+                shown[role] = await pool.ask("describe", prompt)
+            except Exception as error:
+                shown[role] = f"(cannot be shown: {error})"
+            for line in shown_prompt(role, shown[role]):
+                self.screen.say(line)
+        self.manifest["first_prompt"] = shown
+        self.manifest["engine"] = engines_of(self.policy)
+        self.output.write_json(MANIFEST, self.manifest)
+
+    async def _show(self) -> None:
+        under_way = self.driver.num_started - self.driver.num_finished
+        self.screen.show(self.meter.line(self.pools, under_way))
+        self.metrics.state(self.pools, under_way, self.meter.best if math.isfinite(self.meter.best) else None)
+
+    # ------------------------------------------------------------ the end
+
+    async def _snapshot(self) -> None:
+        await asyncio.to_thread(snapshots.save, self.output, self._state(ended=False))
+
+    def _state(self, ended: bool) -> Snapshot:
+        return Snapshot(
+            config_hash=self.plan.config_hash,
+            run_id=self.run_id,
+            searches=dict(self.driver.progress),
+            rows=self.store.pending_rows(),
+            particles=dict(self.store.particles),
+            ended=ended,
+        )
+
+    @contextlib.contextmanager
+    def _signals(self) -> Iterator[None]:
+        """SIGTERM and Ctrl-C end the run with a snapshot, within the time that `ray job stop` leaves."""
+        if threading.current_thread() is not threading.main_thread():
+            yield
+            return
+        loop, main = asyncio.get_running_loop(), asyncio.current_task()
+
+        def stop(code: int) -> None:
+            if self._stopped is None:
+                self._stopped = code
+                timer = threading.Timer(_EXIT_SECONDS, os._exit, (code,))
+                timer.daemon = True
+                timer.start()
+                main.cancel()
+
+        for number, code in ((signal.SIGTERM, TERMINATED), (signal.SIGINT, INTERRUPTED)):
+            loop.add_signal_handler(number, stop, code)
+        try:
+            yield
+        finally:
+            for number in (signal.SIGTERM, signal.SIGINT):
+                loop.remove_signal_handler(number)
+
+    async def _close(self, code: int) -> None:
+        done = code in (OK, SOME_ERRORS)
+        snapshots.save(self.output, self._state(ended=True))
+        for task in self._background:
+            task.cancel()
+        if self._feed is not None:
+            self._feed.close()
+        if done:
+            await asyncio.gather(*(pool.refresh() for pool in self.pools.values()))
+        self._write_summary(code)
+        if self._stopped is not None:
+            return  # the actors end with this process; there is no time to wait for anything
+        for pool in self.pools.values():
+            await pool.close()
+        self.store.close()
+
+    def _write_summary(self, code: int) -> None:
+        seconds = time.monotonic() - self.meter.started
+        facts = {
+            "run_id": self.run_id,
+            "config_hash": self.plan.config_hash,
+            "exit_code": code,
+            "seconds": round(seconds, 3),
+            "in_flight": self.in_flight,
+            "rows_of_earlier_runs": self.meter.num_earlier,
+            "iterations": self.meter.num_iterations,
+            "generated_tokens": self.meter.num_tokens,
+            "tokens_per_second": round(self.meter.num_tokens / max(seconds, 1e-9), 3),
+            "data": self.report.as_dict(),
+        }
+        self.output.write_json(SUMMARY, summary_of(facts, self.store.tallies, self.pools))
+
+    # ------------------------------------------------------------ parts
+
+    def _choose_in_flight(self, actors: int) -> int:
+        """Enough searches to fill every policy slot twice, so that scoring overlaps generation."""
+        slots = getattr(self.plan.policy, "slots", None)
+        if not slots:
+            return actors * _PER_ACTOR
+        draws = min(max(1, method.num_samples // method.num_iterations) for method in self.plan.methods.values())
+        return actors * max(2, math.ceil(2 * slots / draws))
+
+    def _make_pools(self, most: dict[str, int]) -> dict[str, Pool]:
+        specs = {"policy": self.plan.policy, "reward": self.plan.reward, **self.plan.judges}
+        calls = min(self.in_flight, _MOST_CALLS)
+        pools = {}
+        for (asked, high), (name, spec) in zip(most.items(), specs.items(), strict=True):
+            assert asked.endswith(name)
+            count = lambda event, kind, name=name: self.metrics.event(name, event, kind)  # noqa: E731
+            kind = "policy" if name == "policy" else "reward"
+            pools[name] = make_pool(kind, spec, (name, high), self.plan.run, calls, count)
+        return pools
+
+    def _every(self, seconds: float, what: Any) -> None:
+        async def loop() -> None:
+            while True:
+                await asyncio.sleep(seconds)
+                await what()
+
+        self._background.append(asyncio.create_task(loop()))
+
+
+class _Timed:
+    """A policy or reward whose calls are timed for the metrics."""
+
+    def __init__(self, inner: Any, metrics: RunMetrics):
+        self._inner = inner
+        self._metrics = metrics
+
+    async def rollout(self, *args: Any) -> Rollouts:
+        started = time.perf_counter()
+        reply = await self._inner.rollout(*args)
+        self._metrics.seconds(rollout=time.perf_counter() - started)
+        return reply
+
+    async def score(self, *args: Any) -> Scores:
+        started = time.perf_counter()
+        reply = await self._inner.score(*args)
+        self._metrics.seconds(score=time.perf_counter() - started)
+        return reply
