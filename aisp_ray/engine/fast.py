@@ -68,7 +68,7 @@ class FastEngine:
         self._layouts = layouts_of(self._probe)
         per_row = row_bytes(self._layouts, max_new_tokens, self.head, self._ring)
         self.slots = choose_slots(slots, per_row, self.device)
-        self.tile_rows = min(tile or choose_tile(self.device), self.slots)
+        self.tile_rows = min(tile or choose_tile(model, self.device), self.slots)
         self.slots -= self.slots % self.tile_rows
         self.store = PrefixStore(
             lambda ids: prefill(model.base_model, ids, model.device), prefix_bytes or choose_prefix_bytes(self.device)
@@ -79,6 +79,7 @@ class FastEngine:
         self._active: dict[int, Active] = {}
         self._finished: list[tuple[int, Rollouts | Exception]] = []
         self._phase = self._next_ticket = self._row_steps = self._useful_row_steps = 0
+        self._busy_row_steps = self._busy_useful_row_steps = 0  # of steps that left rows waiting
         self.fingerprint = {
             "engine": "fast",
             "dtype": str(self.head.dtype),
@@ -142,6 +143,8 @@ class FastEngine:
             "slots": float(self.slots),
             "row_steps": float(self._row_steps),
             "useful_row_steps": float(self._useful_row_steps),
+            "busy_row_steps": float(self._busy_row_steps),
+            "busy_useful_row_steps": float(self._busy_useful_row_steps),
             "prefix_hits": float(self.store.hits),
             "prefix_misses": float(self.store.misses),
             "prefix_bytes": float(self.store.num_bytes),
@@ -232,6 +235,9 @@ class FastEngine:
         sums = tile.control_sums[self._phase].tolist()
         prelogits = found["prelogits"].float().cpu().numpy() if "prelogits" in found else None
         self._row_steps += len(tokens)
+        busy = bool(self._queue) or any(active.waiting for active in self._active.values())
+        self._busy_row_steps += len(tokens) * busy
+        self._busy_useful_row_steps += len(tile.live) * busy
         for slot, row in tile.live:
             self._useful_row_steps += 1
             active = row.active
@@ -288,6 +294,9 @@ class FastEngine:
             self._finished.append((ticket, active.rollouts()))
 
 
-def choose_tile(device: torch.device) -> int:
-    """Slots of one forward. A CPU gains little above 64 rows; a GPU is bound by its weights below a few hundred."""
-    return 64 if device.type == "cpu" else 256
+def choose_tile(model: Any, device: torch.device) -> int:
+    """Slots of one forward. A CPU gains little above 64 rows, unless the model is so small that calls are what costs;
+    a GPU is bound by reading the weights below a few hundred."""
+    if device.type != "cpu":
+        return 256
+    return 128 if sum(p.numel() for p in model.parameters()) < 5e6 else 64
