@@ -319,17 +319,17 @@ class HubSet:
         streaming = not constants.HF_HUB_OFFLINE
         with contextlib.suppress(AttributeError):
             datasets.disable_progress_bars()
-        where = {"split": self.split, "revision": self.revision, "streaming": streaming}
+        where = {"split": self.split, "revision": self.revision or self._commit(), "streaming": streaming}
         return iter(datasets.load_dataset(self.path, self.subset, **where))
 
     def columns(self, look: int) -> tuple[str, ...] | None:
-        from aisp_ray.data import _hub
-
-        _hub.look_up(self.path, self.revision)
+        self._commit()
         return None
 
     def fingerprint(self) -> dict[str, Any]:
-        from aisp_ray.data import _hub
+        return {"kind": "hub", "set": self.path, "subset": self.subset, "split": self.split, "commit": self._commit()}
 
-        commit = _hub.look_up(self.path, self.revision)
-        return {"kind": "hub", "set": self.path, "subset": self.subset, "split": self.split, "commit": commit}
+    def _commit(self) -> str | None:
+        from aisp_ray.hub import look_up
+
+        return look_up(self.path, "data.path", "dataset", self.revision)

@@ -37,6 +37,10 @@ class PolicySpec(Placement, ABC):
         """What can be said to be wrong before loading, a sentence each."""
         return []
 
+    def pinned(self) -> PolicySpec:
+        """These settings with every version that is not said yet written in: what the manifest keeps."""
+        return self
+
     @abstractmethod
     def load(self, device: str) -> LoadedPolicy:
         """The policy on "cpu" or "cuda". Heavy imports happen here."""

@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+import difflib
+import socket
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from aisp_ray.engine.base import RolloutRequest, StopRules
+from aisp_ray.policy._render import Renderer
 from aisp_ray.policy.base import PolicySpec
-from aisp_ray.types import DataError, Message, Prompt, Proposal, Rollouts
+from aisp_ray.policy.templates import find_template
+from aisp_ray.types import DataError, Prompt, Proposal, Rollouts
 
 DEMO = "demo:"  # prefix of the embedded models' names
+DTYPES = ("float32", "bfloat16", "float16")
+ENGINES = ("fast", "expanded", "plain")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -20,42 +26,103 @@ class CausalLM(PolicySpec):
 
     model: str  # hub id, path, or demo:policy
     revision: str | None = None  # commit or tag on the hub; null takes the newest and pins it in the manifest
+    adapter: str | None = None  # PEFT adapter merged into the weights at load: hub id or path
+    adapter_revision: str | None = None  # commit or tag of the adapter on the hub
+    cache_dir: str | None = None  # folder of downloaded checkpoints, e.g. on a disk all nodes share; null: HF_HOME's
     dtype: str = "bfloat16"  # float32 | bfloat16 | float16
-    engine: str = "plain"  # fast | plain: same tokens; plain is the reference
+    engine: str = "fast"  # fast | expanded | plain: same tokens; plain is the reference
     slots: int | None = None  # rows decoded side by side; null chooses from free memory
+    template: str = "chat"  # chat | re_control_user | re_control_human | transcript | args | vicuna | plain | x.jinja
+    system: str | None = None  # system turn for prompts that have none
+    chat_options: dict[str, Any] = field(default_factory=dict)  # passed to the chat template: {enable_thinking: false}
     max_new_tokens: int = 128  # response tokens at most
     min_new_tokens: int = 0  # the end token is forbidden before
-    stop_strings: tuple[str, ...] = ()  # a response ends where one of these starts
+    stop_strings: tuple[str, ...] | None = None  # a response ends where one of these starts; null: the template's
+    stop_tokens: tuple[str, ...] = ()  # further tokens that end a response, as written in the vocabulary
     max_prompt_tokens: int | None = None  # longer prompts are error rows; null: what the context leaves
     trust_remote_code: bool = False  # run Python code that the checkpoint brings along
 
     def __post_init__(self) -> None:
-        if self.dtype not in ("float32", "bfloat16", "float16"):
-            raise ValueError(f"dtype is {self.dtype!r}; it is one of float32, bfloat16, float16")
-        if self.engine not in ("fast", "plain"):
-            raise ValueError(f"engine is {self.engine!r}; it is fast or plain")
-        if self.max_new_tokens < 1:
-            raise ValueError(f"max_new_tokens is {self.max_new_tokens}; it must be at least 1")
+        _one_of("dtype", self.dtype, DTYPES)
+        _one_of("engine", self.engine, ENGINES)
+        find_template(self.template)
+        for key in ("max_new_tokens", "max_prompt_tokens", "slots"):
+            value = getattr(self, key)
+            if value is not None and value < 1:
+                raise ValueError(f"{key} is {value}; it must be at least 1")
+        if not 0 <= self.min_new_tokens <= self.max_new_tokens:
+            raise ValueError(
+                f"min_new_tokens is {self.min_new_tokens}; it lies in 0..max_new_tokens={self.max_new_tokens}"
+            )
+        if self.chat_options and find_template(self.template) is not None:
+            raise ValueError(f"chat_options have no effect with template={self.template}; they are for template=chat")
+        if self.system and self.template == "plain":
+            raise ValueError("system has no effect with template=plain; the prompt's text is read as it is")
+
+    @property
+    def stops(self) -> tuple[str, ...]:
+        """The stop strings in force."""
+        template = find_template(self.template)
+        if self.stop_strings is not None:
+            return self.stop_strings
+        return template.stop_strings if template else ()
 
     def check(self) -> list[str]:
-        path = resolve(self.model)
-        if (self.model.startswith((DEMO, "/", ".")) or path.exists()) and not (path / "config.json").is_file():
-            return [f"policy.model={self.model}: there is no config.json in {path}; give a checkpoint folder or hub id"]
-        return []
+        found = []
+        for key, name in (("model", self.model), ("adapter", self.adapter)):
+            try:
+                self._commit(key, name)
+            except ValueError as error:
+                found.append(str(error))
+        if self.template.endswith(".jinja") and not Path(self.template).is_file():
+            found.append(f"policy.template={self.template}: no such file (looked in {Path.cwd()})")
+        return found
+
+    def pinned(self) -> CausalLM:
+        """These settings with the hub's newest commits written in, so that all actors and a resumed run load the same.
+
+        Raises:
+            ValueError: as in `check`.
+        """
+        return replace(
+            self,
+            revision=self._commit("model", self.model) or self.revision,
+            adapter_revision=self._commit("adapter", self.adapter) or self.adapter_revision,
+        )
+
+    def _commit(self, key: str, name: str | None) -> str | None:
+        """The hub commit of the model or adapter; None for what is on the disk."""
+        from aisp_ray.hub import look_up
+
+        if name is None:
+            return None
+        probe, revision = (
+            ("config.json", self.revision) if key == "model" else ("adapter_config.json", self.adapter_revision)
+        )
+        path = resolve(name)
+        if (path / probe).is_file():
+            return None
+        if name.startswith((DEMO, "/", ".", "~")) or path.exists() or name.count("/") > 1:
+            raise ValueError(
+                f"policy.{key}={name}: there is no {probe} in {path.absolute()}; give a checkpoint folder or hub id"
+            )
+        return look_up(name, f"policy.{key}", "model", revision, self.cache_dir, probe)
 
     def load(self, device: str) -> LoadedCausalLM:
-        import torch
-        from transformers import AutoModelForCausalLM, AutoTokenizer
+        from transformers import AutoTokenizer
 
         from aisp_ray.engine.factory import build_engine
 
         source = str(resolve(self.model))
-        kwargs = {"revision": self.revision, "trust_remote_code": self.trust_remote_code}
-        tokenizer = AutoTokenizer.from_pretrained(source, **kwargs)
-        spread = {"device_map": "auto"} if self.num_gpus > 1 else {}
-        model = AutoModelForCausalLM.from_pretrained(source, dtype=getattr(torch, self.dtype), **spread, **kwargs)
-        if not spread:
-            model = model.to(device)
+        kwargs = {"revision": self.revision, "trust_remote_code": self.trust_remote_code, "cache_dir": self.cache_dir}
+        try:
+            tokenizer = AutoTokenizer.from_pretrained(source, **kwargs)
+            model = self._load_model(source, device, kwargs)
+        except OSError as error:  # a missing file, a node without network: transformers' text has many lines
+            reason = str(error).strip().splitlines()[0]
+            raise ValueError(
+                f"policy.model={self.model} cannot be loaded on {socket.gethostname()}: {reason}"
+            ) from error
         engine = build_engine(
             model,
             kind=self.engine,
@@ -63,39 +130,61 @@ class CausalLM(PolicySpec):
             decode=lambda ids: tokenizer.decode(list(ids), skip_special_tokens=True),
             max_new_tokens=self.max_new_tokens,
         )
-        return LoadedCausalLM(self, tokenizer, engine, int(getattr(model.config, "max_position_embeddings", 1 << 20)))
+        return LoadedCausalLM(self, tokenizer, engine, model)
+
+    def _load_model(self, source: str, device: str, kwargs: Mapping[str, Any]) -> Any:
+        import torch
+        from transformers import AutoModelForCausalLM
+
+        spread = {"device_map": "auto"} if self.num_gpus > 1 else {}
+        model = AutoModelForCausalLM.from_pretrained(source, dtype=getattr(torch, self.dtype), **spread, **kwargs)
+        if self.adapter:
+            model = _merge_adapter(model, str(resolve(self.adapter)), self.adapter_revision, self.cache_dir)
+        return model if spread else model.to(device)
 
 
 def resolve(model: str) -> Path:
     """The folder of a path or an embedded model; a hub id comes back as the path of that name."""
     if model.startswith(DEMO):
         return Path(__file__).parent.parent / "demo" / "models" / model.removeprefix(DEMO)
-    return Path(model)
+    return Path(model).expanduser()
+
+
+def _merge_adapter(model: Any, source: str, revision: str | None, cache: str | None) -> Any:
+    """The model with an adapter's update added to its weights: as fast as the model itself, and of the same class."""
+    try:
+        from peft import PeftModel
+    except ImportError as error:
+        raise ValueError("policy.adapter needs the package peft: pip install peft") from error
+    more = {"revision": revision, "cache_dir": cache}
+    adapted = PeftModel.from_pretrained(model, source, **{key: value for key, value in more.items() if value})
+    return adapted.merge_and_unload(safe_merge=True)
 
 
 class LoadedCausalLM:
     """`policy.base.LoadedPolicy` of a causal language model."""
 
-    def __init__(self, spec: CausalLM, tokenizer: Any, engine: Any, context: int):
+    def __init__(self, spec: CausalLM, tokenizer: Any, engine: Any, model: Any):
         self.spec = spec
         self.tokenizer = tokenizer
         self.engine = engine
-        self._context = context
-        generation = tokenizer.eos_token_id
-        self._stop = StopRules(
-            token_ids=() if generation is None else (generation,),
-            strings=spec.stop_strings,
-            min_new_tokens=spec.min_new_tokens,
-        )
+        self.renderer = Renderer(tokenizer, spec.template, spec.system, spec.chat_options)
+        config = model.config.get_text_config()
+        self._context = int(getattr(config, "max_position_embeddings", None) or 1 << 20)
+        ends = {*self._end_ids(model), *self.renderer.turn_ends()}
+        self._stop = StopRules(tuple(sorted(ends)), spec.stops, spec.min_new_tokens)
+        template = self.renderer.template
+        self._strip = template is not None and template.strip
 
     def describe(self, prompt: Prompt) -> str:
-        turns = [{"role": turn.role, "content": turn.content} for turn in _turns(prompt)]
-        return self.tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True)
+        return self.renderer.shown(prompt)
 
     def request(self, prompt: Prompt, proposal: Proposal, seed: int) -> RolloutRequest:
         from aisp_ray.rng import prompt_key
 
-        ids = self.tokenizer(self.describe(prompt), add_special_tokens=False)["input_ids"]
+        ids = self.renderer.ids(prompt)
+        if not ids:
+            raise DataError("the prompt has no tokens")
         limit = self._context - self.spec.max_new_tokens
         limits = [n for n in (limit, self.spec.max_prompt_tokens, prompt.max_tokens) if n is not None]
         if len(ids) > min(limits):
@@ -105,11 +194,25 @@ class LoadedCausalLM:
 
     def finish(self, rollouts: Rollouts) -> Rollouts:
         texts = self.tokenizer.batch_decode([list(item.token_ids) for item in rollouts.items], skip_special_tokens=True)
-        items = tuple(
-            replace(item, text=cut(text, self.spec.stop_strings))
-            for item, text in zip(rollouts.items, texts, strict=True)
-        )
+        items = tuple(replace(item, text=self._cut(text)) for item, text in zip(rollouts.items, texts, strict=True))
         return replace(rollouts, items=items)
+
+    def _cut(self, text: str) -> str:
+        text = cut(text, self.spec.stops)
+        return text.strip() if self._strip else text
+
+    def _end_ids(self, model: Any) -> set[int]:
+        """The tokens that end a response: the tokenizer's, the generation config's, and those of `stop_tokens`."""
+        listed = getattr(model.generation_config, "eos_token_id", None)
+        ends = {*(listed if isinstance(listed, list | tuple) else [listed]), self.tokenizer.eos_token_id}
+        vocabulary = self.tokenizer.get_vocab() if self.spec.stop_tokens else {}
+        for token in self.spec.stop_tokens:
+            if token not in vocabulary:
+                near = difflib.get_close_matches(token, self.tokenizer.all_special_tokens, n=1)
+                hint = f' Did you mean "{near[0]}"?' if near else ""
+                raise ValueError(f"policy.stop_tokens: the vocabulary has no token {token!r}.{hint}")
+            ends.add(vocabulary[token])
+        return {int(end) for end in ends if end is not None}
 
 
 def cut(text: str, strings: Sequence[str]) -> str:
@@ -118,5 +221,6 @@ def cut(text: str, strings: Sequence[str]) -> str:
     return text[: min(ends)] if ends else text
 
 
-def _turns(prompt: Prompt) -> tuple[Message, ...]:
-    return prompt.messages or (Message("user", prompt.text),)
+def _one_of(key: str, value: str, allowed: Sequence[str]) -> None:
+    if value not in allowed:
+        raise ValueError(f"{key} is {value!r}; it is one of {', '.join(allowed)}")
