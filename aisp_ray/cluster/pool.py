@@ -135,7 +135,7 @@ class Pool:
                 await asyncio.wait_for(self._change(), left)
 
     def resize(self, wanted: int) -> None:
-        """Keep at most `wanted` replicas (at least 1): those not there yet go first, then idle ones; busy ones drain."""
+        """Keep at most `wanted` replicas, at least 1: those not there yet go first, then idle ones; busy ones drain."""
         self._wanted = max(1, min(wanted, self._wanted))
         order = {"starting": 0, "loading": 1, "suspended": 2, "ready": 3}
         surplus = sorted(self._in(*order), key=lambda r: (order[r.state], r.load))

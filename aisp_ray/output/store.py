@@ -50,10 +50,8 @@ class Store:
             return {}, []
         age = time.time() - earlier.time
         if not earlier.ended and age < self.plan.run.snapshot_seconds + _HEARTBEAT_GRACE:
-            log.warning(
-                "run %s on %s wrote here %.0f s ago; if it still goes on, both compute the same rows and none is doubled",
-                earlier.run_id, earlier.host, age,
-            )  # fmt: skip
+            text = "run %s on %s wrote here %.0f s ago; if it still goes on, both compute the same rows, none doubled"
+            log.warning(text, earlier.run_id, earlier.host, age)
         rows = [row for row in earlier.rows if not (self.plan.run.retry_errors and row["status"] == "error")]
         for row in rows:
             self.chunks.restore(row)

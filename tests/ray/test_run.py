@@ -1,0 +1,122 @@
+"""Runs from prompts to Parquet with models that sleep."""
+
+import json
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from plans import make_plan, rows_of
+
+from aisp_ray.pipeline import run
+from aisp_ray.results import PARTICLE_SCHEMA, ROW_SCHEMA
+
+pytestmark = pytest.mark.ray
+
+
+@pytest.fixture()
+def settings(cluster, prompts, tmp_path):
+    return {"out": str(tmp_path / "out"), "path": prompts(20), "run": {"chunk_rows": 8}}
+
+
+def test_every_prompt_has_one_row_a_method(settings, tmp_path):
+    assert run(make_plan({**settings, "judge": True})) == 0
+    rows = rows_of(settings["out"])
+    assert sorted({key[:2] for key in rows}) == [(i, m) for i in range(20) for m in ("aisp", "best_of_n")]
+    files = sorted(path.name for path in (tmp_path / "out" / "rows").iterdir())
+    assert files == [f"part-{m}-{c:08d}.parquet" for m in ("aisp", "best_of_n") for c in range(3)]
+    for row in rows.values():
+        assert row["status"] == "ok"
+        assert row["num_samples"] == 16
+        assert row["reward"] == max(row["reward_max"]) == row["reward_best"][-1]
+        assert row["judge_names"] == ["judge"]
+        assert row["judge_rewards"] == [row["reward"]]  # the judge is the same function of the text
+    schema = pq.read_schema(tmp_path / "out" / "rows" / files[0])
+    assert schema.equals(ROW_SCHEMA)
+    assert schema.metadata[b"aisp_ray.schema"] == ROW_SCHEMA.metadata[b"aisp_ray.schema"]
+    manifest = json.loads((tmp_path / "out" / "manifest.json").read_text())
+    assert manifest["first_prompt"]["policy"] == "<user>question 0 of many<reply>"
+    assert manifest["engine"] == [{"engine": "sleep", "slots": 16}]
+    summary = json.loads((tmp_path / "out" / "summary.json").read_text())
+    assert summary["methods"]["aisp"]["rows"] == 20
+    assert summary["data"]["num_prompts"] == 20
+    assert summary["generated_tokens"] == sum(row["num_generated_tokens"] for row in rows.values())
+
+
+def test_rows_do_not_depend_on_scheduling(settings, tmp_path):
+    run(make_plan(settings))
+    other = {**settings, "out": str(tmp_path / "other"), "run": {"chunk_rows": 3, "in_flight": 1}}
+    run(make_plan({**other, "policy": {"actors": (2, 2), "slots": 3}, "limit": 6}))
+    first, second = rows_of(settings["out"]), rows_of(other["out"])
+    assert second == {key: row for key, row in first.items() if key[0] < 6}
+
+
+def test_a_second_run_computes_nothing_and_a_longer_one_only_the_rest(settings):
+    run(make_plan({**settings, "limit": 10}))
+    short = rows_of(settings["out"])
+    assert run(make_plan({**settings, "limit": 10, "policy": {"load_error": ""}})) == 0
+    assert iterations(settings) == 0
+    run(make_plan({**settings, "limit": 20}))
+    assert iterations(settings) == 10 * 2 * 4
+    rows = rows_of(settings["out"])
+    assert len(rows) == 40
+    assert {key: rows[key] for key in short} == short
+
+
+def iterations(settings):
+    with open(f"{settings['out']}/summary.json") as stream:
+        return json.load(stream)["iterations"]
+
+
+def test_another_configuration_is_refused_with_the_difference(settings, capsys):
+    run(make_plan({**settings, "limit": 4}))
+    before = rows_of(settings["out"])
+    changed = {**settings, "limit": 4, "kappa": 2}
+    assert run(make_plan(changed)) == 2
+    assert "kappa: 4 there, 2 now" in capsys.readouterr().err
+    assert rows_of(settings["out"]) == before
+    assert run(make_plan({**changed, "run": {**settings["run"], "on_mismatch": "overwrite"}})) == 0
+    assert {len(row["ess"]) for row in rows_of(settings["out"]).values()} == {2}
+
+
+def test_a_bad_row_is_one_error_row_and_can_be_redone(settings, tmp_path):
+    faults = {"faults": {"00000003": "data", "00000005": "bug"}}
+    assert run(make_plan({**settings, "policy": faults})) == 3
+    rows = rows_of(settings["out"])
+    assert len(rows) == 40
+    wrong = {key[0]: row["error"] for key, row in rows.items() if row["status"] == "error"}
+    assert wrong == {3: "this row is at fault", 5: wrong[5]}
+    assert "RuntimeError: a bug" in wrong[5]
+    assert run(make_plan(settings)) == 3  # they stay
+    assert run(make_plan({**settings, "run": {**settings["run"], "retry_errors": True}})) == 0
+    clean = {**settings, "out": str(tmp_path / "clean")}
+    run(make_plan(clean))
+    assert rows_of(settings["out"]) == rows_of(clean["out"])
+
+
+def test_particles_are_a_second_table(settings, tmp_path):
+    plan = make_plan({**settings, "limit": 5, "run": {**settings["run"], "particles": True}})
+    assert run(plan) == 0
+    particles = rows_of(settings["out"], "particles")
+    assert len(particles) == 5 * 2 * 16
+    best = {}
+    for (ordinal, method, *_), particle in particles.items():
+        best[ordinal, method] = max(best.get((ordinal, method), -9), particle["reward"])
+    assert best == {key[:2]: row["reward"] for key, row in rows_of(settings["out"]).items()}
+    table = pq.read_table(f"{settings['out']}/particles/part-aisp-00000000.parquet")
+    assert table.schema.equals(PARTICLE_SCHEMA)
+
+
+def test_everybody_reads_the_rows(settings):
+    import datasets
+    import pandas
+    import ray.data
+
+    run(make_plan({**settings, "limit": 9}))
+    folder = f"{settings['out']}/rows"
+    assert len(pandas.read_parquet(folder)) == 18
+    assert pq.read_table(folder).num_rows == 18
+    assert ray.data.read_parquet(folder).count() == 18
+    loaded = datasets.load_dataset("parquet", data_dir=folder, cache_dir=f"{settings['out']}/cache")["train"]
+    assert loaded.num_rows == 18
+    assert sorted(loaded.column_names) == sorted(ROW_SCHEMA.names)
+    assert pa.types.is_list(pq.read_schema(f"{folder}/part-aisp-00000000.parquet").field("ess").type)
