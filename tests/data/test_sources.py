@@ -161,56 +161,24 @@ def test_the_fingerprint_follows_the_content_and_not_the_place(tmp_path):
     assert Prompts(path=str(tmp_path / "two" / "a.jsonl")).fingerprint() != prints[0]
 
 
-def test_a_hub_name_without_a_network_is_one_sentence_with_the_way_out(monkeypatch):
-    import huggingface_hub
+def test_a_hub_name_is_looked_up_before_the_run(monkeypatch):
+    from aisp_ray import hub
 
-    from aisp_ray.data import _hub
+    def look_up(name, key, kind, revision):
+        if revision == "v9":
+            raise ValueError("no revision 'v9'")
+        return "c0ffee"
 
-    def fail(self, *_, **__):
-        raise ConnectionError("no route")
-
-    _hub.look_up.cache_clear()
-    monkeypatch.setattr(huggingface_hub.HfApi, "dataset_info", fail)
-    problem = Shp().check()[0]
-    assert "the hub cannot be reached" in problem
-    assert "hf download --repo-type dataset stanfordnlp/SHP" in problem
-
-
-def test_the_hubs_refusals_say_what_to_do(monkeypatch):
-    import huggingface_hub
-    from huggingface_hub import errors
-
-    from aisp_ray.data import _hub
-
-    for kind, words in {
-        errors.GatedRepoError: "hf auth login",
-        errors.RepositoryNotFoundError: "neither a local file nor a set on the hub",
-        errors.RevisionNotFoundError: "no revision 'v9'",
-    }.items():
-
-        def fail(self, *_, kind=kind, **__):
-            raise kind.__new__(kind)
-
-        _hub.look_up.cache_clear()
-        monkeypatch.setattr(huggingface_hub.HfApi, "dataset_info", fail)
-        assert words in Shp(revision="v9").check()[0]
-    _hub.look_up.cache_clear()
-
-
-def test_offline_without_a_cached_set_is_said(monkeypatch, tmp_path):
-    import datasets.config
-    from huggingface_hub import constants
-
-    from aisp_ray.data import _hub
-
-    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
-    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path)
-    _hub.look_up.cache_clear()
-    assert "HF_HUB_OFFLINE is set and the set is not in the cache" in Shp().check()[0]
-    (tmp_path / "stanfordnlp___SHP").mkdir()
-    _hub.look_up.cache_clear()
+    monkeypatch.setattr(hub, "look_up", look_up)
+    assert Shp(revision="v9").check() == ["no revision 'v9'"]
     assert Shp().check() == []
-    _hub.look_up.cache_clear()
+    assert Shp().fingerprint() == {
+        "kind": "hub",
+        "set": "stanfordnlp/SHP",
+        "subset": None,
+        "split": "test",
+        "commit": "c0ffee",
+    }
 
 
 @pytest.mark.parametrize("module", ["shp", "hh_rlhf", "prompts", "stream", "select"])
