@@ -105,8 +105,6 @@ def make_plan(composed: Composed) -> Plan:
     deciding = {
         "version": __version__,
         "seed": seed,
-        "limit": limit,
-        "chunk_rows": run.chunk_rows,
         "method": {name: describe(method) for name, method in built["method"].items()},
         "judges": {name: describe(judge) for name, judge in built["judges"].items()},
         **{name: describe(part) for name, part in parts.items()},
@@ -120,7 +118,7 @@ def make_plan(composed: Composed) -> Plan:
         run=run,
         seed=seed,
         limit=limit,
-        out=out if "://" in out or "RAY_JOB_ID" in os.environ else str(Path(out).expanduser().resolve()),
+        out=out if "://" in out or "RAY_JOB_CONFIG_JSON_ENV_VAR" in os.environ else str(Path(out).expanduser().resolve()),
         config=composed.tree(),
         fingerprint=deciding,
     )

@@ -31,7 +31,7 @@ def cluster():
     cluster.shutdown()
 
 
-@pytest.fixture()
+@pytest.fixture
 def prompts(tmp_path):
     """A function that writes n prompts and returns their path."""
 
@@ -72,7 +72,7 @@ class DriverProcess:
             time.sleep(0.02)
 
 
-@pytest.fixture()
+@pytest.fixture
 def start_driver():
     started = []
 

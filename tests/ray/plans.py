@@ -17,7 +17,7 @@ TEMPORARY = {*VOLATILE_COLUMNS}
 
 
 def make_plan(settings):
-    """settings: out, path, and optional policy, reward, judge, run (dicts of settings), n, kappa, methods, limit, seed."""
+    """settings: out, path; optional policy, reward, judge, run (dicts of settings), n, kappa, methods, limit, seed."""
     n, kappa = settings.get("n", 4), settings.get("kappa", 4)
     methods = {"aisp": Aisp(n=n, kappa=kappa), "best_of_n": BestOfN(n=n, kappa=kappa)}
     methods = {name: methods[name] for name in settings.get("methods", methods)}
@@ -38,7 +38,7 @@ def make_plan(settings):
 
 
 def rows_of(out, folder="rows"):
-    """All rows by (ordinal, method), without what differs between two runs of one command; asserts that none is twice."""
+    """All rows by (ordinal, method), without what differs between two runs of one command. None may be twice."""
     table = pq.read_table(f"{out}/{folder}")
     rows = {}
     for row in table.to_pylist():

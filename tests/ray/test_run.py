@@ -13,7 +13,7 @@ from aisp_ray.results import PARTICLE_SCHEMA, ROW_SCHEMA
 pytestmark = pytest.mark.ray
 
 
-@pytest.fixture()
+@pytest.fixture
 def settings(cluster, prompts, tmp_path):
     return {"out": str(tmp_path / "out"), "path": prompts(20), "run": {"chunk_rows": 8}}
 
