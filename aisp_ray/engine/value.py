@@ -74,9 +74,7 @@ def resolve(path: str | Path) -> Path:
     return Path(text).expanduser()
 
 
-def gradient_feedback(
-    device: Any, dim: int, path: str, step_size: float, steps: int
-) -> Callable[[Tensor], Tensor]:
+def gradient_feedback(device: Any, dim: int, path: str, step_size: float, steps: int) -> Callable[[Tensor], Tensor]:
     """The law u(z): where `steps` gradient steps of `step_size` on V, begun at z, lead, minus z. [rows, d] each.
 
     Raises:
@@ -84,7 +82,9 @@ def gradient_feedback(
     """
     function, _ = ValueFunction.load(path, device)
     if function.dim != dim:
-        raise ValueError(f"the value function of {path} reads pre-logits of width {function.dim}, the policy's is {dim}")
+        raise ValueError(
+            f"the value function of {path} reads pre-logits of width {function.dim}, the policy's is {dim}"
+        )
     function.requires_grad_(False)
 
     def law(z: Tensor) -> Tensor:
@@ -131,7 +131,9 @@ class Fit:
     seed: int
 
 
-def fit(train: Sequence[Example], held_out: Sequence[Example], how: Fit) -> tuple[ValueFunction, list[dict[str, float]]]:
+def fit(
+    train: Sequence[Example], held_out: Sequence[Example], how: Fit
+) -> tuple[ValueFunction, list[dict[str, float]]]:
     """Adam on `value_loss`. Returns the function of the epoch with the lowest held-out loss, and the curve.
 
     The curve holds per epoch: train_loss, held_out_loss, held_out_correlation (of V at the end with the reward).

@@ -1,0 +1,100 @@
+from __future__ import annotations
+
+import asyncio
+
+import numpy as np
+import pytest
+
+from aisp_ray.types import DataError, Prompt, Rollout, Rollouts, Scores
+from aisp_ray.value import ValueTraining, collect, is_held_out, main, read_command
+
+
+class FakePolicy:
+    """Pre-logits that say which prompt and particle they are from; slower for early prompts."""
+
+    async def rollout(self, prompt, proposal, seed):
+        await asyncio.sleep(0.01 / (1 + prompt.ordinal))
+        if prompt.text == "bad":
+            raise DataError("the prompt is empty")
+        assert proposal.want == {"prelogits"}
+        rows = [np.full((2, 3), 10 * prompt.ordinal + i, dtype=np.float32) for i in range(proposal.num_samples)]
+        items = tuple(Rollout(i, f"{i}", (1, 2), "stop", 2, prelogits=rows[i]) for i in range(proposal.num_samples))
+        return Rollouts(0, items, 5, seconds=0.5)
+
+
+class FakeReward:
+    async def score(self, prompt, responses):
+        return Scores(tuple(float("nan") if text == "1" else float(prompt.ordinal) for text in responses), seconds=0.25)
+
+
+def prompts(count):
+    return [Prompt(f"x/y/{i:08d}", i, "x", "bad" if i == 3 else "good") for i in range(count)]
+
+
+def collected(count=12, **settings):
+    return asyncio.run(collect(prompts(count), FakePolicy(), FakeReward(), ValueTraining(samples=3, **settings)))
+
+
+def test_every_response_is_labelled_with_its_own_reward_in_input_order():
+    found = collected()
+    assert found.num_skipped == 1
+    assert (found.num_prompts, found.num_samples, found.num_reward_calls, found.num_generated_tokens) == (
+        11,
+        33,
+        33,
+        66,
+    )
+    assert len(found.train) + len(found.held_out) == 22, "a response without a reward is left out"
+    for part in (found.train, found.held_out):
+        origins = [float(example.prelogits[0, 0]) for example in part]
+        assert origins == sorted(origins)
+        assert all(example.reward == origin // 10 for example, origin in zip(part, origins, strict=True))
+
+
+def test_the_data_do_not_depend_on_what_is_in_flight():
+    one, many = collected(in_flight=1), collected(in_flight=12)
+    assert [e.reward for e in one.train] == [e.reward for e in many.train]
+
+
+def test_a_prompt_is_held_out_by_its_name():
+    settings = ValueTraining(held_out=0.25)
+    sides = [is_held_out(f"demo/tuning/{i:08d}", settings) for i in range(2000)]
+    assert 0.2 < np.mean(sides) < 0.3
+
+
+def test_too_much_data_is_an_error_in_time():
+    with pytest.raises(ValueError, match="memory_gb"):
+        collected(memory_gb=1e-7)
+
+
+@pytest.mark.parametrize(
+    ("word", "says"),
+    [
+        ("epoch=3", "Did you mean"),
+        ("policy=nothing", "no such choice"),
+        ("out=value.bin", "safetensors"),
+        ("--out=x", "without dashes"),
+        ("terminal=middle", "last or first_compat"),
+        ("temperature=0", "samples=1"),
+    ],
+)
+def test_a_wrong_command_is_one_sentence_and_code_2(word, says, capsys):
+    assert main([word]) == 2
+    assert says in capsys.readouterr().err
+
+
+def test_keys_of_the_parts_reach_them():
+    parts, settings = read_command(["policy.max_new_tokens=7", "epochs=2", "out=/tmp/a.safetensors"])
+    assert parts["policy"].max_new_tokens == 7
+    assert settings.epochs == 2
+
+
+@pytest.mark.slow
+def test_the_demo_policy_gets_a_value_function_that_predicts_and_steers(tmp_path):
+    from aisp_ray.engine.value import ValueFunction
+
+    path = tmp_path / "value.safetensors"
+    assert main(["local=true", "limit=24", "epochs=8", "samples=4", f"out={path}"]) == 0
+    _, facts = ValueFunction.load(path)
+    assert facts["cost"]["num_samples"] == 96
+    assert max(point["held_out_correlation"] for point in facts["curve"]) > 0.2
