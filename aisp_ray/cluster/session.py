@@ -27,25 +27,41 @@ def in_ray_job() -> bool:
     return "RAY_JOB_CONFIG_JSON_ENV_VAR" in os.environ
 
 
-def connect(address: str | None, asks: Mapping[str, Placement], json_logs: bool = False) -> bool:
-    """Join the cluster at `address` (None: RAY_ADDRESS or a running one) or start a local one.
-
-    A local cluster is declared large enough for the actors' minimum and Ray Data: its CPUs are only counted, not
-    reserved. Returns whether a session was started here, which then is the caller's to end.
-    """
+def starts_local(address: str | None) -> bool:
+    """Whether `connect` would start a local cluster, because there is none to join."""
     quiet_environment()
     import ray
     from ray._private.services import canonicalize_bootstrap_address
+
+    return not ray.is_initialized() and canonicalize_bootstrap_address(address) is None
+
+
+def local_node(asks: Mapping[str, Placement]) -> Node:
+    """This machine as the node of a local cluster. Its CPUs are only counted, not reserved, so it is declared large
+    enough for the minimum of the actors and for Ray Data."""
+    from ray._private.accelerators import get_accelerator_manager_for_resource
+
+    manager = get_accelerator_manager_for_resource("GPU")
+    gpus = manager.get_current_node_num_accelerators() if manager is not None else 0
+    return Node(max(os.cpu_count() or 1, math.ceil(cpus_of(asks, 0)) + 1), gpus)
+
+
+def connect(address: str | None, asks: Mapping[str, Placement], json_logs: bool = False) -> bool:
+    """Join the cluster at `address` (None: RAY_ADDRESS or a running one) or start a local one.
+
+    Returns whether a session was opened here, which then is the caller's to end.
+    """
+    quiet_environment()
+    import ray
 
     if ray.is_initialized():
         return False
     options: dict[str, object] = {"log_to_driver": False, "logging_level": logging.ERROR}
     if json_logs:
         options["logging_config"] = ray.LoggingConfig(encoding="JSON", log_level="INFO")
-    if canonicalize_bootstrap_address(address) is None:
-        cores = os.cpu_count() or 1
+    if starts_local(address):
         options |= {
-            "num_cpus": max(cores, math.ceil(cpus_of(asks, 0)) + 1),
+            "num_cpus": int(local_node(asks).num_cpus),
             "include_dashboard": False,
             "object_store_memory": _LOCAL_OBJECT_STORE,
         }

@@ -7,11 +7,13 @@ command goes on where it stopped.
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Mapping
+from pathlib import Path
 
 from aisp_ray.cluster.placement import find_problems, most_actors
-from aisp_ray.cluster.session import connect, in_ray_job, nodes_now, quiet_data
+from aisp_ray.cluster.session import connect, in_ray_job, local_node, nodes_now, quiet_data, starts_local
 from aisp_ray.output.files import Output
 from aisp_ray.output.manifest import RefusedError
 from aisp_ray.plan import Plan
@@ -52,6 +54,8 @@ def preflight(plan: Plan) -> list[str]:
     problems = check_output(plan)
     if problems:
         return problems
+    if starts_local(plan.run.address):
+        return find_problems(asks_of(plan), [local_node(asks_of(plan))])
     opened = connect(plan.run.address, asks_of(plan))
     import ray
 
@@ -76,11 +80,14 @@ def check_output(plan: Plan) -> list[str]:
         ]
     try:
         output = Output(plan.out)
-        if output.is_local:
-            output.write("_state/probe", b"")
-            output.filesystem.delete_file(f"{output.root}/_state/probe")
+        if not output.is_local:
+            output.filesystem.get_file_info(output.root)  # credentials, bucket, host
     except (ValueError, OSError) as error:
-        return [f"out={plan.out} cannot be written to: {error}"]
+        return [f"out={plan.out} cannot be reached: {error}"]
+    if output.is_local:
+        there = next(folder for folder in (Path(output.root), *Path(output.root).parents) if folder.exists())
+        if not (there.is_dir() and os.access(there, os.W_OK)):
+            return [f"out={plan.out} cannot be written to: {there} is not a folder that this user may write in"]
     return []
 
 
