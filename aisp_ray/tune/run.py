@@ -1,0 +1,289 @@
+"""One search from the first prompt to the written preset. Exit codes as `pipeline.run`."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import signal
+import sys
+import threading
+import time
+import uuid
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from aisp_ray import config
+from aisp_ray.driver import Driver
+from aisp_ray.methods.base import Method
+from aisp_ray.output.files import Output
+from aisp_ray.progress import Screen, ScreenHandler
+from aisp_ray.tune import heldout as held
+from aisp_ray.tune import table as tables
+from aisp_ray.tune.evaluate import Evaluator
+from aisp_ray.tune.objective import make_objective
+from aisp_ray.tune.plan import TunePlan
+from aisp_ray.tune.propose import make_proposer
+from aisp_ray.tune.search import best_trial, extend, make_trial, run_search
+from aisp_ray.tune.space import text_of
+from aisp_ray.tune.store import Evaluations, MixedError, setting_hash
+from aisp_ray.tune.trial import Trial
+from aisp_ray.types import Prompt
+
+OK, FAILED, REFUSED, SOME_ERRORS, RETRY, INTERRUPTED, TERMINATED = 0, 1, 2, 3, 75, 130, 143
+
+
+def run(plan: TunePlan) -> int:
+    """Carry out the plan; returns the exit code. Joins a Ray session that is open here, else opens and closes one."""
+    from aisp_ray.cluster.placement import find_problems, most_actors
+    from aisp_ray.cluster.session import connect, nodes_now, quiet_data
+    from aisp_ray.tune.models import asks_of, shared_driver
+
+    opened = connect(plan.run.address, asks_of(plan), plan.run.json_logs)
+    import ray
+
+    try:
+        nodes = nodes_now()
+        problems = find_problems(asks_of(plan), nodes)
+        if problems:
+            return refuse(problems)
+        quiet_data()
+        most = most_actors(asks_of(plan), sum(node.num_cpus * node.copies for node in nodes))
+        screen = Screen(every=plan.run.progress_seconds, as_json=plan.run.json_logs)
+        prompts = read_prompts(plan, screen)
+        study = Study(plan, Output(plan.out), screen)
+        return study.run(lambda: shared_driver(plan, most), *prompts)
+    except (MixedError, config.ConfigError) as error:
+        return refuse([str(error)])
+    finally:
+        if opened:
+            ray.shutdown()
+
+
+def refuse(problems: Sequence[str]) -> int:
+    for problem in problems:
+        print(f"error: {problem}", file=sys.stderr)
+    return REFUSED
+
+
+def read_prompts(plan: TunePlan, screen: Screen) -> tuple[list[Prompt], list[Prompt]]:
+    """Usable tuning and held-out prompts, disjoint by their text.
+
+    Raises:
+        ConfigError: nothing is left of one of them.
+    """
+    from aisp_ray.data.stream import stream_prompts
+
+    def usable(spec: Any, limit: int) -> list[Prompt]:
+        found = list(stream_prompts(spec, limit))
+        kept = [prompt for prompt in found if prompt.error is None]
+        if len(kept) < len(found):
+            screen.say(f"{len(found) - len(kept)} prompts of {spec.dataset} cannot be used and are left out")
+        return kept
+
+    count = plan.rules.num_prompts
+    if plan.heldout is None:
+        both = usable(plan.data, count + plan.heldout_limit)
+        tuning, others = both[:count], both[count:]
+    else:
+        tuning, others = usable(plan.data, count), usable(plan.heldout, plan.heldout_limit)
+    kept = held.disjoint(others, tuning)
+    if len(kept) < len(others):
+        screen.say(f"{len(others) - len(kept)} held-out prompts are tuning prompts too and are left out")
+    if not tuning:
+        raise config.ConfigError("data: there are no usable tuning prompts")
+    if not kept and plan.heldout_limit:
+        raise config.ConfigError(
+            "there are no held-out prompts left; give heldout=<a choice of data>, a smaller limit, or heldout_limit=0"
+        )
+    return tuning, kept
+
+
+class Study:
+    """One search and its output. `run` takes what opens the shared models, so that tests can give their own."""
+
+    def __init__(self, plan: TunePlan, output: Output, screen: Screen):
+        self.plan = plan
+        self.output = output
+        self.screen = screen
+        self.store = Evaluations(output)
+        self.tuning: list[Prompt] = []
+        self.heldout: list[Prompt] = []
+        self.started = time.monotonic()
+        self._estimates: dict[Any, Any] = {}
+        self._stopped: int | None = None
+
+    def run(self, open_driver: Any, tuning: list[Prompt], heldout: list[Prompt]) -> int:
+        """The exit code. open_driver(): an async context manager that gives a `Driver`."""
+        self.tuning, self.heldout = tuning, heldout
+        settings = self.plan.run
+        self.store.open(self.plan.fingerprint, settings.on_mismatch, settings.retry_errors)
+        handler = ScreenHandler(self.screen)
+        package = logging.getLogger("aisp_ray")
+        package.addHandler(handler)
+        try:
+            return asyncio.run(self._main(open_driver))
+        finally:
+            package.removeHandler(handler)
+
+    async def _main(self, open_driver: Any) -> int:
+        from aisp_ray.cluster.failures import PoolError, StarvationError
+
+        again = f"the same command goes on from {self.plan.out}"
+        try:
+            with self._signals():
+                async with open_driver() as driver:
+                    return await self._go(driver)
+        except asyncio.CancelledError:
+            if self._stopped is None:
+                raise
+            self.screen.say(f"stopped by a signal; {again}")
+            return self._stopped
+        except StarvationError as error:
+            self.screen.say(f"error: {error}\n{again}")
+            return RETRY
+        except (PoolError, ValueError) as error:
+            self.screen.say(f"error: {error}")
+            return FAILED
+        finally:
+            self.store.flush()
+
+    async def _go(self, driver: Driver) -> int:
+        plan, rules = self.plan, self.plan.rules
+        identity = {
+            "run_id": f"{time.strftime('%Y%m%d-%H%M%S')}-{uuid.uuid4().hex[:6]}",
+            "config_hash": setting_hash(plan.fingerprint),
+            "seed": plan.seed,
+        }
+        objective = make_objective(plan.objective, list(plan.judges))
+        evaluator = Evaluator(driver, self.store, objective, identity, plan.run.snapshot_seconds)
+        self._announce()
+
+        async def measure(methods: Mapping[int, Method], first: int, last: int) -> Mapping[int, Sequence[float]]:
+            return await evaluator.measure(methods, self.tuning[first:last])
+
+        preset = make_trial(0, plan.workbench.centre(), plan.workbench)
+        if preset.method is None:
+            raise config.ConfigError(f"the preset does not fit the budget: {preset.reason}")
+        num_prompts = len(self.tuning)
+        await extend([preset], measure, 0, num_prompts)
+        preset.state = "complete"
+        proposer = make_proposer(plan.search, plan.workbench.space, plan.trials, plan.seed, preset)
+        rules = type(rules)(num_prompts, rules.stop, rules.first_rung, rules.batch)
+        trials = await run_search(preset, proposer, plan.workbench, measure, rules, self._seen)
+        best = best_trial(trials)
+        chosen = await self._confirm(evaluator, preset, best)
+        return self._finish(trials, best, chosen, evaluator.num_asked)
+
+    async def _confirm(self, evaluator: Evaluator, preset: Trial, best: Trial) -> held.Confirmation | None:
+        if not self.heldout:
+            return None
+        pair = {trial.number: trial.method for trial in (preset, best) if trial.method is not None}
+        values = await evaluator.measure(pair, self.heldout)
+        again = [
+            Trial(trial.number, trial.settings, trial.method, values=values[trial.number]) for trial in (preset, best)
+        ]
+        return held.confirm(*again)
+
+    # ------------------------------------------------------------ what is said and written
+
+    def _announce(self) -> None:
+        plan = self.plan
+        size = len(plan.workbench.space.grid())
+        wanted = plan.trials if plan.trials is not None else "all"
+        earlier = f"; {len(self.store.rows)} evaluations are there already" if self.store.rows else ""
+        self.screen.say(
+            f"{plan.search} search {plan.name}: {wanted} settings of {plan.workbench.space.method} "
+            f"({size} in the full grid), {plan.workbench.samples()} samples a prompt, {len(self.tuning)} tuning and "
+            f"{len(self.heldout)} held-out prompts{earlier}"
+        )
+
+    def _seen(self, trials: Sequence[Trial]) -> None:
+        known = [trial for trial in trials if trial.state == "complete"] or [trials[0]]
+        best = max(known, key=lambda trial: trial.mean())
+        running = sum(trial.state == "running" for trial in trials)
+        seen = sum(trial.num_seen for trial in trials)
+        self.screen.say(
+            f"{len(trials) - 1} trials, {running} under way, {seen} evaluations; best {best.mean():.4g} "
+            f"with {text_of(best.settings)}{' (the preset)' if best.number == 0 else ''}"
+        )
+        if not running:
+            self._write_trials(trials)
+
+    def _write_trials(self, trials: Sequence[Trial]) -> Any:
+        import pyarrow as pa
+        import pyarrow.parquet as pq
+
+        from aisp_ray.cli import describe
+
+        costs = {}
+        for trial in trials:
+            if trial.method is not None:
+                ids = [prompt.prompt_id for prompt in self.tuning[: trial.num_seen]]
+                costs[trial.number] = self.store.sums(setting_hash(describe(trial.method)), ids, tables.LEDGER)
+        found = tables.trial_table(trials, self.plan.workbench.space, self.plan.objective, costs, self._estimates)
+        sink = pa.BufferOutputStream()
+        pq.write_table(found, sink)
+        self.output.write(tables.NAME, sink.getvalue().to_pybytes())
+        return found
+
+    def _finish(self, trials: Sequence[Trial], best: Trial, chosen: held.Confirmation | None, num_asked: int) -> int:
+        plan = self.plan
+        found = self._write_trials(trials)
+        print(f"\n{tables.format_trials(found)}\n")
+        tuning = held.confirm(trials[0], best)
+        shown = f"{plan.objective} {tuning.best.mean:.3f} on {tuning.best.count} tuning prompts"
+        if chosen is not None:
+            shown += (
+                f", {chosen.best.mean:.3f} on {chosen.best.count} held-out prompts (preset {chosen.preset.mean:.3f})"
+            )
+            print(held.format_confirmation(tuning, chosen, plan.objective))
+        text = held.preset_yaml(plan.workbench, best.method, best, shown)  # type: ignore[arg-type]
+        self.output.write("best.yaml", text.encode())
+        if plan.save_as is not None:
+            preset_path(plan.save_as).write_text(text, encoding="utf-8")
+        grid = len(plan.workbench.space.grid()) * len(self.tuning)
+        cost = {
+            "settings": len(trials),
+            "evaluations": sum(trial.num_seen for trial in trials),
+            "evaluations_of_the_full_grid": grid,
+            "asked_with_heldout": num_asked,
+            "new": self.store.num_new,
+            "seconds": round(time.monotonic() - self.started, 2),
+        }
+        self.output.write_json("summary.json", held.summary(tuning, chosen, best, cost))
+        print(
+            f"\nspent    {cost['evaluations']} evaluations (setting x prompt); the full grid takes {grid}"
+            f"\ntrials   {plan.out}/{tables.NAME}\nbest     {plan.out}/best.yaml"
+            + (f", saved as method={plan.save_as}" if plan.save_as else "")
+        )
+        return SOME_ERRORS if any(trial.num_failed for trial in trials) else OK
+
+    @contextlib.contextmanager
+    def _signals(self) -> Iterator[None]:
+        """SIGTERM and Ctrl-C end the search; what is measured is written first."""
+        if threading.current_thread() is not threading.main_thread():
+            yield
+            return
+        loop, main = asyncio.get_running_loop(), asyncio.current_task()
+        assert main is not None
+
+        def stop(code: int) -> None:
+            if self._stopped is None:
+                self._stopped = code
+                self.store.flush()
+                main.cancel()
+
+        for number, code in ((signal.SIGTERM, TERMINATED), (signal.SIGINT, INTERRUPTED)):
+            loop.add_signal_handler(number, stop, code)
+        try:
+            yield
+        finally:
+            for number in (signal.SIGTERM, signal.SIGINT):
+                loop.remove_signal_handler(number)
+
+
+def preset_path(name: str) -> Path:
+    """Where `save_as` writes."""
+    return config.conf_folder() / "method" / f"{name}.yaml"

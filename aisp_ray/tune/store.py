@@ -1,0 +1,99 @@
+"""Every evaluation ever made in an output: (setting, prompt) -> row. What a killed search goes on from.
+
+    <out>/evaluations/part-evaluations-<serial>.parquet   result rows and the setting behind each, written whole
+    <out>/manifest.json                                   what decides an evaluation besides its setting
+    <out>/trials.parquet  summary.json  best.yaml
+
+Rewards are pure functions of setting, prompt and seed, so a row is right for any search that asks for it: another
+search, more trials or more prompts in the same output pay only for what is new.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import pyarrow as pa
+
+from aisp_ray.output.files import Output, differences, to_table
+from aisp_ray.results import ROW_SCHEMA
+
+FOLDER, MANIFEST = "evaluations", "manifest.json"
+SCHEMA = pa.schema(
+    [
+        pa.field("setting", pa.string(), metadata={"doc": "hash of all keys of the method"}),
+        pa.field("settings", pa.string(), metadata={"doc": "JSON of all keys of the method"}),
+        *ROW_SCHEMA,
+    ],
+    metadata=ROW_SCHEMA.metadata,
+)
+_KIND = "evaluations"  # of a part file's name
+Key = tuple[str, str]  # setting hash, prompt id
+
+
+class MixedError(ValueError):
+    """The output holds evaluations that this search must not mix with its own."""
+
+
+def setting_hash(described: Mapping[str, Any]) -> str:
+    """16 hex digits of all keys of a method."""
+    return hashlib.sha256(json.dumps(described, sort_keys=True, default=str).encode()).hexdigest()[:16]
+
+
+class Evaluations:
+    """The evaluations of an output, in memory and on disk. One thread uses it."""
+
+    def __init__(self, output: Output):
+        self.output = output
+        self.rows: dict[Key, dict[str, Any]] = {}
+        self.num_new = 0  # made since it was opened
+        self._new: list[dict[str, Any]] = []
+        self._next = 0
+
+    def open(self, fingerprint: Mapping[str, Any], on_mismatch: str = "refuse", retry_errors: bool = False) -> None:
+        """Read what is there; retry_errors leaves out rows whose status is error.
+
+        Raises:
+            MixedError: it was made under another fingerprint, and on_mismatch is refuse.
+        """
+        now = json.loads(json.dumps(fingerprint, default=str))
+        before = self.output.read_json(MANIFEST)
+        lines = [] if before is None else differences(before.get("fingerprint"), now)
+        if lines and on_mismatch == "refuse":
+            shown = "\n".join(f"  {line}" for line in lines[:20])
+            raise MixedError(
+                f"{self.output.out} holds evaluations of another configuration:\n{shown}\ngive another out, or "
+                f"run.on_mismatch=overwrite (removes them) or run.on_mismatch=ignore (mixes them)"
+            )
+        if lines and on_mismatch == "overwrite":
+            self.output.filesystem.delete_dir_contents(f"{self.output.root}/{FOLDER}", missing_dir_ok=True)
+        self.output.write_json(MANIFEST, {"fingerprint": now})
+        for kind, serial in self.output.parts(FOLDER):
+            for row in self.output.read_part(kind, serial, folder=FOLDER).to_pylist():
+                if not (retry_errors and row["status"] == "error"):
+                    self.rows[row["setting"], row["prompt_id"]] = row
+            self._next = max(self._next, serial + 1)
+
+    def add(self, setting: str, described: Mapping[str, Any], row: Mapping[str, Any]) -> None:
+        """A new evaluation; on disk after the next `flush`."""
+        full = {"setting": setting, "settings": json.dumps(described, sort_keys=True, default=str), **row}
+        self.rows[setting, row["prompt_id"]] = full
+        self._new.append(full)
+        self.num_new += 1
+
+    def get(self, setting: str, prompt_id: str) -> dict[str, Any] | None:
+        return self.rows.get((setting, prompt_id))
+
+    def flush(self) -> None:
+        """Write what is new as one more part file."""
+        if self._new:
+            self.output.write_part(to_table(self._new, SCHEMA), _KIND, self._next, FOLDER)
+            self._next += 1
+            self._new = []
+
+    def sums(self, setting: str, prompt_ids: Sequence[str], columns: Sequence[str]) -> dict[str, float]:
+        """Column sums over a setting's evaluations of these prompts."""
+        rows = [row for row in (self.get(setting, prompt_id) for prompt_id in prompt_ids) if row is not None]
+        return {name: float(sum(row[name] or 0 for row in rows)) for name in columns}

@@ -1,0 +1,136 @@
+"""`trials.parquet`: one row per trial, and the same as text."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from aisp_ray.metrics.bootstrap import Estimate, estimate
+from aisp_ray.tune.space import Space, text_of
+from aisp_ray.tune.trial import Trial
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+NAME = "trials.parquet"
+LEDGER = ("num_samples", "num_generated_tokens", "num_reward_calls", "policy_seconds", "reward_seconds")
+
+
+def trial_schema(space: Space) -> pa.Schema:
+    """Columns of the table: what a trial is, what it scored, what it cost, then one column per searched key."""
+    import pyarrow as pa
+
+    known = {
+        "trial": (pa.int64(), "0 is the preset"),
+        "method": (pa.string(), "preset of conf/method"),
+        "settings": (pa.string(), "JSON of the searched keys"),
+        "state": (pa.string(), "running, complete (all prompts), stopped (dropped at a rung) or invalid"),
+        "reason": (pa.string(), "why it is invalid"),
+        "objective": (pa.string(), "what is measured"),
+        "num_prompts": (pa.int64(), "tuning prompts seen, always the first ones"),
+        "num_failed": (pa.int64(), "of these, without a finite value"),
+        "value": (pa.float64(), "mean over the prompts seen"),
+        "value_low": (pa.float64(), "95 % bootstrap interval of it"),
+        "value_high": (pa.float64(), ""),
+        "gain": (pa.float64(), "mean paired difference to the preset on the prompts seen"),
+        "gain_low": (pa.float64(), "95 % bootstrap interval of it"),
+        "gain_high": (pa.float64(), ""),
+        **{name: (pa.float64(), "sum over the prompts seen") for name in LEDGER},
+    }
+    fields = [pa.field(name, kind, metadata={"doc": doc}) for name, (kind, doc) in known.items()]
+    for axis in space.axes():
+        given = axis.values or (axis.low, axis.high)
+        number = all(isinstance(v, int | float) and not isinstance(v, bool) for v in given)
+        fields.append(pa.field(f"key.{axis.key}", pa.float64() if number else pa.string()))
+    return pa.schema(fields, metadata={"aisp_ray.trials": "1"})
+
+
+def trial_table(
+    trials: Sequence[Trial],
+    space: Space,
+    objective: str,
+    costs: Mapping[int, Mapping[str, float]],
+    known: dict[Any, tuple[Estimate, Estimate]] | None = None,
+) -> pa.Table:
+    """The table. costs: sums of the ledger by trial number. known: keeps intervals from one call to the next."""
+    import pyarrow as pa
+
+    schema = trial_schema(space)
+    known = {} if known is None else known
+    rows = []
+    for trial in trials:
+        at = trial.number, trial.num_seen
+        if at not in known:
+            values = np.asarray(trial.values, dtype=np.float64)
+            known[at] = estimate(values), estimate(trial.paired(trials[0]))
+        rows.append(_row(trial, space, objective, known[at], costs.get(trial.number, {})))
+    for row in rows:
+        for name in schema.names:
+            if name.startswith("key.") and pa.types.is_string(schema.field(name).type) and row[name] is not None:
+                row[name] = json.dumps(row[name])
+    return pa.Table.from_pylist(rows, schema=schema)
+
+
+def _row(
+    trial: Trial, space: Space, objective: str, known: tuple[Estimate, Estimate], cost: Mapping[str, float]
+) -> dict[str, Any]:
+    value, gain = known
+    return {
+        "trial": trial.number,
+        "method": space.method,
+        "settings": json.dumps(trial.settings, default=str),
+        "state": trial.state,
+        "reason": trial.reason,
+        "objective": objective,
+        "num_prompts": trial.num_seen,
+        "num_failed": trial.num_failed,
+        **{f"value{end}": _null(x) for end, x in (("", value.mean), ("_low", value.low), ("_high", value.high))},
+        **{f"gain{end}": _null(x) for end, x in (("", gain.mean), ("_low", gain.low), ("_high", gain.high))},
+        **{name: _null(cost.get(name, math.nan)) for name in LEDGER},
+        **{f"key.{axis.key}": trial.settings.get(axis.key) for axis in space.axes()},
+    }
+
+
+def format_trials(table: pa.Table, most: int = 20) -> str:
+    """The best trials as lines of text; stopped ones follow those that saw every prompt."""
+    order = {"complete": 0, "running": 1, "stopped": 2, "invalid": 3}
+    rows = sorted(
+        table.to_pylist(),
+        key=lambda row: (order[row["state"]], -row["num_prompts"], -(row["value"] or -math.inf), row["trial"]),
+    )
+    lines = [("trial", "state", "prompts", "value", "95 % interval", "gain over preset", "settings")]
+    for row in rows[:most]:
+        settings = text_of(json.loads(row["settings"]))
+        gain = f"{_shown(row['gain'], sign=True)} {_span(row['gain_low'], row['gain_high'])}"
+        lines.append(
+            (
+                str(row["trial"]),
+                "preset" if row["trial"] == 0 else row["state"],
+                str(row["num_prompts"]),
+                _shown(row["value"]),
+                _span(row["value_low"], row["value_high"]),
+                gain if row["trial"] else "",
+                settings if row["state"] != "invalid" else f"{settings}: {row['reason']}",
+            )
+        )
+    widths = [max(len(line[i]) for line in lines) for i in range(len(lines[0]) - 1)]
+    text = ["  ".join([*(cell.ljust(w) for cell, w in zip(line, widths, strict=False)), line[-1]]) for line in lines]
+    if len(rows) > most:
+        text.append(f"... and {len(rows) - most} more in {NAME}")
+    return "\n".join(text)
+
+
+def _shown(value: float | None, sign: bool = False) -> str:
+    return "-" if value is None else f"{value:{'+' if sign else ''}.3f}"
+
+
+def _span(low: float | None, high: float | None) -> str:
+    return "" if low is None or high is None else f"[{low:.3f}, {high:.3f}]"
+
+
+def _null(value: float) -> float | None:
+    return value if math.isfinite(value) else None

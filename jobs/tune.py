@@ -1,0 +1,11 @@
+"""Search a method's settings on tuning prompts: `python jobs/tune.py --help`."""
+
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # a checkout works without being installed
+
+from aisp_ray.tune.cli import main
+
+if __name__ == "__main__":
+    sys.exit(main())
