@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import importlib.util
 import socket
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -118,11 +119,9 @@ class CausalLM(PolicySpec):
         try:
             tokenizer = AutoTokenizer.from_pretrained(source, **kwargs)
             model = self._load_model(source, device, kwargs)
-        except OSError as error:  # a missing file, a node without network: transformers' text has many lines
-            reason = str(error).strip().splitlines()[0]
-            raise ValueError(
-                f"policy.model={self.model} cannot be loaded on {socket.gethostname()}: {reason}"
-            ) from error
+        except Exception as error:  # a missing file, no network, no memory: the libraries' texts have many lines
+            where = f"policy.model={self.model} cannot be loaded on {socket.gethostname()}"
+            raise ValueError(f"{where}: {_reason(error)}") from error
         engine = build_engine(
             model,
             kind=self.engine,
@@ -159,6 +158,13 @@ def _merge_adapter(model: Any, source: str, revision: str | None, cache: str | N
     more = {"revision": revision, "cache_dir": cache}
     adapted = PeftModel.from_pretrained(model, source, **{key: value for key, value in more.items() if value})
     return adapted.merge_and_unload(safe_merge=True)
+
+
+def _reason(error: Exception) -> str:
+    text = str(error).strip() or type(error).__name__
+    if "`tiktoken` is required" in text and importlib.util.find_spec("sentencepiece") is None:
+        return "its tokenizer is a SentencePiece file, which needs one more package: pip install sentencepiece"
+    return text.splitlines()[0]
 
 
 class LoadedCausalLM:
