@@ -10,6 +10,8 @@ import numpy as np
 
 from aisp_ray.metrics.bootstrap import Estimate, estimates
 
+_RESAMPLES = 1000  # of the intervals here: they are looked at, the table's are quoted
+
 
 @dataclass(frozen=True, slots=True)
 class Transfer:
@@ -25,7 +27,7 @@ def transfer(optimised: np.ndarray, held_out: np.ndarray, seed: int = 0, num_bin
     """From paired differences over prompts, float64 [prompts] each, NaN where a prompt lacks one."""
     both = np.isfinite(optimised) & np.isfinite(held_out)
     pairs = np.stack([optimised[both], held_out[both]], axis=1)  # [kept, 2]
-    first, second = estimates(pairs, seed)
+    first, second = estimates(pairs, seed, _RESAMPLES)
     order = pairs[np.argsort(pairs[:, 0], kind="stable")]
     parts = [part for part in np.array_split(order, num_bins) if len(part)] if len(pairs) >= 2 * num_bins else []
     bins = tuple((float(part[:, 0].mean()), float(part[:, 1].mean()), len(part)) for part in parts)

@@ -229,38 +229,48 @@ def held_out(measured: Measured) -> Figure | None:
     return figure
 
 
+Points = list[tuple[float, Estimate]]  # a setting's value and the reward (or gain) with it
+
+
 def sensitivity(measured: Measured) -> Figure | None:
-    panels: dict[tuple[str, str], dict[str, list[tuple[float, Estimate, str]]]] = {}
-    for record in measured.records:
-        method, own = measured.settings.get(record.method, (record.method, {}))
-        for key, value in own.items():
-            if isinstance(value, int | float) and not isinstance(value, bool) and record.reward.count:
-                rest = ", ".join(f"{k}={v}" for k, v in own.items() if k != key)
-                points = panels.setdefault((method, key), {}).setdefault(rest, [])
-                points.append((float(value), record.reward, record.method))
-    panels = {at: lines for at, lines in panels.items() if any(len(points) > 1 for points in lines.values())}
+    """Reward over each setting that differs between outputs; paired gains where there is a baseline."""
+    panels = swept(measured)
     if not panels:
         return None
     columns = min(3, len(panels))
     figure, axes = blank(columns, math.ceil(len(panels) / columns), width=4.6)
     for axis in axes[len(panels) :]:
         axis.set_axis_off()
-    base = next((record.reward for record in measured.records if record.method == measured.baseline), None)
     for axis, ((method, key), lines) in zip(axes, panels.items(), strict=False):
-        if base is not None and base.count:
-            axis.axhline(base.mean, color=COLOURS[0], linewidth=1.2, label=measured.baseline)
-            axis.axhspan(*ends(base), color=COLOURS[0], alpha=0.1, linewidth=0)
         for i, (rest, points) in enumerate(lines.items()):
-            points.sort(key=lambda point: point[0])
             look = {"color": COLOURS[1 + i % (len(COLOURS) - 1)], "label": rest or method}
-            for x, reward, _ in points:
-                draw_point(axis, (x, None), (reward.mean, ends(reward)), "o", {"color": look["color"]})
-            axis.plot([point[0] for point in points], [point[1].mean for point in points], linewidth=1.4, **look)
-        values = [point[0] for points in lines.values() for point in points]
+            for x, value in points:
+                draw_point(axis, (x, None), (value.mean, ends(value)), "o", {"color": look["color"]})
+            axis.plot([x for x, _ in points], [value.mean for _, value in points], linewidth=1.4, **look)
+        values = [x for points in lines.values() for x, _ in points]
         if min(values) > 0 and max(values) / min(values) > 8:
             axis.set_xscale("log")
-        finish(axis, f"{method}.{key}", "reward")
+        if measured.baseline is not None:
+            axis.axhline(0, color=COLOURS[0], linewidth=1)
+        finish(axis, f"{method}.{key}", "reward" if measured.baseline is None else f"gain over {measured.baseline}")
     return figure
+
+
+def swept(measured: Measured) -> dict[tuple[str, str], dict[str, Points]]:
+    """(method, setting) -> the other settings in words -> its points, by rising value, of settings that are numbers."""
+    panels: dict[tuple[str, str], dict[str, Points]] = {}
+    for record in measured.records:
+        method, own = measured.settings.get(record.method, (record.method, {}))
+        value = record.paired.difference if record.paired else Estimate()
+        value = record.reward if measured.baseline is None else value
+        for key, x in own.items():
+            if isinstance(x, int | float) and not isinstance(x, bool) and value.count:
+                rest = ", ".join(f"{k}={v}" for k, v in own.items() if k != key)
+                panels.setdefault((method, key), {}).setdefault(rest, []).append((float(x), value))
+    for lines in panels.values():
+        for points in lines.values():
+            points.sort(key=lambda point: point[0])
+    return {at: lines for at, lines in panels.items() if any(len(points) > 1 for points in lines.values())}
 
 
 def known(measured: Measured, trace: str, moving: bool = False) -> dict[str, Curve]:

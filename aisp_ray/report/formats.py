@@ -14,10 +14,12 @@ from typing import TYPE_CHECKING
 from aisp_ray.metrics.bootstrap import NUM_RESAMPLES, Estimate
 
 if TYPE_CHECKING:
+    from aisp_ray.metrics.paired import Paired
     from aisp_ray.report.table import MethodSummary
 
 STYLES = ("text", "markdown", "latex", "csv")
 WIDTH = 120  # columns of a terminal; a wider text table goes on below, its method column repeated
+POLICY_SECONDS, REWARD_SECONDS = "policy s", "reward s"
 _NONE = "-"
 
 
@@ -60,18 +62,18 @@ def columns_of(records: Sequence[MethodSummary]) -> list[Column]:
             Column(f"vs {records[0].baseline}", with_intervals(difference, sign=True)),
             Column("win/tie/loss", tuple(_record(record) for record in records)),
         ]
+    for name in dict.fromkeys(name for record in records for name in record.judges):
+        columns.append(Column(f"judge {name}", with_intervals([r.judges.get(name, Estimate()) for r in records])))
     columns += [
         Column("samples", tuple(_count(record.num_samples) for record in records)),
         Column("tokens", tuple(_count(record.num_generated_tokens) for record in records)),
         Column("seconds", _numbers(records, lambda record: record.wall_seconds)),
-        Column("policy s", _numbers(records, lambda record: record.policy_seconds)),
-        Column("reward s", _numbers(records, lambda record: record.reward_seconds)),
+        Column(POLICY_SECONDS, _numbers(records, lambda record: record.policy_seconds)),
+        Column(REWARD_SECONDS, _numbers(records, lambda record: record.reward_seconds)),
     ]
-    shown = [name for name in records[0].metrics if name != "diversity_plus_one"]
-    for name in shown:
-        columns.append(Column(name, with_intervals([r.metrics.get(name, Estimate()) for r in records])))
-    for name in dict.fromkeys(name for record in records for name in record.judges):
-        columns.append(Column(f"judge {name}", with_intervals([r.judges.get(name, Estimate()) for r in records])))
+    for name in records[0].metrics:
+        if name != "diversity_plus_one":  # it is in the CSV; two diversities side by side would be read as a mistake
+            columns.append(Column(name, with_intervals([r.metrics.get(name, Estimate()) for r in records])))
     return [column for column in columns if set(column.cells) != {_NONE}]
 
 
@@ -201,15 +203,14 @@ def _csv(records: Sequence[MethodSummary]) -> str:
     }
     columns |= _estimate_columns("reward", lambda record: record.reward)
     columns["baseline"] = lambda record: record.baseline
-    columns |= _estimate_columns("difference", lambda record: record.paired and record.paired.difference)
-    for name in ("wins", "ties", "losses", "win_rate"):
-        columns[name] = lambda record, name=name: record.paired and getattr(record.paired, name)
+    columns |= _paired_columns("", lambda record: record.paired)
     for name in ("num_samples", "num_generated_tokens", "policy_seconds", "reward_seconds", "wall_seconds"):
         columns[name] = lambda record, name=name: getattr(record, name)
     for name in dict.fromkeys(name for record in records for name in record.metrics):
         columns |= _estimate_columns(name, lambda record, name=name: record.metrics.get(name))
     for name in dict.fromkeys(name for record in records for name in record.judges):
         columns |= _estimate_columns(f"judge_{name}", lambda record, name=name: record.judges.get(name))
+        columns |= _paired_columns(f"judge_{name}_", lambda record, name=name: record.judges_paired.get(name))
     target = io.StringIO()
     writer = csv.writer(target, lineterminator="\n")
     writer.writerow(columns)
@@ -225,6 +226,16 @@ def _estimate_columns(name: str, get: Callable[[MethodSummary], Estimate | None]
 
     ends = {"mean": "", "low": "_low", "high": "_high", "count": "_count"}
     return {name + end: (lambda record, key=key: part(record, key)) for key, end in ends.items()}
+
+
+def _paired_columns(prefix: str, get: Callable[[MethodSummary], Paired | None]) -> dict[str, Callable]:
+    def part(record: MethodSummary, key: str) -> object:
+        pair = get(record)
+        return getattr(pair, key) if pair is not None else None
+
+    columns = _estimate_columns(f"{prefix}difference", lambda record: part(record, "difference"))
+    names = ("wins", "ties", "losses", "win_rate")
+    return columns | {prefix + name: (lambda record, name=name: part(record, name)) for name in names}
 
 
 def _cell(value: object) -> object:

@@ -15,7 +15,15 @@ from aisp_ray.metrics.overoptimisation import Transfer, transfer
 from aisp_ray.report.figures import Measured
 from aisp_ray.report.rows import Label
 from aisp_ray.report.series import curves, gain_curves, trace_matrix
-from aisp_ray.report.table import DEFAULT_METRICS, Grid, MethodSummary, by_dataset, measure_columns, summary_table
+from aisp_ray.report.table import (
+    DEFAULT_METRICS,
+    JUDGE,
+    Grid,
+    MethodSummary,
+    by_dataset,
+    measure_columns,
+    summary_table,
+)
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -78,8 +86,8 @@ def transfers(
     """Judge -> label -> how gains over the baseline carry over to it."""
     found: dict[str, dict[str, Transfer]] = {}
     for name in measures if base is not None else ():
-        if name.startswith("judge "):
-            found[name.removeprefix("judge ")] = {
+        if name.startswith(JUDGE):
+            found[name.removeprefix(JUDGE)] = {
                 label: transfer(*(grid.differences(label, base, measures[key]) for key in ("reward", name)), seed)
                 for label in grid.labels
                 if label != base

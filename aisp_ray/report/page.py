@@ -13,10 +13,12 @@ from importlib.resources import files
 from string import Template
 from typing import Any
 
+import yaml
+
 from aisp_ray.metrics.bootstrap import Estimate
 from aisp_ray.metrics.paired import TIE
 from aisp_ray.report.figures import COLOURS
-from aisp_ray.report.formats import columns_of, footnote
+from aisp_ray.report.formats import POLICY_SECONDS, REWARD_SECONDS, columns_of, footnote, with_intervals
 from aisp_ray.report.measure import Section
 
 MAX_PROMPTS = 20_000  # prompts in the page's browser; the table is of all
@@ -62,7 +64,7 @@ def _notices(notices: Sequence[str]) -> str:
 
 def _table(section: Section, title: str) -> str:
     """The table of one dataset and, below, what rewards cost."""
-    columns = columns_of(section.records)
+    columns = [column for column in columns_of(section.records) if column.head not in (POLICY_SECONDS, REWARD_SECONDS)]
     rows = list(zip(*(column.cells for column in columns), strict=True))
     lines = [f"<h2>{escape(title)}</h2>", '<div class="scroll"><table class="summary"><thead><tr>']
     lines += [f"<th>{escape(column.head)}</th>" for column in columns] + ["</tr></thead><tbody>"]
@@ -73,7 +75,7 @@ def _table(section: Section, title: str) -> str:
             cells.append(f"<td{tone}>{escape(_minus(cell))}</td>")
         lines.append(f"<tr>{''.join(cells)}</tr>")
     lines.append(f'</tbody></table></div><p class="note">{escape(footnote(section.records))}</p>')
-    return "\n".join([*lines, _cost_table(section)])
+    return "\n".join([*lines, _judge_table(section), _cost_table(section)])
 
 
 def _tone(difference: Estimate) -> str:
@@ -81,26 +83,62 @@ def _tone(difference: Estimate) -> str:
     return ' class="better"' if difference.low > 0 else ' class="worse"' if difference.high < 0 else ""
 
 
+def _judge_table(section: Section) -> str:
+    """What the gains are worth to rewards that the search did not see."""
+    base = section.measured.baseline
+    lines = []
+    for judge, against in section.measured.transfers.items():
+        records = [record for record in section.records if judge in record.judges_paired]
+        pairs = [record.judges_paired[judge] for record in records]
+        gains = with_intervals([pair.difference for pair in pairs], sign=True)
+        for record, pair, gain in zip(records, pairs, gains, strict=True):
+            cells = [
+                f"<td{_tone(pair.difference)}>{escape(_minus(gain))}</td>",
+                f"<td>{pair.wins}/{pair.ties}/{pair.losses}</td>",
+                f"<td>{_number(pair.win_rate, '.0%')}</td>",
+                f"<td>{_minus(_number(against[record.method].rank_correlation, '.2f'))}</td>",
+            ]
+            head = f"<td>{_swatch(section, record.method)}{escape(record.method)}</td><td>{escape(judge)}</td>"
+            lines.append(f"<tr>{head}{''.join(cells)}</tr>")
+    if not lines:
+        return ""
+    heads = ("method", "judge", f"vs {base}", "win/tie/loss", "win rate", "rank correlation of gains")
+    note = (
+        "Rank correlation (Spearman): do the prompts that gained in the optimised reward gain in the judge too? "
+        "Around 0 or below, the gain is the reward model's alone. A tie counts half a win."
+    )
+    return _html_table("Held-out judges", heads, lines, note)
+
+
 def _cost_table(section: Section) -> str:
     base = section.measured.baseline
-    heads = ["method", "tokens/s", "reward calls/s"]
+    heads = ["method", "tokens/s", "reward calls/s", POLICY_SECONDS, REWARD_SECONDS]
     if base is not None:
         heads += [
             f"samples to {base}'s final mean",
             f"prompts that reach {base}'s reward",
             "samples they need (median)",
         ]
-    lines = ['<h3>Cost</h3><div class="scroll"><table class="summary"><thead><tr>']
-    lines += [f"<th>{escape(head)}</th>" for head in heads] + ["</tr></thead><tbody>"]
-    for label, cost in section.costs.items():
+    lines = []
+    for record in section.records:
+        cost = section.costs[record.method]
         cells = [_number(cost.tokens_per_second, ",.0f"), _number(cost.calls_per_second, ",.0f")]
+        cells += [_number(record.policy_seconds, ".3g"), _number(record.reward_seconds, ".3g")]
         if base is not None:
             cells += [_number(cost.samples_to_baseline, ",.0f"), _number(cost.share_reached, ".0%")]
             cells.append(_number(cost.median_samples, ",.0f"))
-        head = f"<td>{_swatch(section, label)}{escape(label)}</td>"
+        head = f"<td>{_swatch(section, record.method)}{escape(record.method)}</td>"
         lines.append(f"<tr>{head}{''.join(f'<td>{cell}</td>' for cell in cells)}</tr>")
-    note = "Tokens and reward calls a second of the model's own busy time. – is never, or not measured."
-    return "\n".join([*lines, f'</tbody></table></div><p class="note">{note}</p>'])
+    note = "Tokens and reward calls a second of the models' busy time; seconds per prompt. – is never, or not measured."
+    return _html_table("Cost", heads, lines, note)
+
+
+def _html_table(title: str, heads: Sequence[str], lines: Sequence[str], note: str) -> str:
+    head = "".join(f"<th>{escape(text)}</th>" for text in heads)
+    return (
+        f'<h3>{escape(title)}</h3><div class="scroll"><table class="summary"><thead><tr>{head}</tr></thead>'
+        f'<tbody>{"".join(lines)}</tbody></table></div><p class="note">{escape(note)}</p>'
+    )
 
 
 def _number(value: float, form: str) -> str:
@@ -132,12 +170,14 @@ def _wide(svg: str) -> str:
 
 def _facts(out: str, values: Mapping[str, Any]) -> str:
     """Configuration, versions, hardware, budgets: a run's own files, folded."""
-    blocks = [
-        f"<h3>{escape(name)}</h3><pre>{escape(json.dumps(value, indent=2, ensure_ascii=False))}</pre>"
-        for name, value in values.items()
-        if value
-    ] or ['<p class="note">The output holds no manifest.json or summary.json (yet).</p>']
-    return f"<details><summary>{escape(out)}</summary>{''.join(blocks)}</details>"
+    blocks = []
+    for name, value in values.items():
+        for key, inner in value.items():
+            shown = yaml.safe_dump(inner, sort_keys=False, allow_unicode=True, width=110)
+            title = f"{escape(key)} <small>{escape(name)}</small>"
+            blocks.append(f"<details><summary>{title}</summary><pre>{escape(shown)}</pre></details>")
+    blocks = blocks or ['<p class="note">The output holds no manifest.json or summary.json (yet).</p>']
+    return f'<details class="facts"><summary>{escape(out)}</summary>{"".join(blocks)}</details>'
 
 
 # ---------------------------------------------------------------- what the browser of prompts reads

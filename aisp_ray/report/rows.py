@@ -25,9 +25,9 @@ def read_rows(out: str | Sequence[str]) -> pa.Table:
     """
     import pyarrow as pa
 
-    tables = [_read_one(path) for path in output_list(out)]
-    table = pa.concat_tables(tables, promote_options="default")
-    labels = make_labels(table, {path: read_json(path, "manifest.json") for path in output_list(out)})
+    manifests = {path: read_json(path, "manifest.json") for path in output_list(out)}
+    table = pa.concat_tables([_in_method_order(_read_one(path), manifest) for path, manifest in manifests.items()])
+    labels = make_labels(table, manifests)
     return _first_of_each(table.append_column("label", pa.array(list(map(str, labels)), pa.string())))
 
 
@@ -115,6 +115,13 @@ class Label:
         return " ".join([self.method, *(f"{key}={_plain(value)}" for key, value in self.differing)])
 
 
+def _in_method_order(table: pa.Table, manifest: Mapping[str, Any]) -> pa.Table:
+    """The rows with methods in the order in which the run named them; files are in the order of the alphabet."""
+    place = {method: i for i, method in enumerate(manifest.get("methods") or ())}
+    places = [place.get(method, len(place)) for method in table["method"].to_pylist()]
+    return table.take(sorted(range(len(places)), key=places.__getitem__))
+
+
 def make_labels(table: pa.Table, manifests: Mapping[str, Mapping[str, Any]]) -> list[Label]:
     """The label of every row: its method, and the settings that differ between the outputs that ran this method."""
     kinds = list(zip(table["method"].to_pylist(), table["out"].to_pylist(), strict=True))
@@ -140,18 +147,19 @@ def method_settings(manifest: Mapping[str, Any], method: str) -> dict[str, Any]:
     """
     config = manifest.get("fingerprint") or manifest.get("config") or {}
     methods = config.get("method")
-    flat = _flatten(methods.get(method) or {}, "") if isinstance(methods, Mapping) else {}
+    flat = flatten(methods.get(method) or {}, "") if isinstance(methods, Mapping) else {}
     for group in ("policy", "reward"):
-        flat |= _flatten(config.get(group), group)
+        flat |= flatten(config.get(group), group)
     return flat
 
 
-def _flatten(value: Any, name: str) -> dict[str, Any]:
+def flatten(value: Any, name: str) -> dict[str, Any]:
+    """Nested mappings as one, keys joined by dots behind `name`."""
     if not isinstance(value, Mapping):
         return {name: value}
     flat: dict[str, Any] = {}
     for key, inner in value.items():
-        flat |= _flatten(inner, f"{name}.{key}" if name else str(key))
+        flat |= flatten(inner, f"{name}.{key}" if name else str(key))
     return flat
 
 

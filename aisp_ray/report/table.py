@@ -28,6 +28,7 @@ DEFAULT_METRICS: Mapping[str, TextMetric] = {
     "diversity_plus_one": Diversity(plus_one=True),
     "words": Length(),
 }
+JUDGE = "judge "  # how a judge's measure is told from others
 _LEDGER = ("num_samples", "num_generated_tokens", "policy_seconds", "reward_seconds", "wall_seconds")
 
 
@@ -51,6 +52,7 @@ class MethodSummary:
     wall_seconds: float  # mean per row, from its first proposal to its last reward
     metrics: Mapping[str, Estimate] = field(default_factory=dict)  # text metrics by name
     judges: Mapping[str, Estimate] = field(default_factory=dict)  # held-out rewards by the judge's name
+    judges_paired: Mapping[str, Paired] = field(default_factory=dict)  # against the baseline; empty for itself
 
 
 def summary_table(
@@ -88,33 +90,42 @@ def _dataset_records(
     labels = sorted(dict.fromkeys(columns["label"]), key=lambda label: label != base)
     measures = measure_columns(columns, metrics)
     grid = Grid(columns)
-    stacked = {name: [grid.per_prompt(label, values) for label in labels] for name, values in measures.items()}
-    names = list(stacked)
-    flat = estimates(np.stack([column for name in names for column in stacked[name]], axis=1), seed)
-    by_name = {name: flat[i * len(labels) : (i + 1) * len(labels)] for i, name in enumerate(names)}
+    means = [grid.per_prompt(label, values) for values in measures.values() for label in labels]
+    flat = iter(estimates(np.stack(means, axis=1), seed))
+    found = {name: {label: next(flat) for label in labels} for name in measures}
+    judges = [name for name in measures if name.startswith(JUDGE)]
     records = []
-    for i, label in enumerate(labels):
-        difference = None
+    for label in labels:
+        against = {}
         if base is not None and label != base:
-            difference = paired(grid.differences(label, base, measures["reward"]), seed)
-        mine = [j for j, name in enumerate(columns["label"]) if name == label]
+            names = ("reward", *judges)
+            against = {name: paired(grid.differences(label, base, measures[name]), seed) for name in names}
         records.append(
             MethodSummary(
                 method=label,
                 dataset=dataset,
-                num_prompts=by_name["reward"][i].count,
-                num_rows=len(mine),
-                num_errors=sum(columns["status"][j] != "ok" for j in mine),
-                num_seeds=len({columns["seed"][j] for j in mine}),
-                reward=by_name["reward"][i],
+                num_prompts=found["reward"][label].count,
+                reward=found["reward"][label],
                 baseline=base or baseline,
-                paired=difference,
-                **{name: _mean([columns[name][j] for j in mine if columns["status"][j] == "ok"]) for name in _LEDGER},
-                metrics={name: by_name[name][i] for name in metrics},
-                judges={name[len("judge ") :]: by_name[name][i] for name in names if name.startswith("judge ")},
+                paired=against.pop("reward", None),
+                metrics={name: found[name][label] for name in metrics},
+                judges={name.removeprefix(JUDGE): found[name][label] for name in judges},
+                judges_paired={name.removeprefix(JUDGE): pair for name, pair in against.items()},
+                **ledger(columns, grid.rows(label)),
             )
         )
     return records
+
+
+def ledger(columns: Mapping[str, Sequence], rows: Sequence[int]) -> dict[str, Any]:
+    """Counts of these rows, and what one of them cost in the mean over those that worked."""
+    worked = [row for row in rows if columns["status"][row] == "ok"]
+    return {
+        "num_rows": len(rows),
+        "num_errors": len(rows) - len(worked),
+        "num_seeds": len({columns["seed"][row] for row in rows}),
+        **{name: _mean([columns[name][row] for row in worked]) for name in _LEDGER},
+    }
 
 
 def find_baseline(columns: Mapping[str, Sequence], baseline: str) -> str | None:
@@ -126,7 +137,7 @@ def find_baseline(columns: Mapping[str, Sequence], baseline: str) -> str | None:
 
 
 def measure_columns(columns: Mapping[str, Sequence], metrics: Mapping[str, TextMetric]) -> dict[str, np.ndarray]:
-    """Per-row measures, float64 [rows] each: `reward`, the text metrics by name, and `judge <name>`; NaN where null."""
+    """Per-row measures, float64 [rows] each: `reward`, the text metrics by name, and `JUDGE + name`; NaN where null."""
     ok = np.array([status == "ok" for status in columns["status"]])
     measures = {"reward": _floats(columns["reward"])}
     for name, metric in metrics.items():
@@ -136,7 +147,7 @@ def measure_columns(columns: Mapping[str, Sequence], metrics: Mapping[str, TextM
         for names, rewards in zip(columns["judge_names"], columns["judge_rewards"], strict=True)
     ]
     for name in dict.fromkeys(name for row in judged for name in row):
-        measures[f"judge {name}"] = _floats([row.get(name) for row in judged])
+        measures[f"{JUDGE}{name}"] = _floats([row.get(name) for row in judged])
     return {name: np.where(ok & np.isfinite(values), values, math.nan) for name, values in measures.items()}
 
 

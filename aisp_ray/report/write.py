@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import logging
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
 
 from aisp_ray.metrics.base import TextMetric
 from aisp_ray.report.figures import DRAWINGS, drawn, inline_svg
@@ -13,19 +15,43 @@ from aisp_ray.report.measure import Section, sections
 from aisp_ray.report.notices import notices
 from aisp_ray.report.page import render
 from aisp_ray.report.rows import filesystem, label_map, output_list, read_json, read_rows
-from aisp_ray.report.table import DEFAULT_METRICS, summary_json
+from aisp_ray.report.table import DEFAULT_METRICS, MethodSummary, summary_json
 
 log = logging.getLogger(__name__)
 
 
-def write_report(
+@dataclass(frozen=True, slots=True)
+class Report:
+    """A report that has been written."""
+
+    page: str  # path or URI of index.html
+    to: str  # the folder of everything
+    sections: Sequence[Section]
+    notices: Sequence[str]
+    runs: Mapping[str, Mapping[str, Any]]  # output -> its manifest.json and summary.json
+
+    @property
+    def records(self) -> list[MethodSummary]:
+        return [record for part in self.sections for record in part.records]
+
+    @property
+    def name(self) -> str:
+        return self.to.rstrip("/").removesuffix("/report").rpartition("/")[2]
+
+
+def write_report(outs: str | Sequence[str], to: str | None = None, baseline: str = "best_of_n") -> str:
+    """`make_report` with the usual settings; returns the page's path."""
+    return make_report(outs, to, baseline).page
+
+
+def make_report(
     outs: str | Sequence[str],
     to: str | None = None,
     baseline: str = "best_of_n",
     seed: int = 0,
     metrics: Mapping[str, TextMetric] = DEFAULT_METRICS,
-) -> str:
-    """Write the report of one or several outputs and return the page's path.
+) -> Report:
+    """Write the report of one or several outputs.
 
     `to` (default: <first output>/report) gets index.html, table.md, table.tex, table.csv, summary.json, figures/*.svg
     and figures/*.png. Works on the output of a job that still runs. Without matplotlib there are no figures.
@@ -34,7 +60,7 @@ def write_report(
         ValueError: an output has no rows.
     """
     paths = output_list(outs)
-    to = str(to) if to is not None else f"{paths[0]}/report"
+    to = str(to).rstrip("/") if to is not None else f"{paths[0]}/report"
     rows = read_rows(paths)
     parts = sections(rows, label_map(paths, rows), baseline, seed, metrics)
     runs = {path: {name: read_json(path, name) for name in ("manifest.json", "summary.json")} for path in paths}
@@ -45,7 +71,8 @@ def write_report(
         _write(to, f"table.{suffix}", format_table(records, style).encode())
     summary = {"table": summary_json(records), "notices": told}
     _write(to, "summary.json", (json.dumps(summary, indent=1, ensure_ascii=False) + "\n").encode())
-    return _write(to, "index.html", render(parts, shown, told, runs).encode())
+    page = _write(to, "index.html", render(parts, shown, told, runs).encode())
+    return Report(page, to, parts, told, runs)
 
 
 def _write_figures(parts: Sequence[Section], to: str) -> dict[str, list[tuple[str, str]]]:

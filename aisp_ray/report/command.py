@@ -1,0 +1,130 @@
+"""The command `python jobs/report.py out=...`: its keys, its help, and what it prints."""
+
+from __future__ import annotations
+
+import dataclasses
+import sys
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from aisp_ray import config
+from aisp_ray.config import ConfigError
+
+HELP = """Table, figures and one page from the rows of one or several evaluations.
+
+  python jobs/report.py out=outputs/demo
+  python jobs/report.py out=[outputs/seed0,outputs/seed1] to=outputs/both baseline=best_of_n_tuned
+  python jobs/report.py out=outputs/demo metrics=[diversity,words,coherence] metric.coherence.encoder=path/to/encoder
+"""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ReportSettings:
+    """Keys of a report."""
+
+    out: tuple[str, ...] = ()  # folders or URIs that jobs/eval.py wrote; several are compared in one report
+    to: str | None = None  # where the report goes; null: <first out>/report
+    baseline: str = "best_of_n"  # method or line of the table that differences are against
+    seed: int = 0  # names the draws of the bootstrap
+    metrics: tuple[str, ...] = ("diversity", "diversity_plus_one", "words")  # choices of conf/metric
+    trackers: tuple[str, ...] = ()  # choices of conf/tracker that get the table, the curves and the files
+
+    def __post_init__(self) -> None:
+        if not self.out:
+            raise ValueError("out is empty; give out=<the folder that jobs/eval.py wrote>")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command. Exit codes: 0 written, 2 the command or an output is wrong."""
+    words = list(sys.argv[1:] if argv is None else argv)
+    if {"--help", "-h", "help"} & set(words):
+        print(HELP + "\n" + describe(ReportSettings, {"metric": "metrics", "tracker": "trackers"}))
+        return 0
+    try:
+        settings, groups = read_words(words, ReportSettings, {"metric": "metrics", "tracker": "trackers"})
+        print(write(settings, groups["metric"], groups["tracker"]))
+    except ValueError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+def write(settings: ReportSettings, metrics: Mapping[str, Any], trackers: Mapping[str, Any]) -> str:
+    """Write the report, hand it to the trackers, and return what the command prints."""
+    from aisp_ray.report.formats import format_table
+    from aisp_ray.report.write import make_report
+
+    report = make_report(settings.out, settings.to, settings.baseline, settings.seed, metrics)
+    for tracker in trackers.values():
+        tracker.log(report)
+    return f"{format_table(report.records)}\npage     {report.page}\ntables   {report.to}/table.md .tex .csv"
+
+
+# ---------------------------------------------------------------- key=value words of a small command
+
+
+def read_words(words: Sequence[str], cls: type, groups: Mapping[str, str]) -> tuple[Any, dict[str, dict[str, Any]]]:
+    """The settings object of a command, and its groups' choices, built, by name.
+
+    groups: singular folder of conf -> the key that lists its choices. `metric.coherence.batch_size=8` sets a choice's
+    key.
+
+    Raises:
+        ConfigError: one clear sentence.
+    """
+    known = {field.name for field in dataclasses.fields(cls)}
+    values: dict[str, Any] = {}
+    inner: dict[tuple[str, str], dict[str, Any]] = {}
+    hints = config.typing.get_type_hints(cls)
+    for key, text in config.parse_arguments(words).items():
+        group, *path = key.split(".")
+        if len(path) == 2 and group in groups:
+            inner.setdefault((group, path[0]), {})[path[1]] = config.parse_value(text)
+        elif key not in known:
+            raise ConfigError(f"{key}={text}: there is no such key.{config.suggest(key, known)}")
+        else:
+            value = config.name_list(text) if "tuple" in str(hints[key]) else _plain(text, hints[key])
+            values[key] = config.convert(value, hints[key], key)
+    try:
+        settings = cls(**values)
+    except ValueError as error:
+        raise ConfigError(str(error)) from error
+    return settings, {group: _choices(group, getattr(settings, key), inner) for group, key in groups.items()}
+
+
+def _plain(text: str, hint: Any) -> Any:
+    value = config.parse_value(text)
+    wants_text = "str" in str(hint) and not isinstance(value, str) and value is not None
+    return text if wants_text else value
+
+
+def _choices(group: str, names: Sequence[str], inner: Mapping[tuple[str, str], Mapping[str, Any]]) -> dict[str, Any]:
+    for own, name in inner:
+        if own == group and name not in names:
+            raise ConfigError(f'{group}.{name}: "{name}" is not among the chosen ones.{config.suggest(name, names)}')
+    return {
+        name: config.build({**config.read_choice(group, name), **inner.get((group, name), {})}, f"{group}.{name}")
+        for name in names
+    }
+
+
+def describe(cls: type, groups: Mapping[str, str]) -> str:
+    """The keys of a command with defaults and meaning, and the choices of its groups with theirs."""
+    meaning = config.comments(cls)
+    lines = ["Keys (key=value):"]
+    for field in dataclasses.fields(cls):
+        default = list(field.default) if isinstance(field.default, tuple) else field.default
+        lines.append(f"  {field.name}={config_text(default)}".ljust(34) + f"  {meaning.get(field.name, '')}")
+    for group, key in groups.items():
+        lines.append(f"\nChoices of {key} (conf/{group}):")
+        lines += [f"  {name}".ljust(34) + f"  {text}" for name, text in config.choices(group).items()]
+    return "\n".join(lines)
+
+
+def config_text(value: Any) -> str:
+    """A value as it is typed on the command line."""
+    if value is None:
+        return "null"
+    if isinstance(value, bool):
+        return str(value).lower()
+    return f"[{','.join(map(str, value))}]" if isinstance(value, list) else str(value)

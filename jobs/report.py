@@ -1,0 +1,11 @@
+"""Table, figures and a page from the rows of evaluations: `python jobs/report.py --help`."""
+
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # a checkout works without being installed
+
+from aisp_ray.report.command import main
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,181 @@
+"""The files of a report, on whole, partial and several outputs."""
+
+from __future__ import annotations
+
+import base64
+import gzip
+import json
+import re
+import sys
+from pathlib import Path
+
+import pytest
+from made_rows import made_error, made_row, write_output
+
+from aisp_ray.report.figures import DRAWINGS, sensitivity
+from aisp_ray.report.measure import sections
+from aisp_ray.report.page import payload
+from aisp_ray.report.rows import label_map, read_rows
+from aisp_ray.report.series import gain_curves, trace_matrix
+from aisp_ray.report.table import Grid
+from aisp_ray.report.write import make_report, write_report
+
+METHODS = ("best_of_n", "noise_only", "aisp")
+
+
+def measured(*outs: Path):
+    rows = read_rows([str(out) for out in outs])
+    return sections(rows, label_map([str(out) for out in outs], rows))
+
+
+@pytest.fixture(scope="module")
+def out(tmp_path_factory) -> Path:
+    rows = [made_row(method, ordinal, 0) for method in METHODS for ordinal in range(12)]
+    fingerprint = {"method": {method: {"n": 4} for method in METHODS}, "seed": 0}
+    made = write_output(tmp_path_factory.mktemp("report") / "out", [*rows, made_error("aisp", 12, 0)])
+    manifest = {"fingerprint": fingerprint, "methods": list(METHODS), "versions": {"torch": "2.x"}}
+    (made / "manifest.json").write_text(json.dumps(manifest))
+    (made / "summary.json").write_text(json.dumps({"warnings": ["the disk was <full>"]}))
+    return made
+
+
+@pytest.fixture(scope="module")
+def report(out):
+    return make_report(str(out))
+
+
+@pytest.fixture
+def no_figures(monkeypatch):
+    """Drawing takes most of a report's time; these tests are about the rest."""
+    monkeypatch.setattr("aisp_ray.report.figures.DRAWINGS", ())
+
+
+def unpack(page: str) -> dict:
+    data = re.search(r'<script id="data"[^>]*>(.*?)</script>', page, re.DOTALL)[1]
+    return json.loads(gzip.decompress(base64.b64decode(data)))
+
+
+def test_everything_that_is_promised_is_there(report):
+    names = {str(path.relative_to(report.to)) for path in Path(report.to).rglob("*") if path.is_file()}
+    figures = ("best_reward", "iteration_rewards", "diagnostics", "reward_kl", "paired", "held_out")
+    assert names >= {"index.html", "table.md", "table.tex", "table.csv", "summary.json"}
+    assert names >= {f"figures/{name}.{kind}" for name in figures for kind in ("svg", "png")}
+    assert "figures/sensitivity.svg" not in names, "one setting has no sensitivity"
+
+
+def test_the_page_holds_rows_configuration_and_warnings_and_asks_for_nothing(report):
+    page = Path(report.page).read_text()
+    assert "the disk was &lt;full&gt;" in page
+    assert "1 of 13 rows are errors; the first: the prompt is empty" in page
+    assert "torch: 2.x" in page
+    assert "currentColor" in page
+    assert not re.findall(r'(?:src|href)="(?!#|data:)[^"]*"', re.sub(r'xmlns[^ ]*="[^"]*"', "", page))
+    assert re.search(r'<link[^>]+href="http|@import|url\(http', page) is None
+
+
+def test_the_browser_s_data_are_the_rows(report, out):
+    data = unpack(Path(report.page).read_text())
+    assert data["labels"] == ["best_of_n", "noise_only", "aisp"]
+    assert data["baselines"] == [0]
+    assert len(data["prompts"]) == 13
+    entry = data["prompts"][3]
+    source = made_row("aisp", 3, 0)
+    row = next(row for row in entry["rows"] if row["label"] == 2)
+    assert row["response"] == source["response"]
+    assert row["reward"] == pytest.approx(source["reward"], rel=1e-4)
+    assert row["judges"] == [pytest.approx(source["judge_rewards"][0], rel=1e-4), None]
+    assert row["best"] == pytest.approx(source["reward_best"], rel=1e-4)
+    assert data["prompts"][12]["rows"][0]["error"] == "the prompt is empty"
+
+
+def test_the_same_rows_give_the_same_files(out, tmp_path, monkeypatch):
+    monkeypatch.setattr("aisp_ray.report.figures.DRAWINGS", DRAWINGS[:1])
+    first, second = (Path(write_report(str(out), str(tmp_path / name))).parent for name in ("a", "b"))
+    names = [path.relative_to(first) for path in first.rglob("*") if path.is_file()]
+    assert len(names) == 7
+    assert all((first / name).read_bytes() == (second / name).read_bytes() for name in names)
+
+
+def test_a_job_that_has_just_begun_has_a_report(tmp_path, no_figures):
+    out = write_output(tmp_path / "o", [made_row("aisp", 0, 0, kappa=1), made_error("best_of_n", 0, 0)])
+    report = make_report(str(out))
+    assert report.records[0].num_errors == 1
+    assert Path(report.page).stat().st_size > 10_000
+
+
+def test_only_errors_still_make_a_page(tmp_path):
+    out = write_output(tmp_path / "o", [made_error(method, i, 0) for method in METHODS for i in range(3)])
+    report = make_report(str(out))
+    assert report.records[0].num_prompts == 0
+    assert "<svg" not in Path(report.page).read_text().split("<script")[0]
+
+
+def test_settings_that_were_swept_get_a_figure(tmp_path):
+    outs = []
+    for sigma in (0.3, 0.5, 9.0):
+        made = [made_row(method, i, 0) for method in ("best_of_n", "aisp") for i in range(6)]
+        config = {"method": {"aisp": {"sigma": sigma, "n": 4}, "best_of_n": {}}}
+        outs.append(write_output(tmp_path / f"s{sigma}", made, config))
+    (section,) = measured(*outs)
+    assert section.measured.labels == ["best_of_n", *(f"aisp sigma={s}" for s in (0.3, 0.5, 9))]
+    (axis,) = sensitivity(section.measured).axes
+    assert (axis.get_xlabel(), axis.get_xscale()) == ("aisp.sigma", "log")
+    assert [0.3, 0.5, 9.0] in [list(line.get_xdata()) for line in axis.lines]
+
+
+def test_two_datasets_have_their_own_sections_and_figures(tmp_path, monkeypatch):
+    monkeypatch.setattr("aisp_ray.report.figures.DRAWINGS", [one for one in DRAWINGS if one.name == "paired"])
+    rows = [made_row(method, i, 0) for method in METHODS for i in range(4)]
+    other = [row | {"dataset": "other", "prompt_id": f"other/test/{row['ordinal']}"} for row in rows]
+    report = make_report(str(write_output(tmp_path / "o", rows + other)))
+    assert [section.dataset for section in report.sections] == ["made", "other"]
+    assert {path.name for path in (Path(report.to) / "figures").glob("*paired.svg")} == {
+        "0_paired.svg",
+        "1_paired.svg",
+    }
+    data = unpack(Path(report.page).read_text())
+    assert data["labels"] == [f"{method} ({name})" for name in ("made", "other") for method in METHODS]
+    assert data["baselines"] == [0, 3]
+
+
+def test_without_matplotlib_there_is_a_page_without_figures(out, tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    page = Path(write_report(str(out), str(tmp_path / "plain"))).read_text()
+    assert "matplotlib is not installed" in page
+    assert not (tmp_path / "plain" / "figures").exists()
+
+
+def test_unequal_budgets_are_said(tmp_path, no_figures):
+    rows = [made_row("best_of_n", i, 0) for i in range(4)] + [made_row("aisp", i, 0, kappa=4) for i in range(4)]
+    report = make_report(str(write_output(tmp_path / "o", rows)))
+    assert any("not a comparison at equal budget" in text and "aisp 16" in text for text in report.notices)
+
+
+def test_the_best_so_far_goes_on_after_an_early_end_and_other_traces_stop(tmp_path):
+    rows = [made_row("aisp", 0, 0, kappa=3), made_row("aisp", 1, 0, kappa=5)]
+    (section,) = measured(write_output(tmp_path / "o", rows))
+    grid = Grid(section.columns)
+    best = trace_matrix(grid, "aisp", section.columns["reward_best"], carried=True)
+    mean = trace_matrix(grid, "aisp", section.columns["reward_mean"], carried=False)
+    assert best[0, 3:].tolist() == [rows[0]["reward_best"][-1]] * 2
+    assert [value.count for value in section.measured.curves["reward_mean"]["aisp"].values] == [2, 2, 2, 1, 1]
+    assert mean[1].tolist() == pytest.approx(rows[1]["reward_mean"])
+
+
+def test_gains_compare_after_as_many_samples(tmp_path):
+    coarse = [made_row("best_of_n", i, 0, kappa=2, n=8) for i in range(5)]
+    fine = [made_row("aisp", i, 0, kappa=4, n=4) for i in range(5)]
+    (section,) = measured(write_output(tmp_path / "o", coarse + fine))
+    curve = gain_curves(section.columns, Grid(section.columns), "best_of_n")["aisp"]
+    assert curve.samples == (4, 8, 12, 16)
+    assert curve.values[0].count == 0, "the baseline had drawn nothing that fits"
+    for k, at in ((1, 0), (2, 0), (3, 1)):
+        plain = [f["reward_best"][k] - c["reward_best"][at] for f, c in zip(fine, coarse, strict=True)]
+        assert curve.values[k].mean == pytest.approx(sum(plain) / 5)
+
+
+def test_a_page_of_too_many_prompts_says_so(out, no_figures, monkeypatch):
+    monkeypatch.setattr("aisp_ray.report.page.MAX_PROMPTS", 5)
+    assert len(payload(measured(out))["prompts"]) == 5
+    page = Path(write_report(str(out), str(out / "short"))).read_text()
+    assert "The first 5 of 13 prompts are here" in page
