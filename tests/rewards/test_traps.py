@@ -82,8 +82,8 @@ def test_truncation_cuts_the_prompt_and_never_the_response(llama3, shared_prefix
     scorer = load(llama3, max_tokens=60, shared_prefix=shared_prefix)
     prompt = ask(LONG)
     long_answer = "The water is hot. " * 3
-    whole = load(llama3)
-    for row, full in zip(rows(scorer, prompt, (long_answer, "No.")), rows(whole, prompt, (long_answer, "No."))):
+    texts = (long_answer, "No.")
+    for row, full in zip(rows(scorer, prompt, texts), rows(load(llama3), prompt, texts), strict=True):
         assert row.truncated
         assert len(row.ids) == 60
         assert row.ids[0] == scorer.tokenizer.bos_token_id
