@@ -1,0 +1,383 @@
+"""Data sets to train on, from an evaluation: preference pairs, demonstrations, candidates with rewards.
+
+They are Parquet in the layout that `datasets.load_dataset(<to>)` reads, with the columns that TRL's trainers take:
+`prompt chosen rejected` (DPO, reward modelling), `prompt completion` (SFT). Preference pairs and candidates are made
+of all particles, so the evaluation must have been run with run.particles=true; SFT sets need its rows only.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Any
+
+from aisp_ray.rng import derive_seed
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+FORMATS = ("preference", "sft", "candidates")
+_SHARD_ROWS = 50_000
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExportSettings:
+    """Keys of an export."""
+
+    out: tuple[str, ...] = ()  # folders or URIs that jobs/eval.py wrote
+    format: str = "preference"  # preference | sft | candidates
+    to: str | None = None  # folder or URI of the data set; null: <first out>/export/<format>
+    methods: tuple[str, ...] = ()  # methods whose responses are used; empty takes all, pooled per prompt
+    rejected: str = "worst"  # preference: worst (lowest reward of the pool) | base (first draw of the base method)
+    base: str = "best_of_n"  # whose first draw is the plain policy's answer, for rejected=base
+    pairs: int = 1  # preference: pairs a prompt, best with worst, second best with second worst ...
+    min_margin: float = 0.0  # preference: least difference of rewards within a pair
+    max_margin: float | None = None  # preference: largest difference; null for no limit
+    min_reward: float | None = None  # least reward of a chosen response or demonstration; null for no limit
+    complete: bool = True  # leave out responses that were cut by the length limit
+    messages: bool = True  # prompts and responses as chat messages; false: as texts
+    test_share: float = 0.0  # share of prompts, by a hash of their text, that goes to a test split
+    push_to: str | None = None  # also push to this data set on the hub, user/name; null does not
+    private: bool = True  # whether a data set that push_to creates is private
+
+    def __post_init__(self) -> None:
+        if not self.out:
+            raise ValueError("out is empty; give out=<the folder that jobs/eval.py wrote>")
+        if self.format not in FORMATS:
+            raise ValueError(f"format is {self.format!r}; it is one of {', '.join(FORMATS)}")
+        if self.rejected not in ("worst", "base"):
+            raise ValueError(f"rejected is {self.rejected!r}; it is worst or base")
+        if self.pairs < 1 or (self.pairs > 1 and self.rejected == "base"):
+            raise ValueError(f"pairs is {self.pairs}; give 1 or more, and 1 with rejected=base: there is one such draw")
+        if self.min_margin < 0 or (self.max_margin is not None and self.max_margin < self.min_margin):
+            raise ValueError(f"min_margin is {self.min_margin} and max_margin {self.max_margin}; 0 <= min <= max")
+        if not 0 <= self.test_share < 1:
+            raise ValueError(f"test_share is {self.test_share}; it lies in [0, 1)")
+
+    @property
+    def folder(self) -> str:
+        return (self.to or f"{self.out[0].rstrip('/')}/export/{self.format}").rstrip("/")
+
+
+@dataclass(frozen=True, slots=True)
+class Response:
+    """One scored response of a prompt."""
+
+    text: str
+    reward: float
+    method: str
+    finish_reason: str | None
+    iteration: int | None = None
+    particle: int | None = None
+    logprob: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Pool:
+    """A prompt with what was drawn for it."""
+
+    prompt_id: str
+    dataset: str
+    prompt: str
+    responses: tuple[Response, ...]
+    first: Response | None = None  # the base method's first draw
+
+
+def export(settings: ExportSettings) -> dict[str, int]:
+    """Write the data set and return its rows by split.
+
+    Raises:
+        ValueError: there are no rows, no particles where they are needed, or nothing passes the filters.
+    """
+    make = {"preference": preference_rows, "sft": sft_rows, "candidates": candidate_rows}[settings.format]
+    needs_particles = settings.format != "sft"
+    parts: dict[str, list[dict[str, Any]]] = {}
+    writer = ShardWriter(settings.folder, schema_of(settings))
+    for pool in pools(settings, needs_particles):
+        split = split_of(pool, settings.test_share)
+        kept = parts.setdefault(split, [])
+        kept += make(pool, settings)
+        if len(kept) >= _SHARD_ROWS:
+            writer.write(split, kept)
+            kept.clear()
+    for split, kept in parts.items():
+        writer.write(split, kept)
+    if not writer.rows:
+        raise ValueError("nothing is left to export: every prompt failed, or no response passed the filters")
+    writer.card(settings)
+    if settings.push_to:
+        push(settings, writer.rows)
+    return dict(writer.rows)
+
+
+# ---------------------------------------------------------------- rows of each format
+
+
+def preference_rows(pool: Pool, settings: ExportSettings) -> Iterator[dict[str, Any]]:
+    """`prompt chosen rejected`: the best responses against the worst, or against the plain policy's answer."""
+    ranked = distinct(pool.responses, settings)
+    if settings.rejected == "base":
+        low = [pool.first] if pool.first is not None else []
+    else:
+        low = ranked[::-1][: len(ranked) // 2]
+    for chosen, rejected in list(zip(ranked, low, strict=False))[: settings.pairs]:
+        margin = chosen.reward - rejected.reward
+        within = settings.min_margin <= margin <= (math.inf if settings.max_margin is None else settings.max_margin)
+        if margin > 0 and within and chosen.text != rejected.text and _good(chosen, settings):
+            yield {
+                "prompt": asked(pool.prompt, settings.messages),
+                "chosen": said(chosen.text, settings.messages),
+                "rejected": said(rejected.text, settings.messages),
+                "reward_chosen": chosen.reward,
+                "reward_rejected": rejected.reward,
+                "method_chosen": chosen.method,
+                "method_rejected": rejected.method,
+                **_origin(pool),
+            }
+
+
+def sft_rows(pool: Pool, settings: ExportSettings) -> Iterator[dict[str, Any]]:
+    """`prompt completion`: the best response of each prompt."""
+    for best in distinct(pool.responses, settings)[:1]:
+        if _good(best, settings):
+            yield {
+                "prompt": asked(pool.prompt, settings.messages),
+                "completion": said(best.text, settings.messages),
+                "reward": best.reward,
+                "method": best.method,
+                **_origin(pool),
+            }
+
+
+def candidate_rows(pool: Pool, settings: ExportSettings) -> Iterator[dict[str, Any]]:
+    """`prompt completion reward` of every scored response, best first, repeats of a text left out."""
+    for response in distinct(pool.responses, settings):
+        if _good(response, settings):
+            yield {
+                "prompt": asked(pool.prompt, settings.messages),
+                "completion": said(response.text, settings.messages),
+                "reward": response.reward,
+                "method": response.method,
+                "iteration": response.iteration,
+                "particle": response.particle,
+                "finish_reason": response.finish_reason,
+                "logprob": response.logprob,
+                **_origin(pool),
+            }
+
+
+def distinct(responses: Sequence[Response], settings: ExportSettings) -> list[Response]:
+    """Usable responses, best first, each text once (its first draw); ties stay in the order of drawing."""
+    first: dict[str, Response] = {}
+    for response in responses:
+        cut = settings.complete and response.finish_reason == "length"
+        if response.text.strip() and not cut:
+            first.setdefault(response.text, response)
+    return sorted(first.values(), key=lambda response: -response.reward)
+
+
+def asked(prompt: str, messages: bool) -> Any:
+    """A prompt as TRL takes it: chat messages (a text with Human and Assistant turns is taken apart), or the text."""
+    if not messages:
+        return prompt
+    from aisp_ray.data._transcript import is_dialogue, read_turns, split_reply
+
+    if not is_dialogue(prompt):
+        return [{"role": "user", "content": prompt}]
+    turns, _ = split_reply(read_turns(prompt))
+    return [{"role": turn.role, "content": turn.content} for turn in turns]
+
+
+def said(text: str, messages: bool) -> Any:
+    """A response as TRL takes it."""
+    return [{"role": "assistant", "content": text}] if messages else text
+
+
+def _good(response: Response, settings: ExportSettings) -> bool:
+    return settings.min_reward is None or response.reward >= settings.min_reward
+
+
+def _origin(pool: Pool) -> dict[str, Any]:
+    return {"prompt_id": pool.prompt_id, "dataset": pool.dataset}
+
+
+def schema_of(settings: ExportSettings) -> pa.Schema:
+    """Columns and types of a format, the same for every shard."""
+    import pyarrow as pa
+
+    turn = pa.struct([("role", pa.string()), ("content", pa.string())])
+    text = pa.list_(turn) if settings.messages else pa.string()
+    names = {
+        "preference": {
+            **dict.fromkeys(("prompt", "chosen", "rejected"), text),
+            **dict.fromkeys(("reward_chosen", "reward_rejected"), pa.float64()),
+            **dict.fromkeys(("method_chosen", "method_rejected"), pa.string()),
+        },
+        "sft": {"prompt": text, "completion": text, "reward": pa.float64(), "method": pa.string()},
+        "candidates": {
+            **{"prompt": text, "completion": text, "reward": pa.float64(), "method": pa.string()},
+            **{"iteration": pa.int64(), "particle": pa.int64(), "finish_reason": pa.string(), "logprob": pa.float64()},
+        },
+    }[settings.format]
+    return pa.schema({**names, "prompt_id": pa.string(), "dataset": pa.string()})
+
+
+# ---------------------------------------------------------------- prompts with their responses
+
+
+def pools(settings: ExportSettings, particles: bool) -> Iterator[Pool]:
+    """Every prompt with its scored responses, output by output, a chunk of prompts in memory at a time."""
+    from aisp_ray.report.rows import output_list
+
+    for out in output_list(settings.out):
+        found = _particle_pools(out, settings) if particles else _row_pools(out, settings)
+        yield from found
+
+
+def _row_pools(out: str, settings: ExportSettings) -> Iterator[Pool]:
+    """Pools of the selected responses, from the rows."""
+    from aisp_ray.report.rows import read_rows
+
+    names = ("prompt_id", "dataset", "prompt", "method", "response", "reward", "status", "finish_reason")
+    found: dict[tuple[str, str, str], list[Response]] = {}
+    for row in read_rows(out).select(names).to_pylist():
+        if row["status"] == "ok" and _wanted(row, settings):
+            at = (row["prompt_id"], row["dataset"], row["prompt"])
+            response = Response(row["response"], row["reward"], row["method"], row["finish_reason"])
+            found.setdefault(at, []).append(response)
+    for (prompt_id, dataset, prompt), responses in found.items():
+        yield Pool(prompt_id, dataset, prompt, tuple(responses))
+
+
+def _particle_pools(out: str, settings: ExportSettings) -> Iterator[Pool]:
+    """Pools of all particles. Files that hold the same positions of the input are read together."""
+    from aisp_ray.report.rows import parquet_files, read_rows
+
+    rows = read_rows(out).select(["prompt_id", "dataset", "prompt"]).to_pylist()
+    prompts = {row["prompt_id"]: (row["dataset"], row["prompt"]) for row in rows}
+    system, files = parquet_files(out, "particles")
+    if not files:
+        raise ValueError(f"{out}/particles is empty: run the evaluation with run.particles=true, or export format=sft")
+    groups: dict[str, list[str]] = {}
+    for path in files:  # part-<method>-<chunk>.parquet
+        groups.setdefault(path.rpartition("-")[2], []).append(path)
+    for group in groups.values():
+        yield from _group_pools(_read_particles(system, group), prompts, settings)
+
+
+def _read_particles(system: Any, paths: Sequence[str]) -> list[dict[str, Any]]:
+    """Particles of these files in the order of drawing: position, method, iteration, particle."""
+    import pyarrow.parquet as pq
+
+    found = [row for path in paths for row in pq.ParquetFile(system.open_input_file(path)).read().to_pylist()]
+    return sorted(found, key=lambda row: (row["ordinal"], row["method"], row["iteration"], row["particle"]))
+
+
+def _group_pools(
+    particles: Sequence[Mapping[str, Any]], prompts: Mapping[str, tuple[str, str]], settings: ExportSettings
+) -> Iterator[Pool]:
+    by_prompt: dict[str, list[Mapping[str, Any]]] = {}
+    for row in particles:
+        if row["prompt_id"] in prompts and row["reward"] is not None and math.isfinite(row["reward"]):
+            by_prompt.setdefault(row["prompt_id"], []).append(row)
+    for prompt_id, rows in by_prompt.items():
+        drawn = (row for row in rows if row["method"] == settings.base)
+        base = next((row for row in drawn if (row["iteration"], row["particle"]) == (0, 0)), None)
+        responses = tuple(_response(row) for row in rows if _wanted(row, settings))
+        yield Pool(prompt_id, *prompts[prompt_id], responses, _response(base) if base is not None else None)
+
+
+def _wanted(row: Mapping[str, Any], settings: ExportSettings) -> bool:
+    return not settings.methods or row["method"] in settings.methods
+
+
+def _response(row: Mapping[str, Any]) -> Response:
+    return Response(
+        text=row["response"] or "",
+        reward=row["reward"],
+        method=row["method"],
+        finish_reason=row["finish_reason"],
+        iteration=row["iteration"],
+        particle=row["particle"],
+        logprob=row["logprob"],
+    )
+
+
+def split_of(pool: Pool, test_share: float) -> str:
+    """train or test, by the prompt's text: the same prompt of another run, seed or method goes to the same side."""
+    return "test" if derive_seed("export split", pool.prompt) / 2**64 < test_share else "train"
+
+
+# ---------------------------------------------------------------- files
+
+
+class ShardWriter:
+    """Writes <to>/data/<split>-<number>.parquet and the card beside them."""
+
+    def __init__(self, to: str, schema: pa.Schema):
+        from aisp_ray.report.rows import filesystem
+
+        self.to, self.schema = to, schema
+        self.system, self.base = filesystem(to)
+        self.rows: dict[str, int] = {}
+        self._shards: dict[str, int] = {}
+        self._clear()
+
+    def _clear(self) -> None:
+        """An empty <to>/data: shards of an earlier export go, anything else is not ours to remove."""
+        from pyarrow import fs
+
+        self.system.create_dir(f"{self.base}/data", recursive=True)
+        infos = self.system.get_file_info(fs.FileSelector(f"{self.base}/data"))
+        others = [info.base_name for info in infos if not re.fullmatch(r"(train|test)-\d{5}\.parquet", info.base_name)]
+        if others:
+            raise ValueError(
+                f"to={self.to}: its folder data holds {others[0]}, which no export wrote; give another `to`"
+            )
+        for info in infos:
+            self.system.delete_file(info.path)
+
+    def write(self, split: str, rows: Sequence[Mapping[str, Any]]) -> None:
+        import pyarrow as pa
+        import pyarrow.parquet as pq
+
+        if not rows:
+            return
+        number = self._shards[split] = self._shards.get(split, -1) + 1
+        table = pa.Table.from_pylist([dict(row) for row in rows], schema=self.schema)
+        with self.system.open_output_stream(f"{self.base}/data/{split}-{number:05d}.parquet") as file:
+            pq.write_table(table, file, compression="zstd")
+        self.rows[split] = self.rows.get(split, 0) + len(rows)
+
+    def card(self, settings: ExportSettings) -> None:
+        """README.md: where the data come from, and the splits for `datasets`."""
+        splits = "".join(
+            f"      - split: {split}\n        path: data/{split}-*.parquet\n" for split in sorted(self.rows)
+        )
+        counts = ", ".join(f"{split} {rows:,}" for split, rows in sorted(self.rows.items()))
+        kept = {key: value for key, value in asdict(settings).items() if key not in ("push_to", "private")}
+        text = (
+            f"---\nconfigs:\n  - config_name: default\n    data_files:\n{splits}---\n\n"
+            f"# {settings.format} set of {', '.join(settings.out)}\n\n"
+            f"Made by aisp-ray (`jobs/export.py`). Rows: {counts}. Responses are a language model's, rewards a reward "
+            f"model's; neither was checked by people.\n\n```json\n{json.dumps(kept, indent=1)}\n```\n"
+        )
+        with self.system.open_output_stream(f"{self.base}/README.md") as file:
+            file.write(text.encode())
+
+
+def push(settings: ExportSettings, splits: Mapping[str, int]) -> None:
+    """Push the data set to the hub.
+
+    Raises:
+        ValueError: `to` is not a local folder.
+    """
+    from datasets import load_dataset
+
+    if "://" in settings.folder:
+        raise ValueError(f"push_to={settings.push_to} needs a local `to`, and it is {settings.folder}")
+    files = {split: f"{settings.folder}/data/{split}-*.parquet" for split in splits}
+    load_dataset("parquet", data_files=files).push_to_hub(settings.push_to, private=settings.private)
