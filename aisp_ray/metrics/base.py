@@ -1,4 +1,4 @@
-"""What a text metric is: one number per response, NaN where the response has none."""
+"""What a text metric is, one number per response, and what its mean over prompts is: an estimate with an interval."""
 
 from __future__ import annotations
 
@@ -7,13 +7,20 @@ from typing import Protocol
 
 import numpy as np
 
+from aisp_ray.metrics._bootstrap import NUM_RESAMPLES, Estimate, estimate, estimates
+
+__all__ = ["NUM_RESAMPLES", "Estimate", "TextMetric", "estimate", "estimates"]
+
 
 class TextMetric(Protocol):
-    """A measure of single responses. Its settings are a frozen dataclass, the `_target_` of a YAML in conf/metric."""
+    """A measure of single responses. Its settings are a frozen dataclass, the `_target_` of a YAML in conf/metric.
+
+    NaN stands for what is not defined: no response, an empty one, one that is too short. Never 0.
+    """
 
     @property
     def label(self) -> str:
         """A few words for a table's head."""
 
     def compute(self, prompts: Sequence[str], responses: Sequence[str | None]) -> np.ndarray:
-        """float64 [len(responses)]; NaN where the measure is not defined (no response, an empty one, too short)."""
+        """float64 [len(responses)]."""

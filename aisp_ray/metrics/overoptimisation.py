@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from aisp_ray.metrics.bootstrap import Estimate, estimates
+from aisp_ray.metrics.base import Estimate, estimates
 
 _RESAMPLES = 1000  # of the intervals here: they are looked at, the table's are quoted
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from aisp_ray.metrics.bootstrap import Estimate, estimate
+from aisp_ray.metrics.base import Estimate, estimate
 
 TIE = 1e-6  # rewards closer than this are a tie: the same response scored in two batches differs in its last bits
 

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from aisp_ray.metrics.bootstrap import Estimate
+from aisp_ray.metrics.base import Estimate
 from aisp_ray.metrics.overoptimisation import Transfer
 from aisp_ray.report.series import Curve
 from aisp_ray.report.table import MethodSummary

@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from aisp_ray.metrics.bootstrap import NUM_RESAMPLES, Estimate
+from aisp_ray.metrics.base import NUM_RESAMPLES, Estimate
 
 if TYPE_CHECKING:
     from aisp_ray.metrics.paired import Paired

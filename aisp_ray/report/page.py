@@ -15,7 +15,7 @@ from typing import Any
 
 import yaml
 
-from aisp_ray.metrics.bootstrap import Estimate
+from aisp_ray.metrics.base import Estimate
 from aisp_ray.metrics.paired import TIE
 from aisp_ray.report.figures import COLOURS
 from aisp_ray.report.formats import POLICY_SECONDS, REWARD_SECONDS, columns_of, footnote, with_intervals

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from aisp_ray.metrics.bootstrap import Estimate, estimates
+from aisp_ray.metrics.base import Estimate, estimates
 from aisp_ray.report.table import Grid, mean_over_seeds
 
 _RESAMPLES = 1000  # of a curve's intervals: they are looked at, the table's are quoted

@@ -10,8 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from aisp_ray.metrics.base import TextMetric
-from aisp_ray.metrics.bootstrap import Estimate, estimates
+from aisp_ray.metrics.base import Estimate, TextMetric, estimates
 from aisp_ray.metrics.diversity import Diversity
 from aisp_ray.metrics.length import Length
 from aisp_ray.metrics.paired import Paired, paired

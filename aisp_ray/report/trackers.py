@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from aisp_ray.metrics.bootstrap import Estimate
+from aisp_ray.metrics.base import Estimate
 from aisp_ray.report.table import MethodSummary
 
 if TYPE_CHECKING:
