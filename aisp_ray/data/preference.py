@@ -1,0 +1,99 @@
+"""Preference pairs in TRL's formats: `prompt` with `chosen` and `rejected`, or the two alone with a common beginning.
+
+Texts or chat messages. The preferred reply goes to `meta["preferred"]`, the other to `meta["rejected"]`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+from aisp_ray.data._messages import read_messages
+from aisp_ray.data._row import kind_of
+from aisp_ray.data._transcript import is_dialogue, read_turns, split_reply, write_turns
+from aisp_ray.data.base import DataSpec, Parsed
+from aisp_ray.types import Message
+
+Turns = tuple[Message, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Preference(DataSpec):
+    """Settings of a set of preference pairs; `prompt`-only and `completion` rows are read too."""
+
+    split: str = "train"  # split of a hub set or folder; part of the prompt ids
+    dialogues: bool = True  # read a text that starts with "Human:" as a dialogue of turns
+
+    own_name = "preference"
+    columns = ("prompt", "chosen")
+    rules: ClassVar = {
+        "implicit_prompt": "no column prompt; the prompt is what chosen and rejected have in common",
+        "no_reply": "no preferred reply",
+    }
+
+    def parse(self, row: Mapping[str, Any]) -> Parsed:
+        try:
+            turns, replies = self._explicit(row) if row.get("prompt") is not None else self._implicit(row)
+        except ValueError as error:
+            return Parsed(error=str(error))
+        if not turns or turns[-1].role != "user" or not turns[-1].content.strip():
+            return Parsed(error="the prompt does not end with a user turn that holds text")
+        text = turns[0].content if len(turns) == 1 else write_turns(turns)
+        fired = {"implicit_prompt": row.get("prompt") is None, "no_reply": "preferred" not in replies}
+        return Parsed(text, turns, replies, rules=tuple(rule for rule, holds in fired.items() if holds))
+
+    def _explicit(self, row: Mapping[str, Any]) -> tuple[Turns, dict[str, str]]:
+        turns, more = split_reply(self._turns(row["prompt"], "prompt"))
+        if more:
+            raise ValueError("the prompt ends with an assistant turn")
+        given = {"preferred": row.get("chosen", row.get("completion")), "rejected": row.get("rejected")}
+        replies = {}
+        for name, value in given.items():
+            if value is not None:
+                said = self._turns(value, name) if not isinstance(value, str) else (Message("assistant", value),)
+                replies[name] = _joined(_tail(said, turns))
+        return turns, replies
+
+    def _implicit(self, row: Mapping[str, Any]) -> tuple[Turns, dict[str, str]]:
+        values = [row.get("chosen"), row.get("rejected")]
+        if all(isinstance(value, str) for value in values) and not (self.dialogues and is_dialogue(values[0])):
+            return _common_text(*values)
+        turns, reply = split_reply(self._turns(values[0], "chosen"))
+        replies = {"preferred": _joined(reply)} if reply else {}
+        if values[1] is not None:
+            replies["rejected"] = _joined(split_reply(self._turns(values[1], "rejected"))[1])
+        return turns, replies
+
+    def _turns(self, value: Any, column: str) -> Turns:
+        """A text or messages as turns; raises ValueError with the reason."""
+        if isinstance(value, str):
+            if not value.strip():
+                raise ValueError(f"column {column!r} is empty")
+            return read_turns(value) if self.dialogues and is_dialogue(value) else (Message("user", value),)
+        if not isinstance(value, list | tuple):
+            raise ValueError(f"column {column!r} holds {kind_of(value)}, not text or messages")
+        turns, error = read_messages(value)
+        if error:
+            raise ValueError(f"column {column!r}: {error}")
+        return turns
+
+
+def _common_text(chosen: str, rejected: str) -> tuple[Turns, dict[str, str]]:
+    """Two texts with one beginning, cut at the last space before they part."""
+    shortest = min(len(chosen), len(rejected))
+    common = chosen[: next((at for at in range(shortest) if chosen[at] != rejected[at]), shortest)]
+    end = max(common.rfind(" "), common.rfind("\n")) + 1
+    if not common[:end].strip():
+        raise ValueError("chosen and rejected have no beginning in common, and there is no column prompt")
+    replies = {"preferred": chosen[end:].strip(), "rejected": rejected[end:].strip()}
+    return (Message("user", common[:end].rstrip()),), replies
+
+
+def _tail(said: Sequence[Message], turns: Turns) -> Sequence[Message]:
+    """The turns after the prompt, for rows whose replies repeat it."""
+    return said[len(turns) :] if tuple(said[: len(turns)]) == turns else said
+
+
+def _joined(reply: Sequence[Message]) -> str:
+    return "\n\n".join(turn.content.strip() for turn in reply)

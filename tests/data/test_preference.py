@@ -1,0 +1,63 @@
+import pytest
+
+from aisp_ray.data.preference import Preference
+from aisp_ray.types import Message
+
+PAIRS = Preference(path="x")
+
+
+def turn(role, content):
+    return {"role": role, "content": content}
+
+
+def test_a_prompt_with_two_replies():
+    parsed = PAIRS.parse({"prompt": "Which way?", "chosen": "Left.", "rejected": "Up."})
+    assert parsed.messages == (Message("user", "Which way?"),)
+    assert parsed.meta == {"preferred": "Left.", "rejected": "Up."}
+    assert parsed.rules == ()
+
+
+def test_messages_with_the_prompt_apart_or_repeated_in_the_replies():
+    prompt = [turn("system", "Be brief."), turn("user", "Which way?")]
+    for chosen in ([turn("assistant", "Left.")], [*prompt, turn("assistant", "Left.")]):
+        parsed = PAIRS.parse({"prompt": prompt, "chosen": chosen})
+        assert parsed.messages == (Message("system", "Be brief."), Message("user", "Which way?"))
+        assert parsed.meta == {"preferred": "Left."}
+
+
+def test_an_implicit_prompt_of_messages_is_what_comes_before_the_reply():
+    both = [turn("user", "a"), turn("assistant", "b"), turn("user", "c")]
+    parsed = PAIRS.parse({"chosen": [*both, turn("assistant", "d")], "rejected": [*both, turn("assistant", "e")]})
+    assert [message.content for message in parsed.messages] == ["a", "b", "c"]
+    assert parsed.meta == {"preferred": "d", "rejected": "e"}
+    assert parsed.rules == ("implicit_prompt",)
+
+
+def test_an_implicit_prompt_of_texts_is_their_common_beginning():
+    parsed = PAIRS.parse({"chosen": "The sky is blue.", "rejected": "The sky is black."})
+    assert parsed.text == "The sky is"
+    assert parsed.meta == {"preferred": "blue.", "rejected": "black."}
+    dialogue = PAIRS.parse({"chosen": "\n\nHuman: a\n\nAssistant: b", "rejected": "\n\nHuman: a\n\nAssistant: c"})
+    assert dialogue.messages == (Message("user", "a"),)
+    assert dialogue.meta == {"preferred": "b", "rejected": "c"}
+
+
+def test_prompts_alone_and_completions_are_read():
+    assert PAIRS.parse({"prompt": "p"}).rules == ("no_reply",)
+    assert PAIRS.parse({"prompt": "p", "completion": "c", "label": True}).meta == {"preferred": "c"}
+
+
+@pytest.mark.parametrize(
+    ("row", "reason"),
+    [
+        ({"chosen": "abc", "rejected": "xyz"}, "no beginning in common"),
+        ({"prompt": 3, "chosen": "a"}, "'prompt' holds a number"),
+        ({"prompt": " "}, "'prompt' is empty"),
+        ({"prompt": [turn("user", "a"), turn("assistant", "b")], "chosen": "c"}, "ends with an assistant turn"),
+        ({"prompt": [turn("user", 1)]}, "message 1 holds a number"),
+        ({"chosen": [turn("assistant", "b")], "rejected": None}, "does not end with a user turn"),
+        ({"other": 1}, "'chosen' holds null"),
+    ],
+)
+def test_rows_that_are_no_pair_say_why(row, reason):
+    assert reason in PAIRS.parse(row).error
