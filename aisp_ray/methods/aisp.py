@@ -19,6 +19,7 @@ import numpy as np
 
 from aisp_ray.controls import OpenLoop, WeightEntry, WeightLog
 from aisp_ray.methods._importance import control_cost, kl_info, live_lengths
+from aisp_ray.methods._stopping import expected_gain
 from aisp_ray.methods.base import Info, State, best_candidate, require
 from aisp_ray.types import Prompt, Proposal, Rollouts, Sampling, Scores
 from aisp_ray.weights import effective_sample_size, importance_weights
@@ -44,6 +45,7 @@ class Aisp:
     temperature: float = 0.0  # 0 decodes greedily under the perturbation, above 0 samples
     top_p: float = 1.0  # nucleus mass when temperature is above 0
     adapt: bool = True  # false: the mean stays 0 (the noise-only ablation)
+    early_stop: float = 0.0  # stop when all remaining rounds are expected to gain less, reward units; 0: never
     diagnostics: bool = False  # also record kl_gaussian and kl_token_steered, nats; one more head pass a token
 
     def __post_init__(self) -> None:
@@ -56,6 +58,8 @@ class Aisp:
         require(self.horizon >= 1, f"horizon is {self.horizon}; control at least 1 position")
         require(self.temperature >= 0, f"temperature is {self.temperature}; 0 is greedy, above 0 samples")
         require(0 < self.top_p <= 1, f"top_p is {self.top_p}; it is a probability mass in (0, 1]")
+        require(self.early_stop >= 0, f"early_stop is {self.early_stop}; it is a reward, 0 never stops")
+        require(self.early_stop == 0 or self.n > 1, "early_stop needs n above 1: one reward has no spread")
         require(self.temperature > 0 or self.top_p == 1, "top_p has no effect at temperature=0; set temperature too")
 
     @property
@@ -77,8 +81,13 @@ class Aisp:
     def tell(self, state: AispState, rollouts: Rollouts, scores: Scores) -> tuple[AispState, Info]:
         iteration = state.iteration + 1
         best = best_candidate(state.best, rollouts, scores)
-        carried = replace(state, iteration=iteration, done=iteration >= self.kappa, best=best)
         info = kl_info(rollouts, self.sigma) if self.diagnostics else {}
+        done = iteration >= self.kappa
+        if self.early_stop > 0 and best is not None:
+            gain = expected_gain(scores.rewards, best.reward, (self.kappa - iteration) * self.n)
+            done = done or gain < self.early_stop
+            info = {**info, "expected_gain": gain}
+        carried = replace(state, iteration=iteration, done=done, best=best)
         if not self.adapt or not np.isfinite(scores.rewards).any():
             return carried, info
         cost = control_cost(rollouts, self.sigma, self.alpha)

@@ -12,7 +12,7 @@ import numpy as np
 import yaml
 
 from aisp_ray.methods.base import Method
-from aisp_ray.metrics._bootstrap import Estimate, estimate
+from aisp_ray.metrics.base import Estimate, estimate
 from aisp_ray.tune.space import Workbench, text_of
 from aisp_ray.tune.trial import Trial
 from aisp_ray.types import Prompt

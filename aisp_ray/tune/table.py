@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from aisp_ray.metrics._bootstrap import Estimate, estimate
+from aisp_ray.metrics.base import Estimate, estimate
 from aisp_ray.tune.space import Space, text_of
 from aisp_ray.tune.trial import Trial
 

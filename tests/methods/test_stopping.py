@@ -1,0 +1,66 @@
+"""The expected gain of going on, and AISP's use of it."""
+
+import math
+
+import numpy as np
+import pytest
+from toy_world import ToyPolicy, drive
+
+from aisp_ray.methods._stopping import expected_gain
+from aisp_ray.methods.aisp import Aisp
+from aisp_ray.rng import generator
+
+
+@pytest.mark.parametrize(("best", "remaining"), [(2.0, 240), (2.0, 16), (0.0, 1), (3.5, 300)])
+def test_the_expected_gain_is_that_of_simulated_normal_draws(best, remaining):
+    rewards = generator("rewards").normal(size=16)
+    draws = generator("draws", remaining).normal(rewards.mean(), rewards.std(ddof=1), size=(20_000, remaining))
+    gains = np.maximum(draws.max(axis=1) - best, 0)
+    assert expected_gain(rewards, best, remaining) == pytest.approx(gains.mean(), abs=4 * gains.std() / 141)
+
+
+def test_the_expected_gain_scales_with_the_rewards_and_ignores_their_origin():
+    rewards = [0.0, 1.0, 3.0]
+    base = expected_gain(rewards, 3.0, 10)
+    assert expected_gain([10 * r for r in rewards], 30.0, 10) == pytest.approx(10 * base)
+    assert expected_gain([r + 100 for r in rewards], 103.0, 10) == pytest.approx(base)
+
+
+def test_more_draws_gain_more_and_none_gain_nothing():
+    gains = [expected_gain([0.0, 1.0, 3.0], 3.0, m) for m in (0, 1, 10, 100)]
+    assert gains == sorted(gains)
+    assert gains[0] == 0.0
+    assert expected_gain([1.0, 1.0], 1.0, 100) == 0.0
+    assert expected_gain([0.0, 0.1], 50.0, 100) == 0.0
+
+
+def test_what_has_no_spread_is_unknown():
+    assert math.isnan(expected_gain([1.0], 1.0, 5))
+    assert math.isnan(expected_gain([math.nan, 1.0], 1.0, 5))
+
+
+def test_early_stop_needs_a_spread_and_a_reward():
+    with pytest.raises(ValueError, match="early_stop needs n above 1"):
+        Aisp(n=1, early_stop=0.1)
+    with pytest.raises(ValueError, match="early_stop is -1"):
+        Aisp(early_stop=-1)
+
+
+def test_aisp_stops_where_no_gain_is_expected_and_not_before():
+    reward = lambda ids: 0.1 * len(ids) + 0.01 * ids[0]  # noqa: E731
+    long, full = drive(Aisp(n=4, kappa=12, sigma=0.5, horizon=4), ToyPolicy(), reward)
+    for bar in (0.005, 0.05, 0.2):
+        state, history = drive(Aisp(n=4, kappa=12, sigma=0.5, horizon=4, early_stop=bar), ToyPolicy(), reward)
+        gains = [info["expected_gain"] for _, _, _, info in history]
+        assert all(gain >= bar for gain in gains[:-1])
+        assert gains[-1] < bar
+        assert state.done
+        assert history[-1][2] == full[len(history) - 1][2]  # up to its stop it is the same search
+    assert long.iteration == 12
+    assert "expected_gain" not in full[0][3]
+
+
+def test_the_best_response_survives_the_stop():
+    state, history = drive(Aisp(n=4, kappa=12, sigma=0.5, horizon=4, early_stop=1e9), ToyPolicy(), len)
+    assert state.iteration == 1
+    assert state.best.reward == max(history[0][2].rewards)

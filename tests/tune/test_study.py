@@ -1,0 +1,135 @@
+"""A whole search over fake models: files, resuming, held-out confirmation, the written preset."""
+
+import json
+
+import pyarrow.parquet as pq
+import pytest
+from tune_world import PEAK, FakePolicy, make, prompts, read_preset, run
+
+from aisp_ray import config
+from aisp_ray.output.files import Output
+from aisp_ray.tune.store import Evaluations, MixedError
+
+
+def trials_of(out):
+    table = pq.read_table(out / "trials.parquet")
+    return table.drop_columns(["policy_seconds", "reward_seconds"]).to_pylist()
+
+
+def test_a_search_leaves_a_table_a_summary_and_a_preset_that_builds(tmp_path, capsys):
+    code, _ = run(make(tmp_path, "trials=20"))
+    assert code == 0
+    rows = trials_of(tmp_path)
+    assert len(rows) == 21
+    assert rows[0]["trial"] == 0
+    assert rows[0]["gain"] == 0.0
+    best = max((row for row in rows if row["state"] == "complete"), key=lambda row: row["value"])
+    assert best["value_low"] < best["value"] < best["value_high"]
+    assert best["num_samples"] == 16 * 4
+    method = read_preset(tmp_path / "best.yaml")
+    assert method.temperature == best["key.temperature"] == pytest.approx(PEAK, rel=0.25)
+    assert (method.n, method.kappa, method.top_p) == (2, 2, 1.0)
+    summary = json.loads((tmp_path / "summary.json").read_text())
+    assert summary["best"]["trial"] == best["trial"]
+    assert summary["heldout"]["gain"]["count"] == 8
+    assert summary["tuning"]["gain"]["mean"] == pytest.approx(best["gain"])
+    assert summary["cost"]["evaluations"] == sum(row["num_prompts"] for row in rows)
+    assert "held-out prompts" in capsys.readouterr().out
+
+
+def test_a_killed_search_goes_on_to_the_same_trials(tmp_path):
+    whole, broken = tmp_path / "whole", tmp_path / "broken"
+    _, undisturbed = run(make(whole, "trials=12"))
+    spent = 0
+    for most in (50, 70, 90):
+        plan, policy = make(broken, "trials=12"), FakePolicy(most)
+        with pytest.raises(BaseException):  # noqa: B017, PT011 - a CancelledError, as of a machine that is gone
+            run(plan, policy)
+        spent += most
+    code, last = run(make(broken, "trials=12"))
+    assert code == 0
+    assert trials_of(broken) == trials_of(whole)
+    # each break loses at most the rollouts of the searches that were in flight
+    assert spent + last.num_rollouts <= undisturbed.num_rollouts + 3 * (5 * 2 + 1)
+    assert last.num_rollouts < undisturbed.num_rollouts
+
+
+def test_a_finished_search_costs_nothing_the_second_time(tmp_path):
+    run(make(tmp_path, "trials=6"))
+    first = trials_of(tmp_path)
+    _, again = run(make(tmp_path, "trials=6"))
+    assert again.num_rollouts == 0
+    assert trials_of(tmp_path) == first
+
+
+def test_more_prompts_pay_only_for_the_new_ones(tmp_path):
+    grid = "tune.keys={temperature: [0.3, 0.6, 0.9]}"
+    _, first = run(make(tmp_path, grid, "search=grid", "limit=4"))
+    _, more = run(make(tmp_path, grid, "search=grid", "limit=6"))
+    settings, rounds = 4, 2  # the preset's temperature is not in the grid
+    assert first.num_rollouts == rounds * (settings * 4 + 2 * 8)
+    assert more.num_rollouts == rounds * settings * 2
+
+
+def test_trials_do_not_depend_on_how_many_searches_are_in_flight(tmp_path):
+    for in_flight in (1, 32):
+        run(make(tmp_path / str(in_flight), "trials=10"), in_flight=in_flight)
+    assert trials_of(tmp_path / "1") == trials_of(tmp_path / "32")
+
+
+def test_another_seed_is_refused_with_the_difference_and_overwritten_on_request(tmp_path):
+    run(make(tmp_path, "trials=2", "limit=4"))
+    with pytest.raises(MixedError, match="seed: 0 there, 1 now"):
+        run(make(tmp_path, "trials=2", "limit=4", "seed=1"))
+    run(make(tmp_path, "trials=2", "limit=4", "seed=1", "run.on_mismatch=overwrite"))
+    store = Evaluations(Output(str(tmp_path)))
+    store.open(make(tmp_path, "seed=1").fingerprint)
+    assert {row["seed"] for row in store.rows.values()} == {1}
+
+
+def test_a_judge_can_be_the_objective(tmp_path):
+    judged = make(tmp_path, "trials=4", "limit=4", "judges=[demo_gold]", "objective=judge.demo_gold")
+    run(judged)
+    store = Evaluations(Output(str(tmp_path)))
+    store.open(judged.fingerprint)
+    assert all(row["judge_rewards"] == [pytest.approx(row["reward"] + 10.0)] for row in store.rows.values())
+    assert trials_of(tmp_path)[0]["value"] > 5.0
+
+
+def test_prompts_without_a_reward_are_errors_and_in_no_mean(tmp_path):
+    tuning = [*prompts(3), *prompts(1, "broken", "hopeless")]
+    code, _ = run(make(tmp_path, "trials=2", "limit=4"), tuning=tuning)
+    assert code == 3
+    rows = trials_of(tmp_path)
+    assert rows[0]["num_failed"] == 1
+    assert rows[0]["num_prompts"] == 4
+
+
+def test_a_search_without_held_out_prompts_still_writes_its_preset(tmp_path):
+    code, _ = run(make(tmp_path, "trials=2", "heldout_limit=0"), heldout=[])
+    assert code == 0
+    assert json.loads((tmp_path / "summary.json").read_text())["heldout"] is None
+    read_preset(tmp_path / "best.yaml")
+
+
+def test_the_best_setting_can_be_saved_as_a_preset(tmp_path, monkeypatch):
+    monkeypatch.setattr("aisp_ray.tune.run.preset_path", lambda name: tmp_path / f"{name}.yaml")
+    run(make(tmp_path / "out", "trials=2", "limit=4", "save_as=tuned"))
+    text = (tmp_path / "tuned.yaml").read_text()
+    assert text == (tmp_path / "out" / "best.yaml").read_text()
+    assert text.startswith("# best_of_n with temperature=")
+
+
+def test_columns_are_documented_and_keys_are_numbers(tmp_path):
+    run(make(tmp_path, "trials=2", "limit=4"))
+    schema = pq.read_schema(tmp_path / "trials.parquet")
+    assert str(schema.field("key.temperature").type) == "double"
+    assert schema.metadata[b"aisp_ray.trials"] == b"1"
+    assert b"doc" in schema.field("gain").metadata
+
+
+def test_a_space_of_texts_and_switches_is_searched_too(tmp_path):
+    space = "tune.keys={select: [best], temperature: [0.5, 0.7]}"
+    run(make(tmp_path, space, "search=grid", "limit=4"))
+    assert {row["key.select"] for row in trials_of(tmp_path)} == {'"best"'}
+    assert config.choices("tune")

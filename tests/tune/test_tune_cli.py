@@ -1,0 +1,73 @@
+"""The command: one sentence for what is wrong, nothing heavy before that."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from aisp_ray.tune.cli import main
+
+ROOT = Path(__file__).parent.parent.parent
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["seach=grid"], 'Did you mean "search"'),
+        (["search=gird"], 'Did you mean "grid"'),
+        (["stop=halfing"], 'Did you mean "halving"'),
+        (["trials=3", "search=grid"], "has no effect"),
+        (["trials=0"], "give at least 1"),
+        (["limit=many"], "limit='many': it must be a whole number"),
+        (["method=aisp"], "the space names the method"),
+        (["tune=any"], "method must be set"),
+        (["tune=alhpa"], 'Did you mean "alpha"'),
+        (["tune.keys.sigma=3"], "give a list of values or"),
+        (["tune=any", "tune.method=best_of_n", "tune.keys.tau=[1]"], "has no such key"),
+        (["data.pat=x"], 'Did you mean "path"'),
+        (["heldout=null", "heldout.name=x"], "has no effect: heldout is null"),
+        (["objective=judge.gold"], "no such measure"),
+        (["save_as=aisp"], "was not written by a search"),
+        (["save_as=../x"], "letters, digits and underscores"),
+        (["tune.samples=7", "tune=alpha"], "no multiple of one round"),
+        (["--help-me=1"], "without dashes"),
+    ],
+)
+def test_what_is_wrong_is_said_in_one_sentence(words, said, capsys):
+    assert main(words) == 2
+    shown = capsys.readouterr().err
+    assert said in shown
+    assert shown.startswith("error: ")
+
+
+def test_a_dry_run_says_what_it_would_cost(capsys):
+    assert main(["tune=sigma", "search=grid", "limit=10", "heldout_limit=5", "dry_run=true"]) == 0
+    shown = capsys.readouterr().out
+    assert "the preset aisp and 6 settings of sigma by grid" in shown
+    assert "at most 80 evaluations, 5,120 samples" in shown
+
+
+def test_the_configuration_can_be_shown(capsys):
+    assert main(["print_config=true", "method.aisp.horizon=32"]) == 0
+    shown = capsys.readouterr().out
+    assert "horizon: 32" in shown
+    assert "demo_tuning" in shown
+
+
+def test_help_lists_every_key_and_space(capsys):
+    assert main(["--help"]) == 0
+    shown = capsys.readouterr().out
+    for word in ("heldout_limit", "first_rung", "sigma_lambda", "one_at_a_time", "judge.NAME"):
+        assert word in shown
+
+
+def test_a_command_is_checked_without_torch_ray_or_optuna():
+    script = (
+        "import sys; from aisp_ray.tune.cli import check, make_plan, read_command;"
+        "assert not check(make_plan(read_command([])[1]));"
+        "heavy = [m for m in ('torch', 'ray', 'transformers', 'datasets', 'pandas', 'optuna') if m in sys.modules];"
+        "sys.exit(','.join(heavy) if heavy else 0)"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, cwd=ROOT)
+    assert done.returncode == 0, done.stderr
