@@ -2,7 +2,8 @@
 
 Both read the same responses with the same random decoder in float32, in the same process, turn by turn; the ratio is
 padded time over shared time, the median of the turns. The padded side forms batches of similar length under the same
-token budget. Prefixes are dropped before each turn, so the shared side pays for reading the prompt.
+token budget. Prefixes are dropped before each turn, so the shared side pays for reading the prompt. One thread,
+processor seconds: other programs on the machine disturb these less.
 """
 
 from __future__ import annotations
@@ -77,12 +78,12 @@ def make_groups(case: Case, seed: int) -> list[tuple[tuple[int, ...], list[Row]]
 
 
 def timed(reader: Reader, rounds: list) -> tuple[float, list[float]]:
-    """(seconds, rewards) of all rounds, one after the other as in a search."""
+    """(processor seconds, rewards) of all rounds, one after the other as in a search."""
     if reader.packed is not None:
         reader.packed.store.clear()
-    started = time.perf_counter()
+    started = time.process_time()
     rewards = [value for group in rounds for value in reader.read([group])[0][0]]
-    return time.perf_counter() - started, rewards
+    return time.process_time() - started, rewards
 
 
 def measure(case: Case, readers: tuple[Reader, Reader], turns: int) -> dict[str, object]:
