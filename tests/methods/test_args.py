@@ -60,7 +60,10 @@ def test_only_the_k_most_likely_tokens_are_tried_and_each_costs_a_sample():
 def test_stochastic_choices_have_the_softmax_frequencies():
     policy = ToyPolicy(ends=False)
     method = Args(k=VOCABULARY, weight=1.0, max_new_tokens=1, temperature=0.7)
-    picked = [drive(method, policy, reward, seed=s)[0].best.token_ids[0] for s in range(1500)]
+    rollouts = policy.rollout(prompt(), method.ask(method.init(prompt(), 0)), 0)  # the same k tokens for every seed
+    scores = Scores(tuple(reward(item.token_ids) for item in rollouts.items))
+    told = [method.tell(method.init(prompt(), seed), rollouts, scores)[0] for seed in range(1500)]
+    picked = [state.best.token_ids[0] for state in told]
     value = policy.head(policy.prelogit(())).double() + torch.tensor([reward((v,)) for v in range(VOCABULARY)])
     expected = (value / 0.7).softmax(0)
     for v in range(VOCABULARY):

@@ -1,10 +1,11 @@
 from __future__ import annotations
 
 from collections import Counter
+from dataclasses import replace
 
 import numpy as np
 import pytest
-from toy_world import ToyPolicy, drive
+from toy_world import ToyPolicy, drive, prompt, scores_of
 
 from aisp_ray.methods.best_of_n import BestOfN
 
@@ -22,11 +23,11 @@ def test_it_returns_the_best_of_all_its_draws():
 
 def test_draws_have_the_policys_frequencies():
     policy = ToyPolicy(max_new_tokens=2)
-    _, history = drive(BestOfN(n=1000, kappa=1, top_p=1.0), policy, reward)
+    _, history = drive(BestOfN(n=600, kappa=1, top_p=1.0), policy, reward)
     drawn = [item.token_ids for item in history[0][1].items]
     for ids, probability in policy.responses():
-        error = (probability * (1 - probability) / 1000) ** 0.5
-        assert abs(drawn.count(ids) / 1000 - probability) < 4 * error + 1e-3, ids
+        error = (probability * (1 - probability) / 600) ** 0.5
+        assert abs(drawn.count(ids) / 600 - probability) < 4 * error + 1e-3, ids
 
 
 def test_rounds_draw_different_responses_and_repeat_exactly():
@@ -54,17 +55,20 @@ def pool_of(history):
 def test_soft_selection_has_the_softmax_frequencies():
     policy, beta = ToyPolicy(max_new_tokens=2), 1.5
     method = BestOfN(n=3, kappa=2, top_p=1.0, select="soft", beta=beta)
-    expected, picked = Counter(), Counter()
-    for seed in range(300):
-        state, history = drive(method, policy, reward, seed=seed)
-        rewards = np.array([r for r, _ in pool_of(history)])
-        weights = np.exp(rewards / beta) / np.exp(rewards / beta).sum()
-        for r, w in zip(rewards, weights, strict=True):
-            expected[r] += w
-        picked[state.best.reward] += 1
-        assert state.best.reward == history[state.best.iteration][2].rewards[state.best.particle]
-    for r, count in expected.items():
-        assert abs(picked[r] - count) < 4 * count**0.5 + 1, r
+    start = method.init(prompt(), 0)
+    rounds = [policy.rollout(prompt(), replace(method.ask(start), iteration=k), 0) for k in range(2)]
+    scores = [scores_of(rollouts, reward) for rollouts in rounds]
+    rewards = np.array([r for each in scores for r in each.rewards])
+    weights = np.exp(rewards / beta) / np.exp(rewards / beta).sum()
+    picked = Counter()
+    for seed in range(2000):
+        state = method.init(prompt(), seed)
+        for rollouts, each in zip(rounds, scores, strict=True):
+            state, _ = method.tell(state, rollouts, each)
+        assert state.best.reward == scores[state.best.iteration].rewards[state.best.particle]
+        picked[state.best.iteration, state.best.particle] += 1
+    for i, w in enumerate(weights):
+        assert abs(picked[divmod(i, 3)] - 2000 * w) < 4 * (2000 * w) ** 0.5 + 1, i
 
 
 def test_regularised_selection_prefers_likely_responses():

@@ -157,7 +157,7 @@ def test_chunks_over_time_and_going_on_from_the_parent_change_nothing(monkeypatc
 
 def test_rewards_rise_on_an_easy_reward():
     policy = ToyPolicy(max_new_tokens=4, ends=False)
-    _, history = drive(Misvo(n=32, kappa=12, step_size=0.5, strength=0.0, penalty="none", horizon=4), policy, reward)
+    _, history = drive(Misvo(n=24, kappa=9, step_size=0.6, strength=0.0, penalty="none", horizon=4), policy, reward)
     means = [np.mean(scores.rewards) for _, _, scores, _ in history]
     assert np.mean(means[-3:]) > np.mean(means[:3]) + 1.0
 

@@ -44,7 +44,7 @@ class ToyPolicy:
 
     # what controls.MeanSource asks for
     def noise(self, iteration: int, particles: Sequence[int], horizon: int) -> Tensor:
-        return torch.stack([torch.stack([self._eps(iteration, i, t) for t in range(horizon)]) for i in particles])
+        return torch.stack([self._eps(iteration, i, horizon) for i in particles])
 
     def replay(self, token_ids: Sequence[Sequence[int]]) -> list[Tensor]:
         return [torch.stack([self.prelogit(ids[:t]) for t in range(len(ids))]) for ids in token_ids]
@@ -66,36 +66,43 @@ class ToyPolicy:
         norm = 0.0 if mean is None else float(mean.norm())
         return Rollouts(proposal.iteration, items, num_prompt_tokens=1, control_norm=norm)
 
-    def _eps(self, iteration: int, particle: int, t: int) -> Tensor:
-        return normal(*self._names(iteration, particle, t), DIM)[0]
+    def _eps(self, iteration: int, particle: int, horizon: int) -> Tensor:
+        return normal(*self._names(iteration, particle, horizon), DIM)  # [t, d]
 
-    def _names(self, *name: int) -> tuple[Tensor, ...]:
-        return split_key([self._key]), *(torch.tensor([part]) for part in name)
+    def _names(self, iteration: int, particle: int, horizon: int) -> tuple[Tensor, ...]:
+        full = lambda value: torch.full((horizon,), value)  # noqa: E731
+        return split_key([self._key]).expand(horizon, 2), full(iteration), full(particle), torch.arange(horizon)
 
-    def perturbation(self, proposal: Proposal, i: int, t: int, mean: Tensor | None) -> tuple[Tensor, Tensor]:
-        control = proposal.control
-        zero = torch.zeros(DIM)
-        if not isinstance(control, OpenLoop) or t >= control.horizon:
-            return zero, zero
-        u = zero if mean is None else mean[t]
+    def perturbations(self, proposal: Proposal, i: int, mean: Tensor | None) -> tuple[Tensor, Tensor]:
+        """u and v of particle i at every position, [max_new_tokens, d] each."""
+        control, T = proposal.control, self.max_new_tokens
+        u, v = torch.zeros(T, DIM), torch.zeros(T, DIM)
+        if not isinstance(control, OpenLoop):
+            return u, v
+        reach = min(control.horizon, T)
+        if mean is not None:
+            u[:reach] = mean[:reach]
         sign = -1.0 if control.antithetic and i % 2 else 1.0
-        eps = sign * self._eps(proposal.iteration, i - i % 2 if control.antithetic else i, t)
+        eps = sign * self._eps(proposal.iteration, i - i % 2 if control.antithetic else i, reach)
         scales = [1.0 if s is None else s[i] for s in (control.mean_scales, control.noise_scales)]
-        return u, scales[0] * u + scales[1] * control.sigma * eps
+        v[:reach] = scales[0] * u[:reach] + scales[1] * control.sigma * eps
+        return u, v
 
     def _row(self, proposal: Proposal, i: int, mean: Tensor | None) -> Rollout:
         prefix = proposal.prefixes[i] if proposal.prefixes else ()
         tokens, inner, square, logprob, first = list(prefix), 0.0, 0.0, 0.0, float("nan")
         limit = min(proposal.max_new_tokens or self.max_new_tokens, self.max_new_tokens)
+        U, V = self.perturbations(proposal, i, mean)
+        draws = uniform(*self._names(proposal.iteration, i, self.max_new_tokens))
         while len(tokens) < limit and not (tokens and tokens[-1] == END):
             t = len(tokens)
-            u, v = self.perturbation(proposal, i, t, mean)
+            u, v = U[t], V[t]
             z = self.prelogit(tokens)
             logits = self.head(z + v)[None]
             if proposal.sampling.branch_first and t == len(prefix):
                 token = int(branch(logits, torch.tensor([i])))
             else:
-                token = int(pick(logits, proposal.sampling, uniform(*self._names(proposal.iteration, i, t))))
+                token = int(pick(logits, proposal.sampling, draws[t : t + 1]))
             base = self.head(z)
             first = float(base[token]) if t == len(prefix) else first
             logprob += float(base.log_softmax(-1)[token])
