@@ -124,3 +124,26 @@ def fit_budget(method: Method, unit: str, amount: int, max_new_tokens: int = 128
         f"a budget of {amount} {unit} is no multiple of one round of {kind}, {one_round}; change n or the budget",
     )
     return dataclasses.replace(method, kappa=amount // one_round)  # type: ignore[type-var]
+
+
+def fit_budgets(methods: Mapping[str, Any], budget: Mapping[str, Any] | None, max_new_tokens: int) -> dict[str, Any]:
+    """Every method at one cost a prompt, `{unit: amount}` as in `budget={samples: 256}`; None leaves them as they are.
+
+    Raises:
+        ValueError: the budget is not one unit with a whole number above 0, or a method cannot meet it (named).
+    """
+    if budget is None:
+        return dict(methods)
+    allowed = f"write budget={{samples: 256}}, or {' or '.join(BUDGET_UNITS[1:])} in place of samples"
+    require(isinstance(budget, Mapping) and len(budget) == 1, f"budget is {budget!r}; {allowed}")
+    ((unit, amount),) = budget.items()
+    require(unit in BUDGET_UNITS, f"budget unit is {unit!r}; {allowed}")
+    whole = isinstance(amount, int) and not isinstance(amount, bool) and amount > 0
+    require(whole, f"budget is {amount!r} {unit}; give a whole number above 0")
+    fitted = {}
+    for name, method in methods.items():
+        try:
+            fitted[name] = fit_budget(method, unit, amount, max_new_tokens)
+        except ValueError as error:
+            raise ValueError(f"method.{name}: {error}") from error
+    return fitted

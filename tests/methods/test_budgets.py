@@ -1,10 +1,12 @@
 from __future__ import annotations
 
+import re
+
 import pytest
 
 from aisp_ray.methods.aisp import Aisp
 from aisp_ray.methods.args import Args
-from aisp_ray.methods.base import check_budgets, fit_budget, planned_cost
+from aisp_ray.methods.base import check_budgets, fit_budget, fit_budgets, planned_cost
 from aisp_ray.methods.best_of_n import BestOfN
 
 
@@ -34,3 +36,24 @@ def test_a_budget_that_cannot_be_met_is_refused():
         fit_budget(Args(), "samples", 100)
     with pytest.raises(ValueError, match="samples, reward_calls, generated_tokens"):
         check_budgets({}, "dollars")
+
+
+def test_one_budget_for_all_methods():
+    methods = {"aisp": Aisp(), "best_of_n": BestOfN(n=32)}
+    fitted = fit_budgets(methods, {"samples": 64}, 64)
+    assert {name: method.kappa for name, method in fitted.items()} == {"aisp": 4, "best_of_n": 2}
+    assert fit_budgets(methods, None, 64) == methods
+
+
+@pytest.mark.parametrize(
+    ("budget", "words"),
+    [
+        (64, "write budget={samples: 256}"),
+        ({"dollars": 64}, "'dollars'"),
+        ({"samples": 1.5}, "whole number"),
+        ({"samples": 40}, "method.aisp: a budget of 40 samples is no multiple"),
+    ],
+)
+def test_a_wrong_budget_says_what_to_write(budget, words):
+    with pytest.raises(ValueError, match=re.escape(words)):
+        fit_budgets({"aisp": Aisp()}, budget, 64)
