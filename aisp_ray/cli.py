@@ -42,6 +42,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         problems = check(plan, bool(composed.top["allow_unequal_budgets"]))
         if problems:
             raise ConfigError("\n".join(problems))
+        plan = pin(plan)
     except ConfigError as error:
         for line in str(error).split("\n"):
             print(f"error: {line}", file=sys.stderr)
@@ -74,9 +75,8 @@ def read_experiment(name: str, defaults: Mapping[str, Any]) -> dict[str, Any]:
     if name not in known:
         raise ConfigError(f"experiment={name}: there is no such experiment.{config.suggest(name, known)}")
     values = read_yaml(config.conf_folder() / "experiment" / f"{name}.yaml")
-    values.pop("published", None)
     for key in values:
-        if key not in (*defaults, "set"):
+        if key not in (*defaults, "set", "published"):
             raise ConfigError(
                 f"conf/experiment/{name}.yaml: {key}: no such key.{config.suggest(key, [*defaults, 'set'])}"
             )
@@ -118,7 +118,9 @@ def make_plan(composed: Composed) -> Plan:
         run=run,
         seed=seed,
         limit=limit,
-        out=out if "://" in out or "RAY_JOB_CONFIG_JSON_ENV_VAR" in os.environ else str(Path(out).expanduser().resolve()),
+        out=out
+        if "://" in out or "RAY_JOB_CONFIG_JSON_ENV_VAR" in os.environ
+        else str(Path(out).expanduser().resolve()),
         config=composed.tree(),
         fingerprint=deciding,
     )
@@ -156,6 +158,16 @@ def check(plan: Plan, allow_unequal: bool) -> list[str]:
             f"the methods draw different numbers of samples ({listed}); equal them or allow_unequal_budgets=true"
         )
     return found
+
+
+def pin(plan: Plan) -> Plan:
+    """The plan with the commits of all that comes from the hub written in: what runs is what the manifest says."""
+    policy, reward = plan.policy.pinned(), plan.reward.pinned()
+    judges = {name: judge.pinned() for name, judge in plan.judges.items()}
+    data = plan.data.pinned()
+    named = {"policy": describe(policy), "reward": describe(reward), "data": describe(data)}
+    fingerprint = {**plan.fingerprint, **named, "judges": {name: describe(judge) for name, judge in judges.items()}}
+    return dataclasses.replace(plan, policy=policy, reward=reward, data=data, judges=judges, fingerprint=fingerprint)
 
 
 def dry_run(plan: Plan) -> int:

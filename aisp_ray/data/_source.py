@@ -72,7 +72,7 @@ def find(spec: DataSpec) -> Source:
         return Files(tuple(_local_files(local, spec)))
     if path.startswith(("/", ".", "~")) or _format(path) or not _HUB_NAME.fullmatch(path):
         raise ValueError(f"data.path={path}: no such file or folder (looked in {Path.cwd()})")
-    return HubSet(path, spec.subset, spec.split, spec.revision)
+    return HubSet(path, spec.subset, spec.split, spec.revision, spec.subset_is_folder)
 
 
 # ------------------------------------------------------------------------------------------------------- files
@@ -304,6 +304,7 @@ class HubSet:
     subset: str | None
     split: str
     revision: str | None
+    subset_is_folder: bool = False
     local = False
 
     def shards(self) -> list[Shard]:
@@ -319,17 +320,19 @@ class HubSet:
         streaming = not constants.HF_HUB_OFFLINE
         with contextlib.suppress(AttributeError):
             datasets.disable_progress_bars()
-        where = {"split": self.split, "revision": self.revision or self._commit(), "streaming": streaming}
-        return iter(datasets.load_dataset(self.path, self.subset, **where))
+        part = {"data_dir" if self.subset_is_folder else "name": self.subset} if self.subset else {}
+        where = {"split": self.split, "revision": self.revision or self.commit(), "streaming": streaming}
+        return iter(datasets.load_dataset(self.path, **part, **where))
 
     def columns(self, look: int) -> tuple[str, ...] | None:
-        self._commit()
+        self.commit()
         return None
 
     def fingerprint(self) -> dict[str, Any]:
-        return {"kind": "hub", "set": self.path, "subset": self.subset, "split": self.split, "commit": self._commit()}
+        return {"kind": "hub", "set": self.path, "subset": self.subset, "split": self.split, "commit": self.commit()}
 
-    def _commit(self) -> str | None:
+    def commit(self) -> str | None:
+        """The hub's commit of the revision. Raises ValueError with one sentence."""
         from aisp_ray.hub import look_up
 
         return look_up(self.path, "data.path", "dataset", self.revision)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from aisp_ray.data import _source
@@ -44,6 +44,7 @@ class DataSpec(ABC):
     sample_seed: int = 0  # which random prompts
 
     own_name: ClassVar[str] = ""
+    subset_is_folder: ClassVar[bool] = False  # the hub set has folders instead of configurations
     columns: ClassVar[tuple[str, ...]] = ()  # a set without any of these columns is refused at start
     rules: ClassVar[Mapping[str, str]] = {}  # rule -> what it did, as the end of "17 rows: ..."
 
@@ -84,6 +85,12 @@ class DataSpec(ABC):
             return []
         wanted = " or ".join(repr(column) for column in self.wanted_columns)
         return [f"data.path={self.path}: no row has a column {wanted}; its columns are {', '.join(seen)}"]
+
+    def pinned(self) -> DataSpec:
+        """These settings with the newest commit of a hub set written in: what the manifest keeps."""
+        source = self.source()
+        commit = source.commit() if isinstance(source, _source.HubSet) else None
+        return replace(self, revision=commit) if commit else self
 
     def fingerprint(self) -> dict[str, Any]:
         """What the rows depend on besides the settings: content of the files, or the hub commit. For the manifest."""

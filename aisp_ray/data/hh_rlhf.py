@@ -24,6 +24,7 @@ class HhRlhf(DataSpec):
     path: str = "Anthropic/hh-rlhf"  # file, folder, glob, URI (s3:// gs:// hf:// ...), hub name, or demo:<name>
 
     own_name = "hh_rlhf"
+    subset_is_folder = True
     columns = ("chosen",)
     rules: ClassVar = {
         "marker_in_text": 'a "Human:" or "Assistant:" inside a message, not read as a turn',

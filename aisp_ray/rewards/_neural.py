@@ -7,7 +7,7 @@ import math
 import time
 from abc import abstractmethod
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -29,10 +29,8 @@ class NeuralReward(RewardSpec):
     """Settings of a reward model with weights."""
 
     model: str  # hub id, path, or an embedded one: demo:reward, demo:judge
-    revision: str | None = None  # commit or tag on the hub; null takes the newest
-    dtype: str = (
-        "auto"  # auto (float32 on the CPU, bfloat16 on a GPU) | float32 | bfloat16 | float16; the head: float32
-    )
+    revision: str | None = None  # commit or tag on the hub; null takes the newest and pins it in the manifest
+    dtype: str = "auto"  # of the body: auto (float32 on a CPU, bfloat16 on a GPU) | float32 | bfloat16 | float16
     template: str = CHAT  # chat (the tokenizer's own) | ultrarm_card | ultrarm_examples | ... (docs/rewards.md)
     max_tokens: int | None = None  # prompt and response; a longer prompt is cut; null: what the model can read
     batch_tokens: int = 16384  # tokens read in one forward pass at most, padding included
@@ -65,7 +63,21 @@ class NeuralReward(RewardSpec):
         local = self.model.startswith((DEMO, "/", ".", "~")) or path.exists()
         if local and not (path / "config.json").is_file():
             return [f"reward.model={self.model}: there is no config.json in {path}; give a checkpoint folder or hub id"]
+        try:
+            self._commit()
+        except ValueError as error:
+            return [str(error)]
         return []
+
+    def pinned(self) -> NeuralReward:
+        """These settings with the hub's newest commit written in: all actors and a resumed run load the same."""
+        return replace(self, revision=self._commit() or self.revision)
+
+    def _commit(self) -> str | None:
+        """The hub's commit; None for a checkpoint on the disk. Raises ValueError with one sentence."""
+        from aisp_ray.hub import look_up
+
+        return None if Path(self.source).exists() else look_up(self.model, "reward.model", revision=self.revision)
 
     def load(self, device: str) -> NeuralScorer:
         from aisp_ray.rewards._reader import Reader

@@ -42,6 +42,10 @@ class RewardSpec(Placement, ABC):
         """What can be said to be wrong before loading (missing files, unknown template), a sentence each."""
         return []
 
+    def pinned(self) -> RewardSpec:
+        """These settings with every version that is not said yet written in: what the manifest keeps."""
+        return self
+
     @abstractmethod
     def load(self, device: str) -> Scorer:
         """The scorer on "cpu" or "cuda". Heavy imports happen here."""
