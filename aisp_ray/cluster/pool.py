@@ -333,9 +333,9 @@ class Pool:
         if replica.state == "dead":
             return
         if kind != "released":
+            self._note("ended", kind)
             log.warning("%s ended (%s): %s; %d calls go elsewhere", replica.name, kind, text, len(replica.calls))
         replica.state, replica.ended, replica.ended_by = "dead", time.monotonic(), (kind, text)
-        self._note("ended", kind)
         self.replicas.remove(replica)
         self.gone.append(replica)
         with contextlib.suppress(Exception):
@@ -365,7 +365,7 @@ class Pool:
                 if replica.calls and now - replica.progressed > s.call_timeout:
                     held = ", ".join(call.what for call in list(replica.calls.values())[:3])
                     self._died(replica, "lost", f"no call finished for {s.call_timeout:.0f} s (it holds {held})")
-            if self._waiters and self._empty_since is not None and self._num_good + len(self.gone) > 0:
+            if any(not w.done() for w in self._waiters) and self._empty_since is not None and self._num_good + len(self.gone) > 0:
                 empty = now - self._empty_since
                 if empty > s.starvation_timeout:
                     self._fail(StarvationError(self._waited_for(empty)))
@@ -400,17 +400,13 @@ class Pool:
     def _since_seen(self, replica: Replica) -> float:
         return time.monotonic() - max(replica.progressed, replica.ready or 0.0)
 
-    async def _change(self) -> None:
-        """Until something about the replicas changed."""
+    def _change(self) -> asyncio.Future[None]:
+        """Done when something about the replicas changes. Made before anything is awaited, so that none is missed."""
         if self.failure:
             raise self.failure
-        waiter = asyncio.get_running_loop().create_future()
-        self._waiters.append(waiter)
-        try:
-            await waiter
-        finally:
-            if waiter in self._waiters:
-                self._waiters.remove(waiter)
+        self._waiters = [waiter for waiter in self._waiters if not waiter.done()]
+        self._waiters.append(asyncio.get_running_loop().create_future())
+        return self._waiters[-1]
 
     def _notify(self) -> None:
         waiters, self._waiters = self._waiters, []

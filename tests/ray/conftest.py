@@ -24,6 +24,9 @@ def cluster():
     if ray.is_initialized():  # another module's session
         ray.shutdown()
     options = {"num_cpus": 4, "object_store_memory": 100 << 20, "include_dashboard": False}
+    # a killed node refuses connections at once; three such answers and it counts as dead
+    options["_system_config"] = {"health_check_period_ms": 1000, "health_check_initial_delay_ms": 1000}
+    options["_system_config"] |= {"health_check_failure_threshold": 3}
     cluster = Cluster(initialize_head=True, head_node_args=options)
     ray.init(address=cluster.address, log_to_driver=False, logging_level="ERROR")
     yield cluster

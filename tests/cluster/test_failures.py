@@ -1,0 +1,56 @@
+"""Exceptions are sorted where they happen and read where they arrive."""
+
+import pickle
+
+import pytest
+import ray.exceptions as rx
+
+from aisp_ray.cluster.failures import CallError, read_error, sort_error, sort_load_error
+from aisp_ray.types import DataError
+
+
+class RateLimitError(Exception):
+    """As a client of a remote judge calls it."""
+
+
+class AcceleratorError(RuntimeError):
+    """As torch calls it."""
+
+
+@pytest.mark.parametrize(
+    ("error", "kind"),
+    [
+        (DataError("too long"), "data"),
+        (RuntimeError("CUDA error: device-side assert triggered"), "broken"),
+        (RuntimeError("an illegal memory access was encountered"), "broken"),
+        (AcceleratorError("unspecified launch failure"), "broken"),
+        (ConnectionRefusedError("refused"), "service"),
+        (TimeoutError("read"), "service"),
+        (RateLimitError("429"), "service"),
+        (KeyError("x"), "unknown"),
+        (CallError("broken", "the thread has ended"), "broken"),
+    ],
+)
+def test_an_exception_keeps_its_kind_across_processes(error, kind):
+    sent = pickle.loads(pickle.dumps(sort_error(error)))
+    arrived = rx.RayTaskError("rollout", "traceback", sent).as_instanceof_cause()
+    assert read_error(arrived)[0] == kind
+    assert str(error).strip("'") in read_error(arrived)[1]
+
+
+def test_deaths_are_told_apart():
+    assert read_error(rx.ActorDiedError())[0] == "lost"
+    preempted = rx.ActorDiedError()
+    preempted._preempted = True
+    assert read_error(preempted)[0] == "preempted"
+    assert read_error(rx.ActorUnavailableError("away", b"x" * 16))[0] == "unavailable"
+    assert read_error(rx.ObjectLostError("00", None, ""))[0] == "unavailable"
+
+
+def test_a_wrong_setting_is_told_from_a_flaky_machine():
+    assert sort_load_error(ValueError("no such dtype")).kind == "settings"
+    assert sort_load_error(FileNotFoundError("config.json")).kind == "settings"
+    assert sort_load_error(OSError("network")).kind == "load"
+    with pytest.raises(ValueError, match="invalid literal") as caught:
+        int("x")
+    assert 'int("x")' in sort_load_error(caught.value).text  # the traceback comes along

@@ -1,0 +1,161 @@
+"""Whatever dies, the rows are those of an undisturbed run."""
+
+import json
+import signal
+import threading
+import time
+
+import pytest
+from plans import make_plan, rows_of
+
+from aisp_ray.pipeline import run
+
+pytestmark = pytest.mark.ray
+
+
+@pytest.fixture
+def settings(cluster, prompts, tmp_path):
+    return {"out": str(tmp_path / "out"), "path": prompts(12), "run": {"chunk_rows": 4}, "methods": ["aisp"]}
+
+
+@pytest.fixture
+def undisturbed(settings, tmp_path):
+    """The rows that a run without faults gives, computed when first asked for."""
+    rows = {}
+
+    def get():
+        if not rows:
+            clean = {**settings, "out": str(tmp_path / "clean"), "policy": {}, "reward": {}, "run": {"chunk_rows": 4}}
+            assert run(make_plan(clean)) == 0
+            rows.update(rows_of(clean["out"]))
+        return rows
+
+    return get
+
+
+def summary(settings):
+    with open(f"{settings['out']}/summary.json") as stream:
+        return json.load(stream)
+
+
+def faults(tmp_path, **of):
+    return {"faults": of, "marks": str(tmp_path)}
+
+
+def test_crashes_cuda_faults_and_hangs_cost_no_row(settings, undisturbed, tmp_path):
+    policy = faults(tmp_path, **{"00000002": "crash-once", "00000004": "cuda-once", "00000006": "bug-once"})
+    reward = faults(tmp_path, **{"00000003": "crash-once", "00000008": "hang-once"})
+    disturbed = {**settings, "policy": {"actors": (2, 2), **policy}, "reward": {"actors": (2, 2), **reward}}
+    disturbed["run"] = {**settings["run"], "call_timeout_seconds": 3.0}
+    assert run(make_plan(disturbed)) == 0
+    ended, retries = summary(settings)["ended"], summary(settings)["retries"]
+    assert ended["policy"] == {"broken": 1, "lost": 1}
+    assert ended["reward"] == {"lost": 2}
+    assert retries["policy"]["unknown"] == 1
+    assert rows_of(settings["out"]) == undisturbed()
+
+
+def test_a_prompt_that_always_ends_its_actor_is_one_error_row(settings, undisturbed, tmp_path):
+    disturbed = {**settings, "policy": {"actors": (2, 2), **faults(tmp_path, **{"00000005": "crash"})}}
+    disturbed["run"] = {**settings["run"], "infra_retries": 2}
+    assert run(make_plan(disturbed)) == 3
+    rows = rows_of(settings["out"])
+    wrong = {key: row for key, row in rows.items() if row["status"] == "error"}
+    assert [key[0] for key in wrong] == [5]
+    assert "3 policy actors ended while they had this prompt" in next(iter(wrong.values()))["error"]
+    assert {k: v for k, v in rows.items() if k not in wrong} == {
+        k: v for k, v in undisturbed().items() if k not in wrong
+    }
+
+
+def test_a_service_that_is_down_for_a_while_is_waited_for(settings, undisturbed, tmp_path, capsys):
+    away = tmp_path / "away"
+    away.touch()
+
+    def come_back():
+        while "its service is away, waiting: ConnectionError" not in capsys.readouterr().err:
+            time.sleep(0.1)
+        away.unlink()
+
+    threading.Thread(target=come_back, daemon=True).start()
+    assert run(make_plan({**settings, "reward": {"away": str(away)}})) == 0
+    assert summary(settings)["retries"]["reward"]["service"] > 0
+    assert rows_of(settings["out"]) == undisturbed()
+
+
+def test_a_model_that_does_not_load_ends_the_run_with_its_reason(settings, capsys):
+    assert run(make_plan({**settings, "policy": {"load_error": "there is no such checkpoint"}})) == 1
+    assert "the policy does not load: ValueError: there is no such checkpoint" in capsys.readouterr().err
+
+
+def test_a_service_that_stays_away_ends_the_run_with_retry_me(settings, undisturbed, tmp_path):
+    away = tmp_path / "away"
+    away.touch()
+    waiting = {**settings, "reward": {"away": str(away)}}
+    waiting["run"] = {**settings["run"], "starvation_timeout_seconds": 1.0}
+    assert run(make_plan(waiting)) == 75
+    away.unlink()
+    assert run(make_plan(waiting)) == 0
+    assert rows_of(settings["out"]) == undisturbed()
+
+
+def test_what_can_never_be_placed_is_refused_in_one_sentence(settings, capsys):
+    assert run(make_plan({**settings, "policy": {"num_gpus": 1.0}})) == 2
+    assert "policy: no node can hold one actor, which asks for 1 GPUs" in capsys.readouterr().err
+
+
+def test_a_relative_output_is_refused_inside_a_job(settings, capsys, monkeypatch):
+    monkeypatch.setenv("RAY_JOB_CONFIG_JSON_ENV_VAR", "{}")
+    assert run(make_plan({**settings, "out": "outputs/x"})) == 2
+    assert "throw-away copy" in capsys.readouterr().err
+
+
+SLOW = {"step_seconds": 0.02}  # so that a run is still under way when it is killed
+
+
+def searches_under_way(settings):
+    try:
+        with open(f"{settings['out']}/_state/inflight.json") as stream:
+            return [progress["state"]["iteration"] for _, _, progress in json.load(stream)["searches"]]
+    except FileNotFoundError:
+        return []
+
+
+@pytest.mark.parametrize(
+    ("number", "code"), [(signal.SIGTERM, 143), pytest.param(signal.SIGINT, 130, marks=pytest.mark.slow)]
+)
+def test_a_stopped_run_leaves_a_snapshot_and_goes_on_inside_its_searches(settings, start_driver, cluster, number, code):
+    slow = {**settings, "policy": SLOW, "kappa": 8, "run": {"chunk_rows": 4, "snapshot_seconds": 0.5}}
+    driver = start_driver(slow, cluster.address)
+    driver.wait_for(lambda: searches_under_way(settings))
+    sent = time.monotonic()
+    driver.process.send_signal(number)
+    assert driver.wait()[0] == code
+    assert time.monotonic() - sent < 3
+    assert summary(settings)["exit_code"] == code
+    before = summary(settings)["iterations"]
+    assert before > 0
+    assert run(make_plan({**slow, "policy": {}})) == 0
+    assert before + summary(settings)["iterations"] == 12 * 8  # only what was being drawn is drawn again
+    assert len(rows_of(settings["out"])) == 12
+
+
+def test_a_killed_driver_loses_at_most_what_came_after_the_snapshot(settings, undisturbed, start_driver, cluster):
+    slow = {**settings, "policy": SLOW, "run": {"chunk_rows": 4, "snapshot_seconds": 0.3}}
+    driver = start_driver(slow, cluster.address)
+    driver.wait_for(lambda: sum(searches_under_way(settings)) > 4)
+    driver.process.kill()
+    driver.wait()
+    again = {**slow, "policy": {}}
+    assert run(make_plan(again)) == 0
+    assert summary(settings)["iterations"] < 12 * 4 - 4
+    assert rows_of(settings["out"]) == undisturbed()
+
+
+def test_two_runs_on_one_output_never_double_a_row(settings, undisturbed, start_driver, cluster):
+    slow = {**settings, "policy": {**SLOW, "step_seconds": 0.005}}
+    other = start_driver(slow, cluster.address)
+    other.wait_for(lambda: searches_under_way(settings))
+    assert run(make_plan(slow)) == 0
+    assert other.wait()[0] == 0
+    assert rows_of(settings["out"]) == undisturbed()
