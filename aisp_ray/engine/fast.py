@@ -23,12 +23,13 @@ from aisp_ray.engine.attention import configs_of
 from aisp_ray.engine.base import RolloutRequest
 from aisp_ray.engine.draws import Means, controls, uniforms
 from aisp_ray.engine.memory import choose_prefix_bytes, choose_slots, row_bytes
+from aisp_ray.engine.packing import Packing
 from aisp_ray.engine.prefixes import PrefixStore, continued, layouts_of, prefill
 from aisp_ray.engine.replay import teacher_force
 from aisp_ray.engine.rowcache import RowCache
 from aisp_ray.engine.rows import Active, Row
 from aisp_ray.engine.support import require_supported
-from aisp_ray.engine.tile import Tile
+from aisp_ray.engine.tile import Body, Tile
 from aisp_ray.loading import locate
 from aisp_ray.types import Rollouts
 
@@ -62,7 +63,6 @@ class FastEngine:
         self.device = self.head.weight.device
         self.max_new_tokens = max_new_tokens
         self._decode = decode
-        self._configs = configs_of(model)
         self._ring = 8
         self._probe = prefill(model.base_model, [0, 0], model.device)
         self._layouts = layouts_of(self._probe)
@@ -74,6 +74,7 @@ class FastEngine:
             lambda ids: prefill(model.base_model, ids, model.device), prefix_bytes or choose_prefix_bytes(self.device)
         )
         self.means = Means()
+        self._body = Body(model, configs_of(model), Packing(model, self.tile_rows))
         self._tiles: list[Tile] = []
         self._queue: deque[Active] = deque()
         self._active: dict[int, Active] = {}
@@ -85,6 +86,7 @@ class FastEngine:
             "dtype": str(self.head.dtype),
             "device": self.device.type,
             "tile": self.tile_rows,
+            "packed": len(self._body.packing) > 0,
             "max_new_tokens": max_new_tokens,
             "threads": torch.get_num_threads() if self.device.type == "cpu" else 0,
             "torch": torch.__version__,
@@ -174,7 +176,7 @@ class FastEngine:
         if (len(self._tiles) + 1) * self.tile_rows > self.slots:
             return None
         cache = RowCache(self._probe, self._layouts, self.tile_rows, self.max_new_tokens)
-        self._tiles.append(Tile(self.model, self.head, self._configs, cache, self._ring))
+        self._tiles.append(Tile(self._body, self.head, cache, self._ring))
         return self._tiles[-1]
 
     def _activate(self) -> Active | None:

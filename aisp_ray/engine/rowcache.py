@@ -161,7 +161,7 @@ class RowCache(Cache):
 
     def prefix_part(self, layer_index: int, query: Tensor, softcap: float | None) -> Part:
         """The prefix's share of the softmax, for all rows. query: scaled, [B, Hkv, g, D]."""
-        rows, heads, group, dim = query.shape
+        _, heads, group, dim = query.shape
         gather, scatter = self._on(self._gather, query.device), self._on(self._scatter, query.device)
         lanes = query.index_select(0, gather).view(-1, LANE, heads, group, dim).transpose(1, 2)
         lanes = lanes.reshape(-1, heads, LANE * group, dim)  # [lanes, Hkv, G * g, D]

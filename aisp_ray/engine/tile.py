@@ -17,6 +17,7 @@ from aisp_ray.engine._head import Head
 from aisp_ray.engine._sampling import branch, pick
 from aisp_ray.engine.attention import decoding
 from aisp_ray.engine.draws import controls, uniforms
+from aisp_ray.engine.packing import Packing
 from aisp_ray.engine.prefixes import Prefix
 from aisp_ray.engine.rowcache import RowCache
 from aisp_ray.engine.rows import Row
@@ -78,14 +79,23 @@ class Plan:
         return plan
 
 
+@dataclass(frozen=True, slots=True)
+class Body:
+    """The model as decode steps call it: its attention redirected, its linear layers packed."""
+
+    model: Any
+    configs: list[Any]
+    packing: Packing
+
+
 class Tile:
     """Slots, their tensors and the decode step. `ring` steps are drawn ahead and read back together.
 
     Shapes: B slots, S = ring, d pre-logit width.
     """
 
-    def __init__(self, model: Any, head: Head, configs: list[Any], cache: RowCache, ring: int):
-        self.model, self.head, self.configs, self.cache = model, head, configs, cache
+    def __init__(self, body: Body, head: Head, cache: RowCache, ring: int):
+        self.body, self.head, self.cache = body, head, cache
         size, device = cache.rows, head.weight.device
         self.device, self.ring = device, ring
         self.rows: list[Row | None] = [None] * size
@@ -173,10 +183,9 @@ class Tile:
             z = z.float() + u
             square = u.double().square().sum(-1)
             found["feedback"] = found["feedback"] + square if "feedback" in found else square
-        logits = self.head(z)  # [B, V]
-        base = logits
-        if plan.wants_base and z is not hidden:
-            base = self.head(hidden)
+        with self.body.packing.used():
+            logits = self.head(z)  # [B, V]
+            base = self.head(hidden) if plan.wants_base and z is not hidden else logits
         allowed = logits
         for ids, mine, minimum in plan.stop_ids:
             allowed = allowed.clone() if allowed is logits else allowed
@@ -215,8 +224,8 @@ class Tile:
         """Run the body on the picked tokens: pre-logits of every row's next position."""
         self.cache.begin_step(max_step)
         position = (self.base_length + self.cache.step)[:, None]
-        with decoding(self.configs, self.cache):
-            out = self.model.base_model(
+        with decoding(self.body.configs, self.cache), self.body.packing.used():
+            out = self.body.model.base_model(
                 input_ids=self.token[:, None], position_ids=position, past_key_values=self.cache, use_cache=True
             )
         self.hidden = out.last_hidden_state[:, -1].to(self.device)
