@@ -134,7 +134,11 @@ class Study:
         try:
             with self._signals():
                 async with open_driver() as driver:
-                    return await self._go(driver)
+                    showing = asyncio.create_task(self._show())
+                    try:
+                        return await self._go(driver)
+                    finally:
+                        showing.cancel()
         except asyncio.CancelledError:
             if self._stopped is None:
                 raise
@@ -187,6 +191,14 @@ class Study:
         return held.confirm(*again)
 
     # ------------------------------------------------------------ what is said and written
+
+    async def _show(self) -> None:
+        """A line now and then while evaluations come in."""
+        while True:
+            before, since = self.store.num_new, time.monotonic()
+            await asyncio.sleep(self.screen.every)
+            rate = (self.store.num_new - before) / (time.monotonic() - since)
+            self.screen.show(f"{self.store.num_new} new evaluations (setting x prompt), {rate:.2g} a second")
 
     def _announce(self) -> None:
         plan = self.plan
