@@ -70,7 +70,8 @@ def resolve(path: str | Path) -> Path:
     """A file path; `demo:value` is the one that comes with the package."""
     text = str(path)
     if text.startswith("demo:"):
-        return Path(__file__).parent.parent / "demo" / "models" / f"{text.removeprefix('demo:')}.safetensors"
+        name = text.removeprefix("demo:")
+        return Path(__file__).parent.parent / "demo" / "models" / name / f"{name}.safetensors"
     return Path(text).expanduser()
 
 
