@@ -149,8 +149,8 @@ def _jsonable(value: Any) -> Any:
 def check(plan: Plan, allow_unequal: bool) -> list[str]:
     """What is wrong with the plan and can be said before anything loads, a sentence each."""
     found = [*plan.policy.check(), *plan.reward.check(), *plan.data.check()]
-    for judge in plan.judges.values():
-        found += judge.check()
+    for part in (*plan.judges.values(), *plan.methods.values()):
+        found += part.check() if hasattr(part, "check") else []
     budgets = {name: method.num_samples for name, method in plan.methods.items()}
     if len(set(budgets.values())) > 1 and not allow_unequal:
         listed = ", ".join(f"{name} {count}" for name, count in budgets.items())

@@ -1,0 +1,101 @@
+"""Every experiment is built, checked and dry-run as on a cluster that holds the weights."""
+
+import pytest
+import yaml
+
+from aisp_ray import cli, config, hub, pipeline
+
+NAMES = sorted(config.choices("experiment"))
+POLICIES = ("llama3_8b", "vicuna_7b", "gemma3_4b")
+
+
+@pytest.fixture
+def _a_cluster_with_the_weights(monkeypatch, tmp_path):
+    """The hub answers with a commit, value functions have been trained, and there are GPUs."""
+    conf = config.conf_folder().resolve()
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(config, "conf_folder", lambda: conf)
+    monkeypatch.setattr(hub, "look_up", lambda name, *_, **__: f"commit-of-{name}")
+    monkeypatch.setattr(pipeline, "preflight", lambda plan: [])
+    for name in NAMES:
+        value = (values_of(name).get("set") or {}).get("method.re_control_paper.value")
+        if value:
+            (tmp_path / value).parent.mkdir(parents=True, exist_ok=True)
+            (tmp_path / value).touch()
+
+
+def values_of(name):
+    return yaml.safe_load((config.conf_folder() / "experiment" / f"{name}.yaml").read_text(encoding="utf-8"))
+
+
+def plan_of(name):
+    return cli.make_plan(cli.read_command([f"experiment={name}"])[1])
+
+
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.usefixtures("_a_cluster_with_the_weights")
+def test_an_experiment_is_dry_run(name, capsys):
+    assert cli.main([f"experiment={name}", "dry_run=true"]) == 0
+    said = capsys.readouterr()
+    assert said.err == ""
+    for method in values_of(name)["method"]:
+        assert f"  {method}: " in said.out
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_an_experiment_has_its_own_output_and_a_baseline_among_its_methods(name):
+    values = values_of(name)
+    assert values["out"] == f"outputs/{name}"
+    assert values["baseline"] in values["method"]
+    assert len(config.choices("experiment")[name]) > 20
+
+
+@pytest.mark.parametrize("name", [name for name in NAMES if "published" in values_of(name)])
+def test_published_figures_name_their_source_and_methods_of_the_experiment(name):
+    values = values_of(name)
+    published = dict(values["published"])
+    assert "Table" in published.pop("source")
+    assert set(published) == set(values["method"])
+    assert all(isinstance(figure, float) for line in published.values() for figure in line.values())
+
+
+def test_the_aisp_comparison_is_complete():
+    expected = {f"aisp_{d}_{p}_{r}" for d in ("shp", "hh_rlhf") for p in POLICIES for r in ("ultrarm", "eurus")}
+    assert {name for name in NAMES if name.startswith("aisp_")} == expected
+    for name in expected:
+        plan = plan_of(name)
+        assert plan.methods["aisp_paper"].num_samples == plan.methods["best_of_n_paper"].num_samples == 1024
+        assert plan.policy.max_new_tokens == plan.methods["aisp_paper"].horizon == 128
+        assert plan.data.sample == 1000
+        assert next(iter(plan.judges.values())).model != plan.reward.model
+
+
+def test_misvos_runs_have_its_budget_length_and_prompts():
+    for name in NAMES:
+        if not name.startswith("misvo_"):
+            continue
+        plan = plan_of(name)
+        size = 32 if plan.policy.model.endswith(("Instruct", "phi-4")) and "LFM" not in plan.policy.model else 16
+        assert {(method.n, method.kappa) for method in plan.methods.values()} == {(size, size)}, name
+        assert plan.policy.max_new_tokens == 512
+        horizons = {method.horizon for method in plan.methods.values() if hasattr(method, "horizon")}
+        assert horizons == {512}
+        assert (plan.limit, plan.data.sample) in ((120, None), (None, 500), (None, 100))
+
+
+@pytest.mark.usefixtures("_a_cluster_with_the_weights")
+def test_a_key_of_the_command_line_wins_over_the_experiment():
+    words = ["experiment=misvo_table1_phi_4", "method.misvo_paper.step_size=0.3", "seed=1340", "policy.slots=64"]
+    plan = cli.make_plan(cli.read_command(words)[1])
+    assert plan.methods["misvo_paper"].step_size == 0.3
+    assert plan.seed == 1340
+    assert plan.policy.slots == 64
+
+
+@pytest.mark.usefixtures("_a_cluster_with_the_weights")
+def test_the_commits_of_the_hub_are_in_the_fingerprint():
+    plan = cli.pin(plan_of("aisp_hh_rlhf_gemma3_4b_eurus"))
+    assert plan.fingerprint["policy"]["revision"] == "commit-of-google/gemma-3-4b-it"
+    assert plan.fingerprint["reward"]["revision"] == "commit-of-openbmb/Eurus-RM-7b"
+    assert plan.fingerprint["judges"]["ultrarm_13b"]["revision"] == "commit-of-openbmb/UltraRM-13b"
+    assert plan.fingerprint["data"]["revision"] == "commit-of-Anthropic/hh-rlhf"
