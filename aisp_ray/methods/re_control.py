@@ -12,6 +12,7 @@ decode, the paper's own use, is n=1, kappa=1, temperature=0.
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 from aisp_ray.controls import Feedback
 from aisp_ray.methods.base import Info, State, best_candidate, require
@@ -45,6 +46,13 @@ class ReControl:
             f"{self.num_samples} greedy decodes would all be equal; set n=1 and kappa=1, or temperature above 0",
         )
         require(self.horizon >= 1, f"horizon is {self.horizon}; control at least 1 position")
+
+    def check(self) -> list[str]:
+        """What can be said to be wrong before loading, a sentence each."""
+        if self.value.startswith("demo:") or Path(self.value).expanduser().is_file():
+            return []
+        fix = f"train it first: python jobs/train_value.py policy=... reward=... data=... out={self.value}"
+        return [f"method.re_control value={self.value}: there is no such file; {fix}"]
 
     @property
     def num_samples(self) -> int:

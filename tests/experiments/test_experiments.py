@@ -84,6 +84,14 @@ def test_misvos_runs_have_its_budget_length_and_prompts():
 
 
 @pytest.mark.usefixtures("_a_cluster_with_the_weights")
+def test_a_missing_value_function_is_said_with_the_command_that_makes_it(tmp_path, capsys):
+    name = "aisp_shp_llama3_8b_ultrarm"
+    (tmp_path / values_of(name)["set"]["method.re_control_paper.value"]).unlink()
+    assert cli.main([f"experiment={name}", "dry_run=true"]) == 2
+    assert "train it first: python jobs/train_value.py" in capsys.readouterr().err
+
+
+@pytest.mark.usefixtures("_a_cluster_with_the_weights")
 def test_a_key_of_the_command_line_wins_over_the_experiment():
     words = ["experiment=misvo_table1_phi_4", "method.misvo_paper.step_size=0.3", "seed=1340", "policy.slots=64"]
     plan = cli.make_plan(cli.read_command(words)[1])
