@@ -45,6 +45,8 @@ class CallableScorer:
     """`rewards.base.Scorer` around a function. Where it fails on a batch, its responses are scored one by one, so that
     an exception costs the responses at fault only."""
 
+    max_requests = 1
+
     def __init__(self, name: str, function: Callable[..., Sequence[float]], arguments: dict[str, Any]):
         self.name = name
         self.function = function

@@ -55,6 +55,8 @@ class CodeTestsScorer:
         RuntimeError: this system cannot contain answers, and `sandbox` is set.
     """
 
+    max_requests = 1
+
     def __init__(self, spec: CodeTests):
         self.spec = spec
         self.limits = Limits(

@@ -22,6 +22,8 @@ class DemoGold(RewardSpec):
 class DemoGoldScorer:
     """`rewards.base.Scorer` of the gold score; prompts from outside the demo world have none."""
 
+    max_requests = 1
+
     def score(self, requests: Sequence[ScoreRequest]) -> list[Scores]:
         return [self._score(request) for request in requests]
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from aisp_ray.rewards.base import RewardSpec, Scorer, ScoreRequest
@@ -44,6 +44,9 @@ class Ensemble(RewardSpec):
     def check(self) -> list[str]:
         return [problem for spec in self.specs for problem in spec.check()]
 
+    def pinned(self) -> Ensemble:
+        return replace(self, members=tuple(spec.pinned() for spec in self.specs))
+
     def load(self, device: str) -> EnsembleScorer:
         return EnsembleScorer(self, [spec.load(device) for spec in self.specs])
 
@@ -71,6 +74,8 @@ class EnsembleScorer:
     def __init__(self, spec: Ensemble, members: Sequence[Scorer]):
         self.spec = spec
         self.members = members
+        limits = [getattr(member, "max_requests", None) for member in members]
+        self.max_requests = 1 if all(limit == 1 for limit in limits) else None
 
     def describe(self, prompt: Prompt) -> str | None:
         texts = [text for member in self.members if (text := member.describe(prompt)) is not None]

@@ -26,8 +26,8 @@ detailed as the question needs. An answer that stops in mid-sentence is not wors
 
 Write one number from 1 (useless) to 10 (could not be better) on the first line, and a short reason below it."""
 COMPARISON = """You grade two answers, A and B, to the same question. Consider for each whether it is helpful, \
-correct, harmless and as detailed as the question needs. An answer that stops in mid-sentence is not worse for that alone, and \
-the order of the answers means nothing.
+correct, harmless and as detailed as the question needs. An answer that stops in mid-sentence is not worse for that \
+alone, and the order of the answers means nothing.
 
 Write two numbers from 1 (useless) to 10 (could not be better) on the first line, first for A, then for B, separated \
 by a space, and a short reason below them."""
@@ -122,9 +122,8 @@ class JudgeScorer:
             for at, request in enumerate(requests)
             for response in request.responses
         }
-        asked = {case: self._pool.submit(self._ask, case) for several in cases.values() for case in several}
-        values = {key: self._value(key[1], requests[key[0]].prompt, [asked[case].result() for case in several])
-                  for key, several in cases.items()}  # fmt: skip
+        asked = {key: [self._pool.submit(self._ask, case) for case in several] for key, several in cases.items()}
+        values = {key: self._value([future.result() for future in futures]) for key, futures in asked.items()}
         seconds = (time.perf_counter() - started) / max(1, len(requests))
         return [
             self._scores(request, [values[at, response] for response in request.responses], seconds)
@@ -152,7 +151,7 @@ class JudgeScorer:
         orders = (True, False) if self.spec.both_orders else (first,)
         return [_Case(prompt, response, other, order) for order in orders]
 
-    def _value(self, response: str, prompt: Prompt, answers: list[tuple[float, ...] | str]) -> float | str:
+    def _value(self, answers: list[tuple[float, ...] | str]) -> float | str:
         """The reward, or a text that says why there is none."""
         if not answers:
             return f'the prompt has no meta["{self.spec.compare_with}"] to compare with'

@@ -39,6 +39,8 @@ class MathAnswer(RewardSpec):
 class MathAnswerScorer:
     """`rewards.base.Scorer` by equivalence of answers. Needs no model and no device."""
 
+    max_requests = 1
+
     def __init__(self, spec: MathAnswer):
         self.spec = spec
 

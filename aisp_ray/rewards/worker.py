@@ -1,4 +1,4 @@
-"""One thread that scores for many callers at once: whatever is waiting is scored in one batch."""
+"""One thread that scores for many callers: as many waiting requests at a time as the scorer can make use of."""
 
 from __future__ import annotations
 
@@ -21,7 +21,8 @@ class RewardWorker:
         self.load_seconds = time.perf_counter() - started
         self.busy_seconds = 0.0
         self.num_scored = 0
-        self._max_waiting = max_waiting
+        # a scorer that reads requests one by one gets them so, and each caller has its result at once
+        self._max_waiting = min(max_waiting, getattr(self.scorer, "max_requests", None) or max_waiting)
         self._waiting: queue.Queue[tuple[ScoreRequest, Future[Scores]] | None] = queue.Queue()
         self._thread = threading.Thread(target=self._run, name="reward", daemon=True)
         self._thread.start()
@@ -35,20 +36,17 @@ class RewardWorker:
         self._waiting.put(None)
         self._thread.join(timeout=10)
 
-    @property
-    def alive(self) -> bool:
-        """False once the thread has ended: `close` was called."""
-        return self._thread.is_alive()
-
     def stats(self) -> dict[str, float]:
+        """Counters since the start, the scorer's own among them."""
         return {
             "load_seconds": self.load_seconds,
             "busy_seconds": self.busy_seconds,
             "num_scored": float(self.num_scored),
+            **(self.scorer.stats() if hasattr(self.scorer, "stats") else {}),
         }
 
     def _take(self) -> list[tuple[ScoreRequest, Future[Scores]]] | None:
-        """Everything that waits now, at least one; None when closed."""
+        """What waits now, at least one and at most what the scorer takes; None when closed."""
         batch = []
         item = self._waiting.get()
         while item is not None:
@@ -61,20 +59,22 @@ class RewardWorker:
 
     def _run(self) -> None:
         while (batch := self._take()) is not None:
-            started = time.perf_counter()
-            self._score(batch)
-            self.busy_seconds += time.perf_counter() - started
+            batch = [(request, future) for request, future in batch if future.set_running_or_notify_cancel()]
+            if batch:
+                self._score(batch)
 
     def _score(self, batch: list[tuple[ScoreRequest, Future[Scores]]]) -> None:
+        started = time.perf_counter()
         try:
             results = self.scorer.score([request for request, _ in batch])
-        except Exception as error:
-            if len(batch) == 1:
-                batch[0][1].set_exception(error)
-            else:  # alone, so that only the request at fault fails
-                for one in batch:
-                    self._score([one])
+            if len(results) != len(batch):
+                raise RuntimeError(f"the scorer returned {len(results)} results for {len(batch)} requests")
+        except Exception as error:  # the scorer is broken: every caller is told
+            for _, future in batch:
+                future.set_exception(error)
             return
+        finally:
+            self.busy_seconds += time.perf_counter() - started
         for (request, future), scores in zip(batch, results, strict=True):
             self.num_scored += len(request.responses)
             future.set_result(scores)

@@ -55,7 +55,8 @@ NEURAL = [name for name in NAMES if isinstance(build(name), NeuralReward)]
 def test_every_yaml_is_a_reward_model(name):
     spec = build(name)
     assert isinstance(spec, RewardSpec)
-    assert all(isinstance(problem, str) for problem in spec.check())
+    if not isinstance(spec, NeuralReward) or spec.model.startswith("demo:"):  # others are looked up on the hub
+        assert all(isinstance(problem, str) for problem in spec.check())
 
 
 def reference(folder, ids):

@@ -1,0 +1,178 @@
+"""The judge against an OpenAI-compatible server of our own."""
+
+import json
+import math
+import re
+import threading
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+
+import pytest
+
+from aisp_ray.rewards.base import ScoreRequest
+from aisp_ray.rewards.judge import Judge, read_points
+from aisp_ray.types import Message, Prompt
+
+PROMPT = Prompt("p/1", 0, "d", "Is it?", meta={"preferred": "fine 6"})
+
+
+class Endpoint(BaseHTTPRequestHandler):
+    """Gives each answer the number in it; speaks unclearly about "mumble"; prefers place A by one point."""
+
+    def do_POST(self):
+        body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+        self.server.bodies.append(body)
+        if self.server.failures:
+            return self.reply(self.server.failures.pop(), {"error": {"message": "not now"}})
+        text = body["messages"][-1]["content"]
+        points = [
+            int(re.search(r"\d+", part)[0]) for part in re.findall(r">>>\n([^<]*\d[^<]*)\n<<< END OF ANSWER", text)
+        ]
+        if len(points) == 2:
+            points[0] = min(10, points[0] + 1)
+        content = "Well..." if "mumble" in text else " ".join(map(str, points)) + "\nBecause."
+        return self.reply(200, {
+            "id": "1", "object": "chat.completion", "created": 0, "model": body["model"],
+            "choices": [{"index": 0, "finish_reason": "stop", "message": {"role": "assistant", "content": content}}],
+            "usage": {"prompt_tokens": 100, "completion_tokens": 10, "total_tokens": 110},
+        })  # fmt: skip
+
+    def reply(self, status, values):
+        data = json.dumps(values).encode()
+        self.send_response(status)
+        self.send_header("Content-Type", "application/json")
+        self.send_header("retry-after-ms", "5")
+        self.send_header("Content-Length", str(len(data)))
+        self.end_headers()
+        self.wfile.write(data)
+
+    def log_message(self, *_):
+        pass
+
+
+@pytest.fixture
+def server():
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Endpoint)
+    server.bodies, server.failures = [], []
+    thread = threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True)
+    thread.start()
+    yield server
+    server.shutdown()
+    server.server_close()
+
+
+def judge(server, **settings):
+    address = f"http://127.0.0.1:{server.server_address[1]}/v1"
+    return Judge(model="small-judge", base_url=address, api_key_env=None, **settings).load("cpu")
+
+
+def test_responses_are_rated_and_identical_ones_once(server):
+    scorer = judge(server, seed=7)
+    scores = scorer.score([ScoreRequest(PROMPT, ("good 8", "bad 2", "good 8"))])[0]
+    assert scores.rewards == (8.0, 2.0, 8.0)
+    assert scores.num_calls == len(server.bodies) == 2
+    assert {body["seed"] for body in server.bodies} == {7}
+    assert {body["temperature"] for body in server.bodies} == {0.0}
+    assert {body["model"] for body in server.bodies} == {"small-judge"}
+
+
+def test_a_comparison_is_asked_in_both_orders_and_averaged(server):
+    scorer = judge(server, compare_with="preferred")
+    scores = scorer.score([ScoreRequest(PROMPT, ("good 8", "same 6"))])[0]
+    assert scores.rewards == (2.0, 0.0)  # the point for place A cancels
+    assert len(server.bodies) == 4
+    wins = judge(server, compare_with="preferred", reward="win")
+    assert wins.score([ScoreRequest(PROMPT, ("good 8", "same 6", "bad 2"))])[0].rewards == (1.0, 0.5, 0.0)
+
+
+def test_one_order_is_drawn_by_the_seed_and_repeats(server):
+    def orders(seed):
+        server.bodies.clear()
+        scorer = judge(server, compare_with="preferred", both_orders=False, seed=seed, concurrency=1)
+        scorer.score([ScoreRequest(PROMPT, tuple(f"answer {k}" for k in range(1, 10)))])
+        texts = [body["messages"][-1]["content"] for body in server.bodies]
+        return [text.index("answer") < text.index("fine") for text in texts]
+
+    assert orders(0) == orders(0)
+    assert set(orders(0)) == {True, False}
+    assert orders(0) != orders(1)
+
+
+def test_unreadable_judgements_are_errors_and_counted_apart(server):
+    scorer = judge(server)
+    scores = scorer.score([ScoreRequest(PROMPT, ("good 8", "mumble 3", "none 0"))])[0]
+    assert scores.rewards[0] == 8.0
+    assert all(map(math.isnan, scores.rewards[1:]))
+    assert scores.errors[1] == "prompt p/1, particle 1: the judge's answer holds no points: 'Well...'"
+    stats = scorer.stats()
+    assert (stats["judge_calls"], stats["judge_parse_failures"], stats["judge_failed_calls"]) == (3, 2, 0)
+
+
+def test_requests_are_retried_with_waits(server):
+    server.failures = [500, 429, 503]
+    scorer = judge(server, concurrency=1)
+    assert scorer.score([ScoreRequest(PROMPT, ("good 8",))])[0].rewards == (8.0,)
+    assert len(server.bodies) == 4
+    assert scorer.stats()["judge_retries"] == 3
+
+
+def test_an_endpoint_that_refuses_is_an_error_of_each_response(server):
+    server.failures = [400] * 2
+    scores = judge(server, retries=1).score([ScoreRequest(PROMPT, ("good 8", "bad 2"))])[0]
+    assert all(map(math.isnan, scores.rewards))
+    assert "BadRequestError" in scores.errors[0]
+    assert len(server.bodies) == 2  # a wrong request is not sent again
+
+
+def test_the_ledger_knows_tokens_and_money(server):
+    scorer = judge(server, prompt_price=2.0, completion_price=10.0)
+    scorer.score([ScoreRequest(PROMPT, ("good 8", "bad 2"))])
+    stats = scorer.stats()
+    assert (stats["judge_prompt_tokens"], stats["judge_completion_tokens"]) == (200, 20)
+    assert stats["judge_cost_usd"] == pytest.approx(200 * 2e-6 + 20 * 10e-6)
+    assert math.isnan(judge(server, prompt_price=2.0).stats()["judge_cost_usd"])
+
+
+def test_a_prompt_without_the_other_answer_has_no_reward(server):
+    scores = judge(server, compare_with="rejected").score([ScoreRequest(PROMPT, ("good 8",))])[0]
+    assert math.isnan(scores.rewards[0])
+    assert 'meta["rejected"]' in scores.errors[0]
+    assert server.bodies == []
+
+
+def test_the_judge_reads_the_dialogue_with_its_roles(server):
+    turns = (
+        Message("system", "Be kind."),
+        Message("user", "Hi."),
+        Message("assistant", "Hello."),
+        Message("user", "?"),
+    )
+    shown = judge(server).describe(Prompt("p", 0, "d", "?", turns))
+    assert "system: Be kind.\n\nuser: Hi.\n\nassistant: Hello.\n\nuser: ?" in shown
+    assert "<<< ANSWER >>>\n<response>\n<<< END OF ANSWER >>>" in shown
+
+
+@pytest.mark.parametrize(
+    ("text", "count", "points"),
+    [
+        ("8 7\nbecause 3", 2, (8.0, 7.0)),
+        ("\n 8/10, 7.5/10\n", 2, (8.0, 7.5)),
+        ("A: 10, B: 1", 2, (10.0, 1.0)),
+        ("7", 1, (7.0,)),
+        ("8 7 6", 2, None),
+        ("8", 2, None),
+        ("11 3", 2, None),
+        ("0 3", 2, None),
+        ("", 1, None),
+        ("none", 1, None),
+    ],
+)
+def test_points_are_read_from_the_first_line(text, count, points):
+    assert read_points(text, count) == points
+
+
+def test_settings_are_checked(monkeypatch):
+    monkeypatch.delenv("OPENAI_API_KEY", raising=False)
+    assert "OPENAI_API_KEY" in Judge(model="m").check()[0]
+    assert Judge(model="m", api_key_env=None).check() == []
+    with pytest.raises(ValueError, match="set compare_with"):
+        Judge(model="m", reward="win")

@@ -1,0 +1,86 @@
+"""The thread that scores for many callers."""
+
+import threading
+
+import pytest
+
+from aisp_ray.rewards.base import ScoreRequest
+from aisp_ray.rewards.worker import RewardWorker
+from aisp_ray.types import Prompt, Scores
+
+
+class Gate:
+    """A scorer that waits to be let through, and remembers the sizes of its batches."""
+
+    def __init__(self, max_requests=None):
+        if max_requests:
+            self.max_requests = max_requests
+        self.batches = []
+        self.open = threading.Event()
+        self.entered = threading.Event()
+
+    def score(self, requests):
+        self.entered.set()
+        assert self.open.wait(10)
+        self.batches.append(len(requests))
+        if any("break" in request.responses for request in requests):
+            raise RuntimeError("broken")
+        if any("lose" in request.responses for request in requests):
+            return []
+        return [Scores(tuple(float(len(text)) for text in request.responses)) for request in requests]
+
+    def stats(self):
+        return {"batches": float(len(self.batches))}
+
+
+def request(*responses):
+    return ScoreRequest(Prompt("p", 0, "d", ""), responses)
+
+
+def waiting(worker, *groups):
+    """Submit one request, and the others while it is being scored."""
+    first = worker.submit(request("x"))
+    assert worker.scorer.entered.wait(10)
+    others = [worker.submit(request(*group)) for group in groups]
+    return first, others
+
+
+def test_what_waits_is_scored_in_one_batch():
+    worker = RewardWorker(Gate)
+    _, futures = waiting(worker, ("a",), ("bb", "c"), ("ddd",))
+    worker.scorer.open.set()
+    assert [future.result(10).rewards for future in futures] == [(1.0,), (2.0, 1.0), (3.0,)]
+    assert worker.scorer.batches == [1, 3]
+    assert worker.stats()["num_scored"] == 5
+    assert worker.stats()["batches"] == 2
+    worker.close()
+
+
+def test_a_scorer_that_reads_one_by_one_gets_them_so():
+    worker = RewardWorker(lambda: Gate(max_requests=1))
+    _, futures = waiting(worker, ("a",), ("bb",))
+    worker.scorer.open.set()
+    assert [future.result(10).rewards for future in futures] == [(1.0,), (2.0,)]
+    assert worker.scorer.batches == [1, 1, 1]
+    worker.close()
+
+
+@pytest.mark.parametrize(("word", "text"), [("break", "broken"), ("lose", "0 results for 1 requests")])
+def test_a_broken_scorer_tells_its_callers_and_the_thread_goes_on(word, text):
+    worker = RewardWorker(lambda: Gate(max_requests=1))
+    worker.scorer.open.set()
+    with pytest.raises(RuntimeError, match=text):
+        worker.submit(request(word)).result(10)
+    assert worker.submit(request("a")).result(10).rewards == (1.0,)
+    worker.close()
+
+
+def test_a_cancelled_request_is_not_scored_and_stops_nobody():
+    worker = RewardWorker(Gate)
+    _, (gone, kept) = waiting(worker, ("a",), ("bb",))
+    assert gone.cancel()
+    worker.scorer.open.set()
+    assert kept.result(10).rewards == (2.0,)
+    assert worker.scorer.batches == [1, 1]
+    worker.close()
+    assert not worker._thread.is_alive()
