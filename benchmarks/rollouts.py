@@ -233,7 +233,8 @@ def as_markdown(lines: list[dict[str, Any]]) -> str:
     rows += [" | ".join(str(line.get(column, "")) for column in columns) for line in lines]
     about = "\n".join(f"- {name}: {value}" for name, value in versions().items())
     table = "\n".join(f"| {row} |" for row in rows)
-    return f"# Rollouts against `generate`\n\n{about}\n\nFloat32, one thread, CPU seconds; written by benchmarks/rollouts.py.\n\n{table}\n"
+    note = "Float32, one thread, CPU seconds; written by benchmarks/rollouts.py."
+    return f"# Rollouts against `generate`\n\n{about}\n\n{note}\n\n{table}\n"
 
 
 def main() -> None:

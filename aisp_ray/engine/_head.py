@@ -26,9 +26,16 @@ class _Output(BaseModelOutputWithPast):
 class _Feeder(nn.Module):
     """Stands where the body stands and returns what it was given."""
 
-    def __init__(self) -> None:
+    def __init__(self, body: nn.Module) -> None:
         super().__init__()
+        self.__dict__["body"] = body  # not a submodule: only asked for the constants that a head reads from it
         self.prelogits: Tensor | None = None
+
+    def __getattr__(self, name: str) -> Any:
+        try:
+            return super().__getattr__(name)
+        except AttributeError:
+            return getattr(self.__dict__["body"], name)
 
     def forward(self, *_: Any, **__: Any) -> BaseModelOutputWithPast:
         return _Output(last_hidden_state=self.prelogits)
@@ -45,7 +52,7 @@ class Head:
     def __init__(self, model: Any):
         self._shell = copy.copy(model)
         self._shell._modules = dict(model._modules)
-        self._feeder = _Feeder()
+        self._feeder = _Feeder(model.base_model)
         self._shell._modules[model.base_model_prefix] = self._feeder
         self._token = torch.zeros((1, 1), dtype=torch.int64, device=model.device)
         self.weight: Tensor = model.get_output_embeddings().weight
