@@ -200,9 +200,12 @@ def evaluate(plan: Plan, top: Mapping[str, Any]) -> int:
 
 
 def show(plan: Plan, baseline: str, report: bool) -> None:
+    from aisp_ray.report.published import as_text, compare
     from aisp_ray.report.table import format_table, read_rows, summary_table
 
-    rows = read_rows(plan.out)
-    print()
-    print(format_table(summary_table(rows, baseline=baseline), style="text"))
+    records = summary_table(read_rows(plan.out), baseline=baseline)
+    print(f"\n{format_table(records, style='text')}")
+    comparison = compare(records, {"config": plan.config})
+    if comparison:
+        print(f"\n{as_text(comparison)}")
     print(f"\nrows     {plan.out}/rows\nsummary  {plan.out}/summary.json")

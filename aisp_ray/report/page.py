@@ -20,6 +20,7 @@ from aisp_ray.metrics.paired import TIE
 from aisp_ray.report.figures import COLOURS
 from aisp_ray.report.formats import POLICY_SECONDS, REWARD_SECONDS, columns_of, footnote, with_intervals
 from aisp_ray.report.measure import Section
+from aisp_ray.report.published import compare_first
 
 MAX_PROMPTS = 20_000  # prompts in the page's browser; the table is of all
 _TRACES = {"best": "reward_best", "mean": "reward_mean", "max": "reward_max", "ess": "ess", "norm": "control_norm"}
@@ -46,7 +47,9 @@ def render(
         css=folder.joinpath("page.css").read_text(encoding="utf-8"),
         js=folder.joinpath("page.js").read_text(encoding="utf-8"),
         notices=_notices(notices),
-        tables="\n".join(_table(s, s.dataset if len(sections) > 1 else "Result") for s in sections),
+        tables="\n".join(
+            _table(s, s.dataset if len(sections) > 1 else "Result") + _published_table(s, runs) for s in sections
+        ),
         figures="\n".join(_figures(dataset, drawn) for dataset, drawn in figures.items())
         or '<p class="note">No figures: matplotlib is not installed (pip install "aisp-ray[report]").</p>',
         scope=escape(scope),
@@ -131,6 +134,14 @@ def _cost_table(section: Section) -> str:
         lines.append(f"<tr>{head}{''.join(f'<td>{cell}</td>' for cell in cells)}</tr>")
     note = "Tokens and reward calls a second of the models' busy time; seconds per prompt. – is never, or not measured."
     return _html_table("Cost", heads, lines, note)
+
+
+def _published_table(section: Section, runs: Mapping[str, Mapping[str, Any]]) -> str:
+    comparison = compare_first(section.records, runs)
+    if comparison is None:
+        return ""
+    lines = ["".join(f"<td>{escape(_minus(cell))}</td>" for cell in line) for line in comparison.lines]
+    return _html_table("Published", comparison.heads, [f"<tr>{line}</tr>" for line in lines], comparison.note)
 
 
 def _html_table(title: str, heads: Sequence[str], lines: Sequence[str], note: str) -> str:

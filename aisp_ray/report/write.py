@@ -14,6 +14,8 @@ from aisp_ray.report.formats import format_table
 from aisp_ray.report.measure import Section, sections
 from aisp_ray.report.notices import notices
 from aisp_ray.report.page import render
+from aisp_ray.report.published import as_text, compare_first
+from aisp_ray.report.rejudge import Rejudging, rejudge
 from aisp_ray.report.rows import filesystem, label_map, output_list, read_json, read_rows
 from aisp_ray.report.table import DEFAULT_METRICS, MethodSummary, summary_json
 
@@ -50,20 +52,24 @@ def make_report(
     baseline: str = "best_of_n",
     seed: int = 0,
     metrics: Mapping[str, TextMetric] = DEFAULT_METRICS,
+    rejudging: Rejudging | None = None,
 ) -> Report:
     """Write the report of one or several outputs.
 
     `to` (default: <first output>/report) gets index.html, table.md, table.tex, table.csv, summary.json, figures/*.svg
-    and figures/*.png. Works on the output of a job that still runs. Without matplotlib there are no figures.
+    and figures/*.png, and published.md where an experiment has published figures. Works on the output of a job that
+    still runs. Without matplotlib there are no figures.
 
     Raises:
-        ValueError: an output has no rows.
+        ValueError: an output has no rows, or a judge cannot score.
     """
     paths = output_list(outs)
     to = str(to).rstrip("/") if to is not None else f"{paths[0]}/report"
     rows = read_rows(paths)
-    parts = sections(rows, label_map(paths, rows), baseline, seed, metrics)
     runs = {path: {name: read_json(path, name) for name in ("manifest.json", "summary.json")} for path in paths}
+    if rejudging is not None and rejudging.judges:
+        rows = rejudge(rows, {path: run["manifest.json"] for path, run in runs.items()}, rejudging)
+    parts = sections(rows, label_map(paths, rows), baseline, seed, metrics)
     told = notices(parts, {path: run["summary.json"] for path, run in runs.items()})
     shown = _write_figures(parts, to)
     records = [record for part in parts for record in part.records]
