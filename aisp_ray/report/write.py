@@ -78,9 +78,6 @@ def make_report(
     beside = [comparison for part in parts if (comparison := compare_first(part.records, runs))]
     if beside:
         _write(to, "published.md", "\n".join(as_text(comparison, markdown=True) for comparison in beside).encode())
-    comparison = compare_first(records, runs)
-    if comparison is not None:
-        _write(to, "published.md", as_text(comparison, markdown=True).encode())
     summary = {"table": summary_json(records), "notices": told}
     _write(to, "summary.json", (json.dumps(summary, indent=1, ensure_ascii=False) + "\n").encode())
     page = _write(to, "index.html", render(parts, shown, told, runs).encode())
