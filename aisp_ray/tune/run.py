@@ -240,9 +240,25 @@ class Study:
         self.output.write(tables.NAME, sink.getvalue().to_pybytes())
         return found
 
+    def _draw(self, table: Any) -> None:
+        """The picture, where matplotlib is installed: a search must not fail for want of it."""
+        try:
+            import matplotlib  # noqa: F401
+        except ImportError:
+            self.screen.say("no picture: matplotlib is not installed (pip install aisp-ray[report])")
+            return
+        from aisp_ray.report.figures import png_bytes, svg_text
+        from aisp_ray.tune.figures import draw_trials
+
+        figure = draw_trials(table)
+        if figure is not None:
+            self.output.write("trials.svg", svg_text(figure).encode())
+            self.output.write("trials.png", png_bytes(figure))
+
     def _finish(self, trials: Sequence[Trial], best: Trial, chosen: held.Confirmation | None, num_asked: int) -> int:
         plan = self.plan
         found = self._write_trials(trials)
+        self._draw(found)
         print(f"\n{tables.format_trials(found)}\n")
         tuning = held.confirm(trials[0], best)
         shown = f"{plan.objective} {tuning.best.mean:.3f} on {tuning.best.count} tuning prompts"
