@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any
 
 from aisp_ray import config
 from aisp_ray.config import ConfigError
+from aisp_ray.methods._value_file import value_file
 from aisp_ray.rng import derive_seed
 from aisp_ray.types import DataError, Policy, Prompt, Proposal, Reward, Sampling
 
@@ -266,9 +267,7 @@ def train(parts: dict[str, Any], settings: ValueTraining) -> dict[str, Any]:
     started = time.perf_counter()
     function, curve = fit(found.train, found.held_out, how)
     facts = facts_of(found, curve, settings, time.perf_counter() - started)
-    from aisp_ray.engine.value import resolve
-
-    path = resolve(settings.out)
+    path = value_file(settings.out)
     function.save(path, facts)
     path.with_suffix(".json").write_text(json.dumps(facts, indent=2) + "\n", encoding="utf-8")
     report(facts, str(path))

@@ -20,6 +20,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from aisp_ray.methods._value_file import value_file
+
 TERMINALS = ("last", "first_compat")
 
 
@@ -53,7 +55,7 @@ class ValueFunction(nn.Module):
         """
         from safetensors import safe_open
 
-        place = resolve(path)
+        place = value_file(str(path))
         if not place.is_file():
             raise ValueError(f"there is no value function at {path}; train one with jobs/train_value.py")
         with safe_open(str(place), framework="pt", device=str(device)) as file:
@@ -64,15 +66,6 @@ class ValueFunction(nn.Module):
         function = cls(header["dim"], header["hidden"]).to(device)
         function.load_state_dict(state)
         return function.eval(), header
-
-
-def resolve(path: str | Path) -> Path:
-    """A file path; `demo:value` is the one that comes with the package."""
-    text = str(path)
-    if text.startswith("demo:"):
-        name = text.removeprefix("demo:")
-        return Path(__file__).parent.parent / "demo" / "models" / name / f"{name}.safetensors"
-    return Path(text).expanduser()
 
 
 def gradient_feedback(device: Any, dim: int, path: str, step_size: float, steps: int) -> Callable[[Tensor], Tensor]:

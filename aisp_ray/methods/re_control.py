@@ -15,6 +15,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from aisp_ray.controls import Feedback
+from aisp_ray.methods._value_file import training_cost
 from aisp_ray.methods.base import Info, State, best_candidate, require
 from aisp_ray.types import Prompt, Proposal, Rollouts, Sampling, Scores
 
@@ -31,6 +32,7 @@ class ReControl:
     temperature: float = 0.0  # 0 decodes greedily, above 0 samples
     top_p: float = 1.0  # nucleus mass when temperature is above 0
     horizon: int = 128  # positions that are controlled
+    shared_by: int = 1  # prompts that the value function's training cost is shared out over, in the extra column
 
     def __post_init__(self) -> None:
         require(bool(self.value), "value is empty; give the .safetensors file that jobs/train_value.py wrote")
@@ -46,6 +48,7 @@ class ReControl:
             f"{self.num_samples} greedy decodes would all be equal; set n=1 and kappa=1, or temperature above 0",
         )
         require(self.horizon >= 1, f"horizon is {self.horizon}; control at least 1 position")
+        require(self.shared_by >= 1, f"shared_by is {self.shared_by}; give the number of prompts, at least 1")
 
     def check(self) -> list[str]:
         """What can be said to be wrong before loading, a sentence each."""
@@ -73,4 +76,12 @@ class ReControl:
     def tell(self, state: State, rollouts: Rollouts, scores: Scores) -> tuple[State, Info]:
         iteration = state.iteration + 1
         best = best_candidate(state.best, rollouts, scores)
-        return replace(state, iteration=iteration, done=iteration >= self.kappa, best=best), {}
+        done = iteration >= self.kappa
+        return replace(state, iteration=iteration, done=done, best=best), self._training_share(state.iteration)
+
+    def _training_share(self, iteration: int) -> Info:
+        """This prompt's share of what the training took, told once; NaN where the file is not on this machine."""
+        if iteration > 0:
+            return {}
+        cost = training_cost(self.value)
+        return {f"training_{unit.removeprefix('num_')}": amount / self.shared_by for unit, amount in cost.items()}

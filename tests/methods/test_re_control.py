@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
 import torch
 
@@ -44,3 +46,19 @@ def test_equal_greedy_decodes_are_refused():
         ReControl(value="v.safetensors", n=4)
     with pytest.raises(ValueError, match="train_value"):
         ReControl(value="")
+
+
+def test_the_training_cost_is_shared_out_over_the_prompts(tmp_path):
+    from toy_world import ToyPolicy, drive
+
+    from aisp_ray.engine.value import ValueFunction
+
+    cost = {"num_samples": 80, "num_generated_tokens": 4000, "num_reward_calls": 80, "num_backward_passes": 20}
+    ValueFunction(3, 4).save(tmp_path / "v.safetensors", {"cost": cost})
+    method = ReControl(value=str(tmp_path / "v.safetensors"), kappa=2, temperature=1.0, shared_by=40)
+    _, history = drive(method, ToyPolicy(), lambda ids: 0.0)
+    shares = {"training_samples": 2.0, "training_generated_tokens": 100.0}
+    assert history[0][3] == {**shares, "training_reward_calls": 2.0, "training_backward_passes": 0.5}
+    assert history[1][3] == {}
+    _, history = drive(ReControl(value=str(tmp_path / "elsewhere.safetensors")), ToyPolicy(), lambda ids: 0.0)
+    assert all(math.isnan(share) for share in history[0][3].values())
