@@ -14,8 +14,10 @@ HELP = """Table, figures and one page from the rows of one or several evaluation
 
   python jobs/report.py out=outputs/demo
   python jobs/report.py out=[outputs/seed0,outputs/seed1] to=outputs/both baseline=best_of_n_tuned
+  python jobs/report.py out=outputs/demo judges=[demo_gold] judge_curves=true
   python jobs/report.py out=outputs/demo metrics=[diversity,words,coherence] metric.coherence.encoder=path/to/encoder
 """
+GROUPS = {"metric": "metrics", "judges": "judges", "tracker": "trackers"}  # folder of conf -> the key of its choices
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -27,35 +29,48 @@ class ReportSettings:
     baseline: str = "best_of_n"  # method or line of the table that differences are against
     seed: int = 0  # names the draws of the bootstrap
     metrics: tuple[str, ...] = ("diversity", "diversity_plus_one", "words")  # choices of conf/metric
+    judges: tuple[str, ...] = ()  # choices of conf/reward that score the responses now, beside those of the run
+    judge_curves: bool = False  # judges also score the best response after every iteration (needs run.particles=true)
+    device: str = "cpu"  # where judges score: cpu | cuda
     trackers: tuple[str, ...] = ()  # choices of conf/tracker that get the table, the curves and the files
 
     def __post_init__(self) -> None:
         if not self.out:
             raise ValueError("out is empty; give out=<the folder that jobs/eval.py wrote>")
+        if self.judge_curves and not self.judges:
+            raise ValueError("judge_curves has no effect without judges; give judges=[...] too")
+        if self.device not in ("cpu", "cuda"):
+            raise ValueError(f"device is {self.device!r}; it is cpu or cuda")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command. Exit codes: 0 written, 2 the command or an output is wrong."""
     words = list(sys.argv[1:] if argv is None else argv)
     if {"--help", "-h", "help"} & set(words):
-        print(HELP + "\n" + describe(ReportSettings, {"metric": "metrics", "tracker": "trackers"}))
+        print(HELP + "\n" + describe(ReportSettings, GROUPS))
         return 0
     try:
-        settings, groups = read_words(words, ReportSettings, {"metric": "metrics", "tracker": "trackers"})
-        print(write(settings, groups["metric"], groups["tracker"]))
+        settings, groups = read_words(words, ReportSettings, GROUPS)
+        print(write(settings, groups))
     except ValueError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     return 0
 
 
-def write(settings: ReportSettings, metrics: Mapping[str, Any], trackers: Mapping[str, Any]) -> str:
+def write(settings: ReportSettings, groups: Mapping[str, Mapping[str, Any]]) -> str:
     """Write the report, hand it to the trackers, and return what the command prints."""
     from aisp_ray.report.formats import format_table
+    from aisp_ray.report.rejudge import Rejudging
     from aisp_ray.report.write import make_report
 
-    report = make_report(settings.out, settings.to, settings.baseline, settings.seed, metrics)
-    for tracker in trackers.values():
+    rejudging = Rejudging(
+        judges=groups["judges"], baseline=settings.baseline, curves=settings.judge_curves, device=settings.device
+    )
+    report = make_report(
+        settings.out, settings.to, settings.baseline, settings.seed, groups["metric"], rejudging
+    )  # fmt: skip
+    for tracker in groups["tracker"].values():
         tracker.log(report)
     return f"{format_table(report.records)}\npage     {report.page}\ntables   {report.to}/table.md .tex .csv"
 
@@ -103,9 +118,14 @@ def _choices(group: str, names: Sequence[str], inner: Mapping[tuple[str, str], M
         if own == group and name not in names:
             raise ConfigError(f'{group}.{name}: "{name}" is not among the chosen ones.{config.suggest(name, names)}')
     return {
-        name: config.build({**config.read_choice(group, name), **inner.get((group, name), {})}, f"{group}.{name}")
-        for name in names
+        name: config.build({**_read(group, name), **inner.get((group, name), {})}, f"{group}.{name}") for name in names
     }
+
+
+def _read(group: str, name: str) -> dict[str, Any]:
+    """The keys of a choice; those with underscores, but `_target_`, are for the evaluation."""
+    values = config.read_choice(group, name)
+    return {key: value for key, value in values.items() if key == "_target_" or not key.startswith("_")}
 
 
 def describe(cls: type, groups: Mapping[str, str]) -> str:

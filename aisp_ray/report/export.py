@@ -14,6 +14,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
+from aisp_ray.report.rejudge import messages_of
 from aisp_ray.rng import derive_seed
 
 if TYPE_CHECKING:
@@ -183,12 +184,7 @@ def asked(prompt: str, messages: bool) -> Any:
     """A prompt as TRL takes it: chat messages (a text with Human and Assistant turns is taken apart), or the text."""
     if not messages:
         return prompt
-    from aisp_ray.data._transcript import is_dialogue, read_turns, split_reply
-
-    if not is_dialogue(prompt):
-        return [{"role": "user", "content": prompt}]
-    turns, _ = split_reply(read_turns(prompt))
-    return [{"role": turn.role, "content": turn.content} for turn in turns]
+    return [{"role": turn.role, "content": turn.content} for turn in messages_of(prompt)]
 
 
 def said(text: str, messages: bool) -> Any:

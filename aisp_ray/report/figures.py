@@ -16,6 +16,7 @@ import numpy as np
 
 from aisp_ray.metrics.base import Estimate
 from aisp_ray.metrics.overoptimisation import Transfer
+from aisp_ray.report.rejudge import JUDGED
 from aisp_ray.report.series import Curve
 from aisp_ray.report.table import MethodSummary
 
@@ -196,7 +197,7 @@ def paired_scatter(measured: Measured) -> Figure | None:
         span = [min(x.min(), y.min()), max(x.max(), y.max())]
         axis.plot(span, span, color=GRID, linewidth=1)
         look = style(measured.labels, record.method)
-        size, alpha = (10, 0.6) if len(x) <= _MANY else (3, 0.25)
+        size, alpha = (16, 0.7) if len(x) <= _MANY else (3, 0.25)
         axis.scatter(x, y, s=size, color=look["color"], alpha=alpha, linewidth=0, rasterized=len(x) > _MANY)
         pair = record.paired
         axis.set_title(f"{pair.wins} wins, {pair.ties} ties, {pair.losses} losses", fontsize="small")
@@ -226,6 +227,26 @@ def held_out(measured: Measured) -> Figure | None:
                 right.plot(x, y, marker="o", markersize=4, linewidth=1.4, **style(measured.labels, label))
         right.axhline(0, color=GRID, linewidth=1)
         finish(right, f"gain in reward over {measured.baseline}", f"gain in {judge}", legend=False)
+    return figure
+
+
+def over_optimisation(measured: Measured) -> Figure | None:
+    """Judges of the best response so far, against samples and against the optimised reward."""
+    names = [name for name in measured.curves if name.startswith(JUDGED) and known(measured, name)]
+    if not names:
+        return None
+    figure, axes = blank(columns=2, rows=len(names), width=4.8)
+    for i, name in enumerate(names):
+        left, right = axes[2 * i], axes[2 * i + 1]
+        judge = name.removeprefix(f"{JUDGED} ")
+        for label, curve in known(measured, name).items():
+            draw_curve(left, curve.samples, curve.values, style(measured.labels, label))
+            reward = measured.curves["reward_best"][label]
+            pairs = [(r.mean, j.mean) for r, j in zip(reward.values, curve.values, strict=True) if r.count and j.count]
+            look = style(measured.labels, label)
+            right.plot(*zip(*pairs, strict=True), marker="o", markersize=3, linewidth=1.4, **look)
+        finish(left, "samples per prompt", judge, legend=i == 0)
+        finish(right, "best optimised reward so far", judge, legend=False)
     return figure
 
 
@@ -302,6 +323,12 @@ DRAWINGS = (
         "Left: the held-out judge against the optimised reward. Right: what prompts gained in the judge, by what they "
         "gained in the reward (fifths of the prompts). Falling is over-optimisation.",
         held_out,
+    ),
+    Drawing(
+        "over_optimisation",
+        "What held-out judges say of the best response so far, as samples grow. Where the line on the right turns "
+        "down, the search has begun to exploit its reward.",
+        over_optimisation,
     ),
     Drawing("sensitivity", "Reward over the settings that differ between outputs.", sensitivity),
 )

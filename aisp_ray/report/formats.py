@@ -63,7 +63,8 @@ def columns_of(records: Sequence[MethodSummary]) -> list[Column]:
             Column("win/tie/loss", tuple(_record(record) for record in records)),
         ]
     for name in dict.fromkeys(name for record in records for name in record.judges):
-        columns.append(Column(f"judge {name}", with_intervals([r.judges.get(name, Estimate()) for r in records])))
+        head = name if "judge" in name else f"judge {name}"
+        columns.append(Column(head, with_intervals([r.judges.get(name, Estimate()) for r in records])))
     columns += [
         Column("samples", tuple(_count(record.num_samples) for record in records)),
         Column("tokens", tuple(_count(record.num_generated_tokens) for record in records)),

@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from aisp_ray.report.table import MethodSummary
 
 _DIGITS = {"reward": 2, "diversity": 3, "coherence": 3}
+_OURS = {"diversity": "diversity_plus_one"}  # published diversities are in the form of the evaluations' own code
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,7 +77,7 @@ def _exactly(value: float, spread: float | None) -> Estimate:
 
 
 def _ours(record: MethodSummary, name: str) -> Estimate:
-    return record.reward if name == "reward" else record.metrics.get(name, Estimate())
+    return record.reward if name == "reward" else record.metrics.get(_OURS.get(name, name), Estimate())
 
 
 def _cell(value: Estimate, name: str) -> str:

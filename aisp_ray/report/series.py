@@ -10,6 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from aisp_ray.metrics.base import Estimate, estimates
+from aisp_ray.report.rejudge import JUDGED
 from aisp_ray.report.table import Grid, mean_over_seeds
 
 _RESAMPLES = 1000  # of a curve's intervals: they are looked at, the table's are quoted
@@ -31,11 +32,14 @@ class Curve:
 def curves(columns: Mapping[str, Sequence], grid: Grid, seed: int = 0) -> dict[str, dict[str, Curve]]:
     """Curves by trace and label: the traces of the rows, and the lists among the methods' own diagnostics (`kl`).
 
-    A search that ended early keeps its best reward to the longest search's end; its other traces stop.
+    A search that ended early keeps its best reward, and what judges say of that response, to the longest search's end;
+    its other traces stop.
     """
     traces = {name: columns[name] for name in TRACES} | extra_traces(columns["extra"])
+    if JUDGED in columns:
+        traces |= {f"{JUDGED} {name}": values for name, values in extra_traces(columns[JUDGED]).items()}
     return {
-        name: {label: _curve(columns, grid, label, values, seed) for label in grid.labels}
+        name: {label: _curve(columns, grid, label, (name, values), seed) for label in grid.labels}
         for name, values in traces.items()
     }
 
@@ -47,8 +51,9 @@ def extra_traces(extras: Sequence[str | None]) -> dict[str, list[list | None]]:
     return {name: [extra.get(name) for extra in parsed] for name in names}
 
 
-def _curve(columns: Mapping[str, Sequence], grid: Grid, label: str, values: Sequence, seed: int) -> Curve:
-    carried = values is columns["reward_best"]
+def _curve(columns: Mapping[str, Sequence], grid: Grid, label: str, trace: tuple[str, Sequence], seed: int) -> Curve:
+    name, values = trace
+    carried = name == "reward_best" or name.startswith(JUDGED)
     matrix = trace_matrix(grid, label, values, carried)  # [prompts, iterations]
     samples = trace_matrix(grid, label, columns["num_samples_seen"], carried)
     if not matrix.shape[1]:

@@ -34,7 +34,7 @@ def test_published_figures_stand_beside_ours_and_what_is_unknown_is_a_dash(out):
     assert first[:2] == ("best_of_n", "8.70 ± 0.11")
     assert first[2].startswith(f"{records['best_of_n'].reward.mean:.2f} ± ")
     assert first[3] == "0.688"
-    assert first[4].startswith(f"{records['best_of_n'].metrics['diversity'].mean:.3f}")
+    assert first[4].startswith(f"{records['best_of_n'].metrics['diversity_plus_one'].mean:.3f}")
     assert first[5:] == ("4.5", "-")
     assert second[:2] == ("aisp", "9.09")
     assert second[3] == "-"

@@ -1,0 +1,202 @@
+"""Scores responses of finished runs with reward models that the search did not see.
+
+Two uses: a judge that was not part of the run (a language model that compares with the baseline's response, say), and
+the over-optimisation view: what the judge thinks of the best response after every iteration (Gao et al., 2023, arXiv
+2210.10760). The second needs the particles of the run (run.particles=true).
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+from aisp_ray.types import Message, Prompt
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+    from aisp_ray.rewards.base import RewardSpec
+
+log = logging.getLogger(__name__)
+BASELINE = "baseline"  # key of a prompt's meta with the baseline's response: a judge's `compare_with`
+JUDGED = "judged"  # column with JSON: judge -> its score of the best response after each iteration
+Search = tuple[str, str, str]  # output, prompt id, method
+
+
+@dataclass(frozen=True, kw_only=True)
+class Rejudging:
+    """What to score again."""
+
+    judges: Mapping[str, RewardSpec]
+    baseline: str = "best_of_n"  # the method whose response comparing judges get
+    curves: bool = False  # also the best response after every iteration
+    device: str = "cpu"  # cpu | cuda
+
+
+def rejudge(rows: pa.Table, manifests: Mapping[str, Mapping[str, Any]], how: Rejudging) -> pa.Table:
+    """`rows` with the judges' scores appended to judge_names and judge_rewards, and in `JUDGED` over iterations.
+
+    Raises:
+        ValueError: a judge cannot be loaded or breaks, or there are no particles for the curves.
+    """
+    import pyarrow as pa
+
+    columns = {name: rows[name].to_pylist() for name in rows.column_names}
+    keys: list[Search] = list(zip(columns["out"], columns["prompt_id"], columns["method"], strict=True))
+    steps = best_responses(rows, manifests) if how.curves else {}
+    prompts = prompts_of(columns, manifests, how.baseline)
+    texts: dict[tuple[str, str], dict[str, None]] = {}
+    for (out, prompt_id, method), response in zip(keys, columns["response"], strict=True):
+        found = texts.setdefault((out, prompt_id), {})
+        found |= dict.fromkeys(
+            text for text in (response, *steps.get((out, prompt_id, method), ())) if text is not None
+        )
+    names, rewards = list(columns["judge_names"]), list(columns["judge_rewards"])
+    judged: list[dict[str, list]] = [{} for _ in keys]
+    for judge, spec in how.judges.items():
+        scores = _score_all(judge, spec, prompts, texts, how.device)
+        for i, (key, response) in enumerate(zip(keys, columns["response"], strict=True)):
+            own = scores.get(key[:2], {})
+            kept = [(n, r) for n, r in zip(names[i] or (), rewards[i] or (), strict=True) if n != judge]
+            kept.append((judge, own.get(response)))
+            names[i], rewards[i] = [n for n, _ in kept], [r for _, r in kept]
+            judged[i][judge] = [own.get(text) for text in steps.get(key, ())]
+    schema = rows.schema
+    for name, values in (("judge_names", names), ("judge_rewards", rewards)):
+        at = schema.get_field_index(name)
+        rows = rows.set_column(at, schema.field(at), pa.array(values, schema.field(at).type))
+    return rows.append_column(JUDGED, pa.array([json.dumps(one) for one in judged], pa.string()))
+
+
+def _score_all(
+    judge: str,
+    spec: RewardSpec,
+    prompts: Mapping[tuple[str, str], Prompt],
+    texts: Mapping[tuple[str, str], Mapping[str, None]],
+    device: str,
+) -> dict[tuple[str, str], dict[str, float | None]]:
+    """(output, prompt id) -> response -> score, null where there is none. Each different response is scored once."""
+    from aisp_ray.rewards.base import ScoreRequest
+    from aisp_ray.rewards.worker import RewardWorker
+
+    try:
+        worker = RewardWorker(lambda: spec.load(device))
+        waiting = {
+            at: worker.submit(ScoreRequest(prompts[at], tuple(own))) for at, own in texts.items() if own
+        }  # fmt: skip
+        found = {at: future.result().rewards for at, future in waiting.items()}
+        worker.close()
+    except Exception as error:
+        raise ValueError(f"judges={judge}: {error}") from error
+    return {
+        at: {text: score if math.isfinite(score) else None for text, score in zip(texts[at], scores, strict=True)}
+        for at, scores in found.items()
+    }
+
+
+# ---------------------------------------------------------------- which responses
+
+
+def best_responses(rows: pa.Table, manifests: Mapping[str, Any]) -> dict[Search, list[str | None]]:
+    """What each search would have returned after each iteration: the first particle with its best-so-far reward."""
+    from aisp_ray.report.rows import parquet_files
+
+    names = ("out", "prompt_id", "method", "reward_best")
+    targets = {
+        (out, prompt_id, method): trace or []
+        for out, prompt_id, method, trace in zip(*(rows[name].to_pylist() for name in names), strict=True)
+    }
+    found: dict[Search, list[str | None]] = {}
+    for out in manifests:
+        system, files = parquet_files(out, "particles")
+        if not files:
+            raise ValueError(f"{out}/particles is empty: judge_curves need an evaluation with run.particles=true")
+        for path in files:
+            for key, drawn in _searches(system, path, out):
+                if key in targets:
+                    found[key] = _followed(drawn, targets[key])
+    return found
+
+
+def _searches(system: Any, path: str, out: str) -> Iterator[tuple[Search, list[tuple[int, float | None, str]]]]:
+    """The searches of one file, each with its (iteration, reward, response) in the order of drawing."""
+    import pyarrow.parquet as pq
+
+    names = ["prompt_id", "method", "iteration", "particle", "reward", "response"]
+    table = pq.ParquetFile(system.open_input_file(path)).read(columns=names)
+    table = table.sort_by([(name, "ascending") for name in names[:4]])
+    found: dict[Search, list[tuple[int, float | None, str]]] = {}
+    columns = (table[name].to_pylist() for name in names)
+    for prompt_id, method, iteration, _, reward, response in zip(*columns, strict=True):
+        found.setdefault((out, prompt_id, method), []).append((iteration, reward, response))
+    yield from found.items()
+
+
+def _followed(drawn: Sequence[tuple[int, float | None, str]], targets: Sequence[float | None]) -> list[str | None]:
+    """The response with the best-so-far reward `targets[k]` among those drawn up to iteration k; None without one."""
+    first: dict[float, tuple[int, str]] = {}
+    for iteration, reward, response in drawn:
+        if reward is not None:
+            first.setdefault(reward, (iteration, response))
+    steps: list[str | None] = []
+    for k, target in enumerate(targets):
+        iteration, response = first.get(target, (k + 1, "")) if target is not None else (k + 1, "")
+        steps.append(response if iteration <= k else None)
+    return steps
+
+
+# ---------------------------------------------------------------- prompts as the run read them
+
+
+def prompts_of(
+    columns: Mapping[str, Sequence], manifests: Mapping[str, Mapping[str, Any]], baseline: str
+) -> dict[tuple[str, str], Prompt]:
+    """(output, prompt id) -> the prompt with its messages and meta, the baseline's response among them."""
+    found: dict[tuple[str, str], Prompt] = {}
+    responses = {
+        (out, prompt_id): response
+        for out, prompt_id, method, label, response in zip(
+            *(columns[name] for name in ("out", "prompt_id", "method", "label", "response")), strict=True
+        )
+        if baseline in (method, label)
+    }
+    again = {out: read_again(manifest) for out, manifest in manifests.items()}
+    names = ("out", "prompt_id", "ordinal", "dataset", "prompt")
+    for out, prompt_id, ordinal, dataset, text in zip(*(columns[name] for name in names), strict=True):
+        if (out, prompt_id) in found:
+            continue
+        prompt = again.get(out, {}).get(prompt_id)
+        if prompt is None or prompt.text != text:
+            prompt = Prompt(prompt_id, ordinal, dataset, text or "", messages_of(text or ""))
+        response = responses.get((out, prompt_id))
+        meta = {**prompt.meta, **({BASELINE: response} if response is not None else {})}
+        found[out, prompt_id] = replace(prompt, meta=meta)
+    return found
+
+
+def read_again(manifest: Mapping[str, Any]) -> dict[str, Prompt]:
+    """The run's prompts by id, read from its data again; what cannot be read is rebuilt from the rows' text."""
+    from aisp_ray import config
+    from aisp_ray.data.stream import rows_locally
+
+    values = (manifest.get("config") or {}).get("data")
+    if not values:
+        return {}
+    try:
+        spec = config.build(values, "data")
+        limit = (manifest.get("fingerprint") or {}).get("limit")
+        return {prompt.prompt_id: prompt for prompt in rows_locally(spec, limit)}
+    except (ValueError, OSError) as error:
+        log.warning("the data of the run cannot be read again (%s): judges see the prompts of the rows", error)
+        return {}
+
+
+def messages_of(text: str) -> tuple[Message, ...]:
+    """The dialogue in a text with Human and Assistant turns; any other text is one user turn."""
+    from aisp_ray.data._transcript import is_dialogue, read_turns, split_reply
+
+    return split_reply(read_turns(text))[0] if is_dialogue(text) else (Message("user", text),)

@@ -1,0 +1,151 @@
+"""Judges after the run: final responses, and the best response after every iteration."""
+
+from __future__ import annotations
+
+import json
+import math
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+from made_rows import made_particles, made_row, write_output
+
+from aisp_ray.report.command import main
+from aisp_ray.report.rejudge import Rejudging, rejudge
+from aisp_ray.report.rows import read_json, read_rows
+from aisp_ray.report.write import make_report
+from aisp_ray.rewards.base import RewardSpec
+from aisp_ray.types import Scores
+
+METHODS = ("best_of_n", "aisp")
+SEEN: list = []
+
+
+@dataclass(frozen=True, kw_only=True)
+class CountWords(RewardSpec):
+    """Words of the response, minus those of the baseline's where it is asked to compare."""
+
+    compare_with: str | None = None
+
+    def load(self, device: str):
+        return self
+
+    def score(self, requests):
+        SEEN.extend(requests)
+        found = []
+        for request in requests:
+            other = request.prompt.meta.get(self.compare_with or "", "")
+            values = [float(len(text.split()) - len(other.split())) for text in request.responses]
+            pairs = zip(request.responses, values, strict=True)
+            found.append(Scores(tuple(math.nan if "cancel" in text else value for text, value in pairs)))
+        return found
+
+
+def searched(method: str, ordinal: int) -> tuple[dict, list[dict]]:
+    """A row whose traces and response are those of its particles."""
+    particles = made_particles(method, ordinal, 0)
+    row, best, trace = made_row(method, ordinal, 0), None, []
+    for k in range(8):
+        for drawn in particles[4 * k : 4 * k + 4]:
+            if drawn["reward"] is not None and (best is None or drawn["reward"] > best["reward"]):
+                best = drawn
+        trace.append(best["reward"])
+    return row | {"reward_best": trace, "response": best["response"], "reward": best["reward"]}, particles
+
+
+@pytest.fixture
+def out(tmp_path) -> str:
+    made = [searched(method, ordinal) for method in METHODS for ordinal in range(5)]
+    folder = write_output(
+        tmp_path / "out", [row for row, _ in made], {}, [one for _, particles in made for one in particles]
+    )
+    return str(folder)
+
+
+def again(out: str, **keys):
+    how = Rejudging(judges={"count": CountWords(**keys.pop("judge", {}))}, **keys)
+    return rejudge(read_rows(out), {out: read_json(out, "manifest.json")}, how).to_pylist()
+
+
+def words(text: str) -> float | None:
+    return None if "cancel" in text else float(len(text.split()))
+
+
+def test_final_responses_get_the_judge_s_score_beside_the_run_s_own(out):
+    for row in again(out):
+        assert row["judge_names"] == ["second_opinion", "gold", "count"]
+        assert row["judge_rewards"][2] == words(row["response"])
+        assert row["judge_rewards"][0] == searched(row["method"], row["ordinal"])[0]["judge_rewards"][0]
+
+
+def test_a_judge_that_compares_gets_the_baseline_s_response(out):
+    rows = {(row["method"], row["ordinal"]): row for row in again(out, judge={"compare_with": "baseline"})}
+    for (_, ordinal), row in rows.items():
+        mine, other = row["response"], rows["best_of_n", ordinal]["response"]
+        plain = None if "cancel" in mine else float(len(mine.split()) - len(other.split()))
+        assert row["judge_rewards"][2] == plain
+
+
+def test_curves_follow_what_the_search_would_have_returned(out):
+    for row in again(out, curves=True):
+        best, plain = None, []
+        particles = made_particles(row["method"], row["ordinal"], 0)
+        for k in range(8):
+            for drawn in particles[4 * k : 4 * k + 4]:
+                if drawn["reward"] is not None and (best is None or drawn["reward"] > best["reward"]):
+                    best = drawn
+            plain.append(words(best["response"]))
+        assert json.loads(row["judged"])["count"] == plain
+        assert plain[-1] == row["judge_rewards"][2]
+
+
+def test_each_response_is_scored_once_with_its_dialogue(out):
+    SEEN.clear()
+    again(out, curves=True)
+    assert len(SEEN) == 5
+    for request in SEEN:
+        assert len(request.responses) == len(set(request.responses))
+        assert [turn.role for turn in request.prompt.messages] == ["user"]
+        assert request.prompt.messages[0].content == request.prompt.text
+
+
+def test_the_view_is_in_the_report(out, monkeypatch):
+    from aisp_ray.report.figures import DRAWINGS
+
+    monkeypatch.setattr(
+        "aisp_ray.report.figures.DRAWINGS", [one for one in DRAWINGS if one.name == "over_optimisation"]
+    )
+    report = make_report(out, rejudging=Rejudging(judges={"count": CountWords()}, curves=True))
+    assert (Path(report.to) / "figures" / "over_optimisation.svg").exists()
+    assert report.records[1].judges["count"].count > 0
+    curve = report.sections[0].measured.curves["judged count"]["aisp"]
+    assert curve.values[-1].mean == pytest.approx(report.records[1].judges["count"].mean)
+
+
+def test_the_run_s_data_are_read_again_for_what_rows_do_not_hold(tmp_path):
+    prompts = [{"prompt": made_row("aisp", i, 0)["prompt"], "answer": f"answer {i}"} for i in range(3)]
+    data = tmp_path / "prompts.jsonl"
+    data.write_text("".join(json.dumps(row) + "\n" for row in prompts))
+    spec = {"_target_": "aisp_ray.data.prompts.Prompts", "path": str(data), "name": "made", "split": "test"}
+    rows = [made_row("aisp", i, 0) for i in range(3)]
+    out = str(write_output(tmp_path / "out", rows, {"data": {**spec, "keep": ["answer"]}}))
+    SEEN.clear()
+    again(out)
+    assert [request.prompt.meta for request in SEEN] == [{"answer": f"answer {i}"} for i in range(3)]
+
+
+def test_curves_need_particles_and_judges(tmp_path, capsys):
+    out = str(write_output(tmp_path / "out", [made_row("aisp", 0, 0)], {}))
+    assert main([f"out={out}", "judges=[demo_gold]", "judge_curves=true"]) == 2
+    assert "run.particles=true" in capsys.readouterr().err
+    assert main([f"out={out}", "judge_curves=true"]) == 2
+    assert "without judges" in capsys.readouterr().err
+
+
+def test_a_judge_that_breaks_is_one_sentence(out, capsys, monkeypatch):
+    def broken(self, requests):
+        raise RuntimeError("the endpoint is gone")
+
+    monkeypatch.setattr("aisp_ray.rewards.demo_gold.DemoGoldScorer.score", broken)
+    assert main([f"out={out}", "judges=[demo_gold]"]) == 2
+    assert "judges=demo_gold: the endpoint is gone" in capsys.readouterr().err
