@@ -35,7 +35,7 @@ class NeuralReward(RewardSpec):
     max_tokens: int | None = None  # prompt and response; a longer prompt is cut; null: what the model can read
     batch_tokens: int = 16384  # tokens read in one forward pass at most, padding included
     shared_prefix: bool = True  # decoders read the prompt once and keep it; false: padded batches of whole texts
-    prefix_mb: int = 2048  # memory for kept prompts, MiB
+    prefix_mb: int | None = None  # memory for kept prompts, MiB; null: a third of a GPU's free memory, 2048 on a CPU
     across_prompts: bool = False  # batch several prompts together: scores then depend, by rounding, on what else waits
     trust_remote_code: bool = False  # run Python code that the checkpoint brings along
 
@@ -48,7 +48,7 @@ class NeuralReward(RewardSpec):
             raise ValueError(f"max_tokens is {self.max_tokens}; it must be at least 2")
         if self.batch_tokens < 1:
             raise ValueError(f"batch_tokens is {self.batch_tokens}; it must be at least 1")
-        if self.prefix_mb < 0:
+        if self.prefix_mb is not None and self.prefix_mb < 0:
             raise ValueError(f"prefix_mb is {self.prefix_mb}; give MiB, 0 keeps nothing")
 
     @property
@@ -134,6 +134,7 @@ class NeuralScorer:
         self.tokenizer = tokenizer
         self.reader = reader
         self.renderer = make_renderer(spec.template, tokenizer)
+        self.max_requests = None if spec.across_prompts else 1
         self.max_tokens = _limit(spec.max_tokens, reader.context, tokenizer)
 
     def describe(self, prompt: Prompt) -> str:

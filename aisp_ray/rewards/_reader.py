@@ -41,7 +41,7 @@ class Reader:
         self.window: int | None = getattr(config, "sliding_window", None)
         self.max_rows = 1 if _rope_type(config) in ("longrope", "dynamic") else 1 << 30  # frequencies by batch maximum
         if spec.shared_prefix and body is not None:
-            reason = self._try_packed(Packed(body, score, spec.prefix_mb << 20), config)
+            reason = self._try_packed(Packed(body, score, _prefix_bytes(spec.prefix_mb, self.padded.device)), config)
             if reason:
                 logger.warning("%s is read in padded batches of whole texts: %s", type(model).__name__, reason)
 
@@ -173,6 +173,12 @@ def _by_tokens(groups: Sequence[Group], items: list[Item], batch_tokens: int) ->
         result[-1].append((g, r))
         room -= tokens
     return result
+
+
+def _prefix_bytes(asked: int | None, device: torch.device) -> int:
+    if asked is not None:
+        return asked << 20
+    return torch.cuda.mem_get_info(device)[0] // 3 if device.type == "cuda" else 2048 << 20
 
 
 def _rope_type(config: Any) -> str:

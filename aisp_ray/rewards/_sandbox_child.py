@@ -31,7 +31,6 @@ ALLOWED = {
     "rt_sigaction": (13, 134),
     "rt_sigprocmask": (14, 135),
     "rt_sigreturn": (15, 139),
-    "ioctl": (16, 29),
     "pread64": (17, 67),
     "readv": (19, 65),
     "writev": (20, 66),
@@ -47,7 +46,6 @@ ALLOWED = {
     "getpid": (39, 172),
     "exit": (60, 93),
     "uname": (63, 160),
-    "fcntl": (72, 25),
     "getcwd": (79, 17),
     "readlink": (89, None),
     "gettimeofday": (96, 169),
@@ -94,7 +92,11 @@ CHECKED = {  # allowed for some arguments
     "clone3": (435, 435),
     "prlimit64": (302, 261),
     "tgkill": (234, 131),
+    "ioctl": (16, 29),
+    "fcntl": (72, 25),
 }
+TERMINAL_QUESTIONS = (0x5401, 0x5413, 0x541B, 0x5421, 0x5450, 0x5451)  # TCGETS TIOCGWINSZ FIONREAD FIONBIO FIO(N)CLEX
+DESCRIPTOR_FLAGS = (0, 1, 2, 3, 4, 1030)  # F_DUPFD F_GETFD F_SETFD F_GETFL F_SETFL F_DUPFD_CLOEXEC
 ARCHITECTURES = {"x86_64": (0, 0xC000003E), "aarch64": (1, 0xC00000B7)}
 # O_APPEND and O_DIRECTORY are harmless without these: O_WRONLY, O_RDWR, O_CREAT, O_TRUNC
 WRITING = os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC
@@ -110,6 +112,12 @@ def _instruction(code, k, true=0, false=0):
 
 def _argument(number, high=False):
     return _instruction(LOAD, 16 + 8 * number + 4 * high)
+
+
+def _one_of(number, values, allow, refuse):
+    """Allow a call whose argument is one of the values."""
+    checks = [_instruction(EQUAL, value, len(values) - at, 0) for at, value in enumerate(values)]
+    return [_argument(number), *checks, refuse, allow]
 
 
 def _rule(number, body):
@@ -136,6 +144,8 @@ def seccomp_program(machine, pid):
             *(_argument(2), _instruction(EQUAL, 0, 0, 3)),
             *(_argument(2, high=True), _instruction(EQUAL, 0, 0, 1), allow, refuse),
         ],
+        "ioctl": _one_of(1, TERMINAL_QUESTIONS, allow, refuse),  # others can change files that are open for reading
+        "fcntl": _one_of(1, DESCRIPTOR_FLAGS, allow, refuse),  # others can have signals sent
         "tgkill": [_argument(0), _instruction(EQUAL, pid, 0, 1), allow, refuse],  # abort() of this process
     }
     for name, body in bodies.items():

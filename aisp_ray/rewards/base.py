@@ -24,7 +24,11 @@ class ScoreRequest:
 
 
 class Scorer(Protocol):
-    """A loaded reward model. One thread calls it; a batch holds requests of any prompts."""
+    """A loaded reward model. One thread calls it; a batch holds requests of any prompts.
+
+    A scorer may also have `max_requests`, how many requests it wants in one call (1: they gain nothing from each
+    other), and `stats()`, counters by name.
+    """
 
     def score(self, requests: Sequence[ScoreRequest]) -> list[Scores]:
         """Rewards in request order. A response that cannot be scored gets NaN and an error text, never an exception;

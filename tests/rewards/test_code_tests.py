@@ -92,6 +92,11 @@ HOSTILE = {
     "threads": "import threading, time\nwhile True:\n    threading.Thread(target=time.sleep, args=(100,)).start()",
     "exit": "import os\nos._exit(0)",
     "signal to all": "import os\nos.kill(-1, 9)",
+    "signals by a descriptor": "import fcntl, os\nfcntl.fcntl(0, 8, os.getppid())",
+    "code for another machine": (
+        "import ctypes, mmap\nm = mmap.mmap(-1, 4096, prot=7)\nm.write(b'\\xb8\\x02\\0\\0\\0\\xcd\\x80\\xc3')\n"
+        "ctypes.CFUNCTYPE(ctypes.c_int)(ctypes.addressof(ctypes.c_char.from_buffer(m)))()"
+    ),  # fork by a 32-bit system call
     "raised limits": "import resource\nresource.setrlimit(resource.RLIMIT_AS, (-1, -1))",
     "another program": "import os\nos.execv('/bin/true', ['true'])",
     "crash": "import ctypes\nctypes.string_at(0)",
@@ -124,6 +129,7 @@ def test_files_stay_as_they_are(tmp_path):
         f"__import__('os').symlink('/', {str(tmp_path / 'link')!r})",
         f"open({str(tmp_path / 'made')!r}, 'w')",
         "open('made', 'w')",
+        f"__import__('fcntl').ioctl(open({str(kept)!r}), 0x40086602, b'\\x10' + bytes(7))",  # make it unchangeable
     ]
     outcome = run("", attacks, QUICK)
     assert outcome.program is True
