@@ -64,7 +64,7 @@ def shared_prefix_attention(
     scale = dim**-0.5 if scaling is None else scaling
     grouped = (query * scale).view(rows, layout.num_heads, heads // layout.num_heads, dim)  # [B, Hkv, g, D]
     softcap = options.get("softcap")
-    total = cache.prefix_part(module.layer_idx, grouped, softcap)
+    total = cache.prefixes.part(module.layer_idx, grouped, softcap)
     for block in range(cache.num_blocks):
         mask = cache.suffix_mask(block, layout.window, query.device)  # [B, 1, 1, T]
         total = merge(total, partial(grouped, layer.key_blocks[block], layer.value_blocks[block], mask, softcap))

@@ -14,26 +14,29 @@ from typing import Any
 
 import torch
 import transformers
-from torch import Tensor
 
 from aisp_ray.controls import Feedback
 from aisp_ray.engine._head import Head
 from aisp_ray.engine._source import Source
 from aisp_ray.engine.attention import configs_of
 from aisp_ray.engine.base import RolloutRequest
+from aisp_ray.engine.capture import Capture
 from aisp_ray.engine.draws import Means, controls, uniforms
 from aisp_ray.engine.memory import choose_prefix_bytes, choose_slots, row_bytes
 from aisp_ray.engine.packing import Packing
-from aisp_ray.engine.prefixes import PrefixStore, continued, layouts_of, prefill
+from aisp_ray.engine.prefixes import Prefix, PrefixStore, continued, layouts_of, prefill
+from aisp_ray.engine.reading import Readout, take
 from aisp_ray.engine.replay import teacher_force
 from aisp_ray.engine.rowcache import RowCache
-from aisp_ray.engine.rows import Active, Row
+from aisp_ray.engine.rows import Active
 from aisp_ray.engine.support import require_supported
 from aisp_ray.engine.tile import Body, Tile
 from aisp_ray.loading import locate
 from aisp_ray.types import Rollouts
 
 log = logging.getLogger(__name__)
+RING = 8  # steps drawn ahead in one call, and steps between two looks of the host at a captured tile
+STACK = 2048  # prompt tokens that a captured tile holds, unless told
 WANTS = frozenset({"logprob", "token_kl", "prelogits"})
 
 
@@ -42,7 +45,9 @@ class FastEngine:
 
     model: a loaded causal language model, on one device or spread by a device map.
     slots: rows decoded at once, or "auto" from free memory. tile: slots of one forward; equal tiles give equal bits.
-    max_new_tokens: the longest response; the suffix buffers are this long. ring: steps drawn ahead in one call.
+    max_new_tokens: the longest response; the suffix buffers are this long. prefix_bytes: what prompts may take, from
+    free memory if None. stack: the longest prompt in tokens if steps are to have fixed addresses, as CUDA graphs need
+    (chosen on CUDA if None); 0 or None on a CPU keeps prompts in place, of any length.
 
     Raises:
         UnsupportedModelError: the model's cache cannot be shared; the text says why.
@@ -56,17 +61,18 @@ class FastEngine:
         max_new_tokens: int = 128,
         tile: int | None = None,
         prefix_bytes: int | None = None,
+        stack: int | None = None,
     ):
         require_supported(model)
         self.model = model.eval()
         self.head = Head(model)
         self.device = self.head.weight.device
         self.max_new_tokens = max_new_tokens
-        self._decode = decode
-        self._ring = 8
+        self._decode_text = decode
         self._probe = prefill(model.base_model, [0, 0], model.device)
         self._layouts = layouts_of(self._probe)
-        per_row = row_bytes(self._layouts, max_new_tokens, self.head, self._ring)
+        self._capacity = (STACK if self.device.type == "cuda" else 0) if stack is None else stack
+        per_row = row_bytes(self._layouts, max_new_tokens, self.head, RING)
         self.slots = choose_slots(slots, per_row, self.device)
         self.tile_rows = min(tile or choose_tile(model, self.device), self.slots)
         self.slots -= self.slots % self.tile_rows
@@ -74,8 +80,9 @@ class FastEngine:
             lambda ids: prefill(model.base_model, ids, model.device), prefix_bytes or choose_prefix_bytes(self.device)
         )
         self.means = Means()
-        self._body = Body(model, configs_of(model), Packing(model, self.tile_rows))
+        self._body = build_body(model, self.tile_rows, self.device.type == "cuda" and one_device(model))
         self._tiles: list[Tile] = []
+        self._captures: dict[int, Capture] = {}
         self._queue: deque[Active] = deque()
         self._active: dict[int, Active] = {}
         self._finished: list[tuple[int, Rollouts | Exception]] = []
@@ -116,7 +123,7 @@ class FastEngine:
             raise ValueError(
                 f"max_new_tokens is {request.max_new_tokens}; this engine was built for 1 to {self.max_new_tokens}"
             )
-        if request.stop.strings and self._decode is None:
+        if request.stop.strings and self._decode_text is None:
             raise ValueError("stop strings need a `decode` function")
         if not proposal.want <= WANTS:
             raise ValueError(f"want is {sorted(proposal.want)}; known are {sorted(WANTS)}")
@@ -125,16 +132,19 @@ class FastEngine:
 
     @torch.no_grad()
     def step(self) -> list[tuple[int, Rollouts | Exception]]:
-        """Decode one token of every live row; returns the tickets that finished."""
+        """Decode the next token of every live row (on CUDA the next few); returns the tickets that finished."""
         started = time.perf_counter()
         self._fill()
-        if self._phase == 0:
-            for tile in self._tiles:
-                tile.refresh()
-        for tile in self._tiles:
-            if tile.live:
-                self._decode_one(tile)
-        self._phase = (self._phase + 1) % self._ring
+        self._compact()
+        for tile in [tile for tile in self._tiles if tile.live]:
+            try:
+                if self._phase == 0:
+                    tile.refresh()
+                tile.prepare()
+                self._decode(tile)
+            except torch.OutOfMemoryError as error:
+                self._shrink(tile, error)
+        self._phase = (self._phase + (RING if self._capacity else 1)) % RING
         self._share(time.perf_counter() - started)
         self._collect()
         finished, self._finished = self._finished, []
@@ -159,39 +169,56 @@ class FastEngine:
 
     def _fill(self) -> None:
         """Give every free slot a row: first of requests in flight, then of the queue."""
-        while True:
-            active = next((a for a in self._active.values() if a.waiting), None) or self._activate()
+        for active in [a for a in self._active.values() if a.waiting]:
+            self._place(active)
+        while self._queue and self._free_tile() is not None:
+            active = self._activate()
             if active is None:
                 return
-            tile = self._tile_with_room()
+            self._place(active)
+
+    def _place(self, active: Active) -> None:
+        """Start as many of the request's waiting rows as there is room for."""
+        while active.waiting:
+            tile = self._free_tile(active.prefix)
             if tile is None:
                 return
-            for slot in tile.free[: len(active.waiting)]:
+            for slot in tile.free[: min(len(active.waiting), tile.room(active.prefix))]:
                 tile.start(slot, active.waiting.popleft(), active.prefix, self._phase)
 
-    def _tile_with_room(self) -> Tile | None:
+    def _free_tile(self, prefix: Prefix | None = None) -> Tile | None:
+        """The first tile with a free slot (for this prefix), a new one if slots are left; None if all are taken."""
         for tile in self._tiles:
-            if None in tile.rows:
+            if tile.rows.count(None) and (prefix is None or tile.room(prefix)):
                 return tile
         if (len(self._tiles) + 1) * self.tile_rows > self.slots:
             return None
-        cache = RowCache(self._probe, self._layouts, self.tile_rows, self.max_new_tokens)
-        self._tiles.append(Tile(self._body, self.head, cache, self._ring))
-        return self._tiles[-1]
+        try:
+            capacity = self._capacity or None
+            cache = RowCache(self._probe, self._layouts, self.tile_rows, self.max_new_tokens, capacity)
+            tile = Tile(self._body, self.head, cache, RING)
+        except torch.OutOfMemoryError as error:
+            if not self._tiles:
+                raise
+            self.slots = len(self._tiles) * self.tile_rows
+            log.warning("out of memory: going on with %d slots (%s)", self.slots, error)
+            return None
+        self._tiles.append(tile)
+        self._captures[id(tile)] = Capture(tile, self._body.captures)
+        return tile
 
     def _activate(self) -> Active | None:
         """The next request of the queue, read and with its first controls drawn; one that fails is answered."""
-        while self._queue and self._tile_with_room() is not None:
+        while self._queue:
             active = self._queue.popleft()
             started = time.perf_counter()
             try:
                 self._begin(active)
-            except torch.OutOfMemoryError:
-                self._queue.appendleft(active)
-                raise
             except Exception as error:
-                if active.prefix is not None:
-                    self.store.release(active.prefix)
+                self._abandon(active)
+                if isinstance(error, torch.OutOfMemoryError) and self._active:
+                    self._queue.appendleft(active)  # again when rows have ended
+                    return None
                 self._finished.append((active.ticket, error))
                 continue
             active.seconds += time.perf_counter() - started
@@ -199,8 +226,16 @@ class FastEngine:
             return active
         return None
 
+    def _abandon(self, active: Active) -> None:
+        if active.prefix is not None:
+            self.store.release(active.prefix)
+        active.prefix = active.first_control = active.first_uniform = None
+        self.store.trim(0)
+
     def _begin(self, active: Active) -> None:
         request = active.request
+        if 0 < self._capacity < len(request.prompt_ids):
+            raise ValueError(f"the prompt has {len(request.prompt_ids)} tokens; this engine stacks {self._capacity}")
         active.prefix, active.prefix_hit = self.store.acquire(request.prompt_ids)
         control = request.proposal.control
         if isinstance(control, Feedback):
@@ -209,9 +244,9 @@ class FastEngine:
         if active.mean is not None:
             active.control_norm = float(active.mean.double().norm())
         if active.draws_control:
-            active.first_control, active.first_sums = controls(active.rows, self._ring, self.head.dim, self.device)
+            active.first_control, active.first_sums = controls(active.rows, RING, self.head.dim, self.device)
         if request.proposal.sampling.temperature > 0:
-            active.first_uniform = uniforms(active.rows, self._ring, self.device)
+            active.first_uniform = uniforms(active.rows, RING, self.device)
 
     def _source(self, active: Active) -> Source:
         prefix = active.prefix
@@ -220,68 +255,68 @@ class FastEngine:
 
     # one step
 
-    def _decode_one(self, tile: Tile) -> None:
-        tile.prepare()
-        found = tile.pick(self._phase)
-        self._read(tile, found)
-        steps = [row.step for _, row in tile.live]
+    def _decode(self, tile: Tile) -> None:
+        if self._capacity:
+            furthest = max(row.step for _, row in tile.live) + RING - 1
+            found = self._captures[id(tile)].run(RING, tile.cache.blocks_for(furthest))
+            self._read(tile, Readout(found, tile.control_sums))
+            return
+        found = {name: tensor[None] for name, tensor in tile.pick(self._phase).items()}
+        self._read(tile, Readout(found, tile.control_sums[self._phase : self._phase + 1]))
+        steps = [row.step - 1 for _, row in tile.live]
         if steps:
-            tile.forward(max(steps) - 1)
+            tile.forward(tile.cache.blocks_for(max(steps)))
 
-    def _read(self, tile: Tile, found: dict[str, Tensor]) -> None:
-        """Take a step's tokens and sums to the host, and end the rows that are done."""
-        tokens = found["token"].tolist()
-        zero = [0.0] * len(tokens)
-        read = lambda name: found[name].double().tolist() if name in found else zero  # noqa: E731
-        feedback, logprob, token_kl, logit = read("feedback"), read("logprob"), read("token_kl"), read("logit")
-        sums = tile.control_sums[self._phase].tolist()
-        prelogits = found["prelogits"].float().cpu().numpy() if "prelogits" in found else None
-        self._row_steps += len(tokens)
-        busy = bool(self._queue) or any(active.waiting for active in self._active.values())
-        self._busy_row_steps += len(tokens) * busy
-        self._busy_useful_row_steps += len(tile.live) * busy
-        for slot, row in tile.live:
-            self._useful_row_steps += 1
-            active = row.active
-            row.tokens.append(tokens[slot])
-            if len(row.tokens) > len(row.forced):
-                if active.has_terms:
-                    inner, square = (feedback[slot],) * 2 if active.feeds_back else sums[slot]
-                    row.terms.append((inner, square, logprob[slot], token_kl[slot]))
-                if len(row.tokens) == len(row.forced) + 1 and active.wants_base:
-                    row.first_logit = logit[slot]
-                if prelogits is not None and "prelogits" in active.request.proposal.want:
-                    row.prelogits.append(prelogits[slot].copy())
-                self._end(row)
+    def _read(self, tile: Tile, readout: Readout) -> None:
+        """Give the rows their tokens and end those that are done."""
+        waiting = bool(self._queue) or any(active.waiting for active in self._active.values())
+        before = self._useful_row_steps
+        for step in range(len(readout)):
+            for slot, row in tile.live:
+                take(row, readout, step, slot, self._decode_text)
+                self._useful_row_steps += 1
                 if row.finish is not None:
                     tile.retire(slot)
-                    active.num_done += 1
+                    row.active.num_done += 1
+        count = len(readout) * len(tile.rows)
+        self._row_steps += count
+        self._busy_row_steps += count * waiting
+        self._busy_useful_row_steps += (self._useful_row_steps - before) * waiting
 
-    def _end(self, row: Row) -> None:
-        """Set `row.finish` if its last token ends it."""
-        active, count = row.active, len(row.tokens)
-        last = count >= active.request.max_new_tokens
-        stopped = row.tokens[-1] in active.stop_ids
-        if active.request.stop.strings and (stopped or last or count - row.checked >= 4):
-            cut = self._string_end(row)
-            if cut is not None and not (stopped and cut == count):
-                row.cut(cut)
-                row.finish = "stop_string"
-                return
-            row.checked = count
-        if stopped:
-            row.finish = "stop"
-        elif last:
-            row.finish = "length"
+    # fewer rows, less memory
 
-    def _string_end(self, row: Row) -> int | None:
-        """The smallest number of tokens, not searched before, whose text has a stop string."""
-        stop = row.active.request.stop
-        found = lambda count: any(s in self._decode(row.tokens[:count]) for s in stop.strings)  # noqa: E731
-        if not found(len(row.tokens)):
-            return None
-        start = max(row.checked, len(row.forced), stop.min_new_tokens - 1) + 1
-        return next((count for count in range(start, len(row.tokens) + 1) if found(count)), None)
+    def _compact(self) -> None:
+        """When nothing waits, move the rows of the emptiest tile into free slots of the others."""
+        if self._queue or self._capacity or any(active.waiting for active in self._active.values()):
+            return
+        tiles = sorted((tile for tile in self._tiles if tile.live), key=lambda tile: len(tile.live))
+        while len(tiles) > 1 and sum(len(tile.free) for tile in tiles[1:]) >= len(tiles[0].live):
+            source = tiles.pop(0)
+            room = [(tile, slot) for tile in reversed(tiles) for slot in tile.free]
+            for (tile, slot), (place, _) in zip(room, source.live, strict=False):
+                tile.move(slot, source, place)
+            tiles.sort(key=lambda tile: len(tile.live))
+
+    def _shrink(self, tile: Tile, error: Exception) -> None:
+        """Out of memory in a tile: give it up and decode its rows again in the others. What a row gives is named by
+        its request, so nothing is lost but time; rows change in their last bits only if the tile must be smaller."""
+        for slot, row in tile.live:
+            row.reset()
+            row.active.waiting.append(row)
+            tile.retire(slot)
+        self._tiles.remove(tile)
+        self._captures.pop(id(tile), None)
+        self.store.trim(0)
+        if not self._tiles:
+            if self.tile_rows == 1:
+                raise error
+            self.tile_rows //= 2
+            self.fingerprint["tile"] = self.tile_rows
+            self._body = build_body(self.model, self.tile_rows, self._body.captures)
+        self.slots = max(len(self._tiles), 1) * self.tile_rows
+        if self.device.type == "cuda":
+            torch.cuda.empty_cache()
+        log.warning("out of memory: going on with %d slots in tiles of %d", self.slots, self.tile_rows)
 
     def _share(self, seconds: float) -> None:
         """Charge a step to the requests that had rows in it."""
@@ -294,6 +329,14 @@ class FastEngine:
             active = self._active.pop(ticket)
             self.store.release(active.prefix)
             self._finished.append((ticket, active.rollouts()))
+
+
+def one_device(model: Any) -> bool:
+    return len({p.device for p in model.parameters()}) == 1
+
+
+def build_body(model: Any, rows: int, captures: bool) -> Body:
+    return Body(model, configs_of(model), Packing(model, rows), captures)
 
 
 def choose_tile(model: Any, device: torch.device) -> int:

@@ -9,15 +9,10 @@ import torch
 from torch import Tensor
 from transformers.cache_utils import Cache, CacheLayerMixin, LinearAttentionLayer
 
-from aisp_ray.engine.attention import Part, fused, partial
 from aisp_ray.engine.prefixes import LayerLayout, Prefix, states_of
+from aisp_ray.engine.prefixparts import HIDDEN, LoopedPrefixes, PrefixPart, StackedPrefixes, window_mask
 
-LANE = 16  # rows of one prompt that share a product with its keys
 BLOCK = 128  # suffix positions of one product
-HIDDEN = -1e30  # added to the logit of a key that a row may not see: finite, so that a span with none stays a number
-
-
-_FUSED_DTYPES = (torch.float32, torch.bfloat16)
 
 
 class SuffixLayer(CacheLayerMixin):
@@ -72,9 +67,19 @@ class StateLayer(LinearAttentionLayer):
 
 
 class RowCache(Cache):
-    """A transformers cache whose rows go on from shared prefixes, each at its own position."""
+    """A transformers cache whose rows go on from shared prefixes, each at its own position.
 
-    def __init__(self, probe: Prefix, layouts: Sequence[LayerLayout | None], rows: int, length: int):
+    length: suffix positions. capacity: None loops over prompts of any length, else all are stacked up to this one.
+    """
+
+    def __init__(
+        self,
+        probe: Prefix,
+        layouts: Sequence[LayerLayout | None],
+        rows: int,
+        length: int,
+        capacity: int | None = None,
+    ):
         self.rows, self.length = rows, length
         self.block = min(BLOCK, length)
         self.max_blocks = -(-length // self.block)
@@ -86,11 +91,12 @@ class RowCache(Cache):
         self.layouts = list(layouts)
         self.num_blocks = 1
         self.step: Tensor = torch.zeros(rows, dtype=torch.int64, device=probe.hidden.device)  # suffix position, [B]
-        self._lanes: list[Prefix] = []
-        self._gather: Tensor | None = None
-        self._scatter: Tensor | None = None
+        self.prefixes: PrefixPart = (
+            LoopedPrefixes(rows, self.step, length, layouts)
+            if capacity is None
+            else StackedPrefixes(rows, self.step, length, layouts, capacity)
+        )
         self._memo: dict[Any, Tensor] = {}
-        self._moved: dict[Any, Tensor] = {}
 
     def get_seq_length(self, layer_idx: int = 0) -> int:
         return 0
@@ -101,38 +107,21 @@ class RowCache(Cache):
         tensors = [
             t for layer in self.layers if isinstance(layer, SuffixLayer) for t in (layer.key_blocks, layer.value_blocks)
         ]
-        return sum(t.nbytes for t in tensors)
+        return sum(t.nbytes for t in tensors) + self.prefixes.num_bytes
 
-    def assign(self, owners: Sequence[Prefix | None]) -> None:
-        """Say which prefix each of the B rows goes on from (None: an idle row). Called when rows change.
+    def blocks_for(self, step: int) -> int:
+        """Suffix blocks that a row at this position reads."""
+        return min(step, self.length - 1) // self.block + 1
 
-        Rows of a prompt form lanes of `LANE` rows, so a product with the prompt's keys always has the same shape.
-        """
-        groups: dict[int, list[int]] = {}
-        by_id = {}
-        for row, prefix in enumerate(owners):
-            if prefix is not None:
-                groups.setdefault(id(prefix), []).append(row)
-                by_id[id(prefix)] = prefix
-        gather: list[int] = []
-        scatter = [0] * self.rows
-        self._lanes = []
-        for name, members in groups.items():
-            for start in range(0, len(members), LANE):
-                lane = members[start : start + LANE]
-                for place, row in enumerate(lane):
-                    scatter[row] = len(gather) + place
-                gather += lane + [lane[0]] * (LANE - len(lane))
-                self._lanes.append(by_id[name])
-        device = self.step.device
-        self._gather = torch.tensor(gather, dtype=torch.int64, device=device)
-        self._scatter = torch.tensor(scatter, dtype=torch.int64, device=device)
-        self._moved.clear()
-
-    def begin_step(self, max_step: int) -> None:
-        """Forget the last step's index tensors. max_step: the furthest live row's position."""
+    def begin_step(self, num_blocks: int) -> None:
+        """Forget the last step's index tensors. num_blocks: as many as the furthest row reads."""
         self._memo.clear()
-        self.num_blocks = min(max_step, self.length - 1) // self.block + 1
+        self.prefixes.begin_step()
+        self.num_blocks = num_blocks
+
+    def states(self) -> list[Tensor]:
+        """Convolution and recurrent states of all layers."""
+        return [state for layer in self.layers if isinstance(layer, StateLayer) for state in states_of(layer)]
 
     def write_index(self, heads: int, device: torch.device) -> Tensor:
         """Where each (row, head) writes in the flattened [blocks, B, heads, block] buffers, int64 [B * heads]."""
@@ -154,58 +143,11 @@ class RowCache(Cache):
             at = self.step.to(device)[:, None]
             index = torch.arange(block * self.block, (block + 1) * self.block, device=device)
             hidden = index > at
-            if window is not None:
-                hidden |= index <= at - window
-            self._memo[name] = (hidden * HIDDEN)[:, None, None, :]
+            mask = hidden * HIDDEN
+            if window is not None and (before := window_mask(at, index, window)) is not None:
+                mask = mask + before
+            self._memo[name] = mask[:, None, None, :]
         return self._memo[name]
-
-    def prefix_part(self, layer_index: int, query: Tensor, softcap: float | None) -> Part:
-        """The prefix's share of the softmax, for all rows. query: scaled, [B, Hkv, g, D]."""
-        _, heads, group, dim = query.shape
-        gather, scatter = self._on(self._gather, query.device), self._on(self._scatter, query.device)
-        lanes = query.index_select(0, gather).view(-1, LANE, heads, group, dim).transpose(1, 2)
-        lanes = lanes.reshape(-1, heads, LANE * group, dim)  # [lanes, Hkv, G * g, D]
-        parts = []
-        for lane, prefix in enumerate(self._lanes):
-            keys, values = prefix.keys[layer_index], prefix.values[layer_index]
-            mask = self._prefix_mask(lane, layer_index, group, query.device)
-            one = lanes[lane : lane + 1]
-            if softcap is None and keys.dtype in _FUSED_DTYPES and keys.is_cpu and keys.shape == values.shape:
-                parts.append(fused(one, keys, values, mask if mask is None else mask.to(query.dtype)))
-            else:
-                parts.append(partial(one, keys, values, mask, softcap))
-        back = lambda index: (  # noqa: E731
-            torch.cat([part[index] for part in parts])
-            .view(len(parts), heads, LANE, group, -1)
-            .transpose(1, 2)
-            .reshape(-1, heads, group, parts[0][index].shape[-1])
-            .index_select(0, scatter)
-        )
-        return back(0).float(), back(1), None if parts[0][2] is None else back(2)
-
-    def _prefix_mask(self, lane: int, layer_index: int, group: int, device: torch.device) -> Tensor | None:
-        """Which prefix keys the rows of a lane still see through the layer's window, float32 [1, 1, G * g, L]."""
-        prefix, window = self._lanes[lane], self.layouts[layer_index].window
-        if window is None or prefix.length + self.length <= window:
-            return None
-        name = ("prefix", lane, window, group, device)
-        if name not in self._memo:
-            members = self._on(self._gather, device)[lane * LANE : (lane + 1) * LANE]
-            at = self.step.to(device)[members] + prefix.length  # [G]
-            start, count = prefix.starts[layer_index], prefix.keys[layer_index].shape[-2]
-            index = torch.arange(start, start + count, device=device)
-            hidden = index <= (at - window)[:, None]  # [G, L]
-            self._memo[name] = (hidden * HIDDEN).repeat_interleave(group, 0)[None, None]
-        return self._memo[name]
-
-    def _on(self, tensor: Tensor | None, device: torch.device) -> Tensor:
-        assert tensor is not None, "assign() comes before the first step"
-        if tensor.device == device:
-            return tensor
-        name = (id(tensor), device)
-        if name not in self._moved:
-            self._moved[name] = tensor.to(device)
-        return self._moved[name]
 
     def start_row(self, row: int, prefix: Prefix) -> None:
         """Give a row the prefix's states. Its suffix is empty: old keys lie beyond its position and are masked."""

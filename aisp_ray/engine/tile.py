@@ -35,7 +35,7 @@ class Plan:
     wants_base: bool = False
     wants_kl: bool = False
     wants_prelogits: bool = False
-    stop_ids: list[tuple[list[int], Tensor, Tensor]] = field(default_factory=list)  # ids, rows [B], minima [B]
+    stop_ids: list[tuple[Tensor, Tensor, Tensor]] = field(default_factory=list)  # ids, rows [B], minima [B]
     branches: tuple[Tensor, Tensor] | None = None  # position of the branch [B] (-1: none), rank [B]
     forced: Tensor | None = None  # [B, T] given tokens, -1 where free
 
@@ -68,7 +68,8 @@ class Plan:
             if row.active.stop_ids and row.active.request.stop.min_new_tokens > row.step
         ):
             mine = where(lambda row, ids=ids: row.active.request.stop.token_ids == ids)
-            plan.stop_ids.append((list(ids), mine, values(lambda row: row.active.request.stop.min_new_tokens, 0)))
+            forbidden = torch.tensor(ids, device=device)
+            plan.stop_ids.append((forbidden, mine, values(lambda row: row.active.request.stop.min_new_tokens, 0)))
         if any(proposal.sampling.branch_first for proposal in proposals):
             first = lambda row: len(row.forced) if row.active.request.proposal.sampling.branch_first else -1  # noqa: E731
             plan.branches = (values(first, -1), values(lambda row: row.particle, 0))
@@ -78,6 +79,21 @@ class Plan:
             plan.forced = torch.tensor([ids + [-1] * (width - len(ids)) for ids in forced], device=device)
         return plan
 
+    def signature(self) -> tuple:
+        """What a captured step depends on besides the values of the plan's tensors."""
+        return (
+            tuple(sampling for sampling, _ in self.samplings),
+            (self.controlled, self.wants_base, self.wants_kl, self.wants_prelogits),
+            tuple(len(ids) for ids, _, _ in self.stop_ids),
+            self.branches is not None,
+            None if self.forced is None else self.forced.shape[1],
+        )
+
+    def tensors(self) -> list[Tensor]:
+        """The plan's tensors in a fixed order."""
+        found = [mine for _, mine in self.samplings] + [t for group in self.stop_ids for t in group]
+        return found + [*(self.branches or ())] + ([] if self.forced is None else [self.forced])
+
 
 @dataclass(frozen=True, slots=True)
 class Body:
@@ -86,6 +102,7 @@ class Body:
     model: Any
     configs: list[Any]
     packing: Packing
+    captures: bool = False  # whether steps may become CUDA graphs
 
 
 class Tile:
@@ -115,6 +132,15 @@ class Tile:
     @property
     def free(self) -> list[int]:
         return [slot for slot, row in enumerate(self.rows) if row is None]
+
+    def room(self, prefix: Prefix) -> int:
+        """How many more rows of this prefix fit."""
+        free = self.rows.count(None)
+        return min(free, self.cache.prefixes.room(self.owners, prefix)) if free else 0
+
+    @property
+    def owners(self) -> list[Prefix | None]:
+        return [None if row is None else row.active.prefix for row in self.rows]
 
     def start(self, slot: int, row: Row, prefix: Prefix, phase: int) -> None:
         """Put a new row into a free slot; its first controls come from the request's common draw."""
@@ -170,7 +196,7 @@ class Tile:
         """Bring plan and lanes up to date after rows changed."""
         if self._changed:
             self.plan = Plan.of(self.rows, self.device)
-            self.cache.assign([None if row is None else row.active.prefix for row in self.rows])
+            self.cache.prefixes.assign(self.owners)
             self._changed = False
 
     def pick(self, phase: int) -> dict[str, Tensor]:
@@ -192,7 +218,8 @@ class Tile:
             early = (mine & (at < minimum))[:, None]
             allowed[:, ids] = torch.where(early, -torch.inf, allowed[:, ids])
         token = self._token(allowed, phase, at)
-        self.token = found["token"] = token
+        self.token.copy_(token)
+        found["token"] = token
         if plan.wants_base:
             chosen = base.gather(1, token[:, None])
             log_mass = base.logsumexp(-1, keepdim=True)
@@ -220,13 +247,25 @@ class Tile:
             token = torch.where((given >= 0) & (at < width), given, token)
         return token
 
-    def forward(self, max_step: int) -> None:
+    def run(self, count: int, num_blocks: int) -> dict[str, Tensor]:
+        """`count` steps from phase 0 without a look at the host. Returns tensors [count, B, ...] by name."""
+        found = []
+        for phase in range(count):
+            found.append(self.pick(phase))
+            self.forward(num_blocks)
+        return {name: torch.stack([one[name] for one in found]) for name in found[0]}
+
+    def state(self) -> list[Tensor]:
+        """Every tensor that a step changes and the next one reads."""
+        return [self.hidden, self.token, self.cache.step, *self.cache.states()]
+
+    def forward(self, num_blocks: int) -> None:
         """Run the body on the picked tokens: pre-logits of every row's next position."""
-        self.cache.begin_step(max_step)
+        self.cache.begin_step(num_blocks)
         position = (self.base_length + self.cache.step)[:, None]
         with decoding(self.body.configs, self.cache), self.body.packing.used():
             out = self.body.model.base_model(
                 input_ids=self.token[:, None], position_ids=position, past_key_values=self.cache, use_cache=True
             )
-        self.hidden = out.last_hidden_state[:, -1].to(self.device)
+        self.hidden.copy_(out.last_hidden_state[:, -1])
         self.cache.step.add_(1).clamp_(max=self.cache.length - 1)

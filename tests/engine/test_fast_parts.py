@@ -1,0 +1,192 @@
+"""The parts of the fast engine, each against its plain definition."""
+
+from __future__ import annotations
+
+import logging
+
+import numpy as np
+import pytest
+import torch
+from tiny_models import WINDOW, drive, prompt, request, tiny
+
+from aisp_ray.controls import OpenLoop
+from aisp_ray.engine import attention, draws
+from aisp_ray.engine.factory import build_engine
+from aisp_ray.engine.fast import FastEngine
+from aisp_ray.engine.memory import choose_slots
+from aisp_ray.engine.packing import Packing
+from aisp_ray.engine.prefixes import PrefixStore, UnsupportedModelError, continued, prefill
+from aisp_ray.engine.replay import teacher_force
+from aisp_ray.engine.rows import Active
+from aisp_ray.engine.verify import verify_engine
+from aisp_ray.noise import normal, split_key, uniform
+from aisp_ray.types import Sampling
+
+
+def test_two_merged_spans_are_one_softmax() -> None:
+    torch.manual_seed(0)
+    q, k, v = torch.randn(2, 3, 5, 8), torch.randn(2, 3, 11, 8), torch.randn(2, 3, 11, 8)
+    whole = (q @ k.transpose(-1, -2)).softmax(-1) @ v
+    a = attention.partial(q, k[:, :, :4], v[:, :, :4], None, None)
+    b = attention.partial(q, k[:, :, 4:], v[:, :, 4:], None, None)
+    out, _, mass = attention.merge(a, b)
+    torch.testing.assert_close(out / mass, whole)
+    fused = [attention.fused(q[i : i + 1], k[i : i + 1, :, :4], v[i : i + 1, :, :4], None) for i in range(2)]
+    a = (torch.cat([part[0] for part in fused]), torch.cat([part[1] for part in fused]), None)
+    out, _, mass = attention.merge(a, b)
+    torch.testing.assert_close(out / mass, whole)
+
+
+def test_a_span_that_is_hidden_whole_changes_no_bit() -> None:
+    torch.manual_seed(0)
+    q, k, v = torch.randn(1, 1, 2, 8), torch.randn(1, 1, 6, 8), torch.randn(1, 1, 6, 8)
+    seen = attention.partial(q, k, v, None, None)
+    hidden = attention.partial(q, k, v, torch.full((1, 1, 1, 6), -1e30), None)
+    out, top, mass = attention.merge(seen, hidden)
+    assert torch.equal(out, seen[0])
+    assert torch.equal(top, seen[1])
+    assert torch.equal(mass, seen[2])
+
+
+def test_controls_drawn_ahead_are_the_named_noise_bit_for_bit() -> None:
+    active = Active(1, request(n=5, control=OpenLoop(9, None, 0.7), iteration=3))
+    active.rows[2].tokens = [1, 2, 3, 4]
+    v, sums = draws.controls(active.rows, 8, 130, torch.device("cpu"))
+    assert v.shape == (8, 5, 130)
+    assert not sums.any()
+    for i, row in enumerate(active.rows):
+        for s in range(8):
+            at = torch.tensor([row.step + s])
+            named = (split_key([17]), torch.tensor([3]), torch.tensor([i]), at)
+            want = 0.7 * normal(*named, 130)[0] if row.step + s < 9 else torch.zeros(130)
+            assert torch.equal(v[s, i], want)
+
+
+def test_uniforms_drawn_ahead_are_the_named_ones() -> None:
+    active = Active(1, request(n=3, iteration=2, sampling=Sampling(1.0)))
+    found = draws.uniforms(active.rows, 4, torch.device("cpu"))
+    for i in range(3):
+        for s in range(4):
+            named = (split_key([17]), torch.tensor([2]), torch.tensor([i]), torch.tensor([s]))
+            assert found[s, i] == uniform(*named)[0]
+
+
+def test_the_store_keeps_what_is_used_and_drops_the_oldest() -> None:
+    model = tiny("llama")
+    read = lambda ids: prefill(model.base_model, ids, model.device)  # noqa: E731
+    size = read(prompt(20)).num_bytes
+    store = PrefixStore(read, int(2.5 * size))
+    kept, hit = store.acquire(prompt(20, 0))
+    assert not hit
+    for seed in (1, 2, 3):
+        prefix, _ = store.acquire(prompt(20, seed))
+        store.release(prefix)
+    assert store.acquire(prompt(20, 0)) == (kept, True)  # in use, so never dropped
+    assert store.acquire(prompt(20, 1))[1] is False
+    assert store.num_bytes <= 3.5 * size
+    assert (store.hits, store.misses) == (1, 5)
+
+
+def test_a_windowed_layer_stores_only_what_decoding_can_see() -> None:
+    model = tiny("mistral")
+    prefix = prefill(model.base_model, prompt(60), model.device)
+    assert prefix.keys[0].shape[-2] == WINDOW - 1
+    assert prefix.starts[0] == 60 - WINDOW + 1
+    full = tiny("llama")
+    assert prefix.num_bytes < prefill(full.base_model, prompt(60), full.device).num_bytes / 4
+
+
+@pytest.mark.parametrize("name", ["llama", "gemma3", "lfm2"])
+def test_teacher_forced_prelogits_equal_the_whole_forward(name: str) -> None:
+    model = tiny(name)
+    prefix = prefill(model.base_model, prompt(15), model.device)
+    responses = [(5, 6, 7, 8, 9), (), (4,), tuple(range(3, 25))]
+    found = teacher_force(model.base_model, continued, prefix, responses)
+    for ids, hidden in zip(responses, found, strict=True):
+        with torch.no_grad():
+            whole = model.base_model(torch.tensor([[*prompt(15), *ids]])).last_hidden_state[0]
+        torch.testing.assert_close(hidden, whole[14 : 14 + len(ids)], atol=1e-4, rtol=1e-4)
+
+
+def test_keys_and_values_are_held_once_a_prompt_and_once_a_row() -> None:
+    model = tiny("llama")
+    engine = FastEngine(model, 8, max_new_tokens=16, tile=8)
+    drive(engine, [request(50, 16, 16, seed=i) for i in range(3)])
+    token_bytes = sum(layout.token_bytes for layout in engine._layouts)
+    hidden = 3 * engine.head.dim * 4
+    assert engine.stats()["kv_bytes"] == (3 * 50 + 8 * 16) * token_bytes + hidden
+
+
+def test_long_responses_go_through_several_blocks() -> None:
+    model = tiny("llama")
+    model.config.max_position_embeddings = 512
+    work = request(5, 3, 150, OpenLoop(150, None, 1.0), want=frozenset({"logprob"}))
+    fast = drive(FastEngine(model, 4, max_new_tokens=150, tile=4), [work])[0]
+    plain = drive(build_engine(model, "plain"), [work])[0]
+    for f, p in zip(fast.items, plain.items, strict=True):
+        assert f.token_ids == p.token_ids
+        assert f.logprob == pytest.approx(p.logprob, abs=1e-3)
+
+
+@pytest.mark.parametrize("name", ["llama", "mistral", "gemma2", "gpt_oss", "gpt2"])
+def test_verify_passes_a_model_that_is_right(name: str) -> None:
+    assert verify_engine(tiny(name)) < 1e-4
+
+
+@pytest.mark.parametrize(("name", "option"), [("gpt_oss", "s_aux"), ("gemma2", "softcap")])
+def test_verify_refuses_attention_that_drops_an_option(name: str, option: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    right = attention.shared_prefix_attention
+    wrong = lambda *args, **options: right(*args, **{k: v for k, v in options.items() if k != option})  # noqa: E731
+    monkeypatch.setitem(attention.AttentionInterface._global_mapping, attention.NAME, wrong)
+    with pytest.raises(UnsupportedModelError, match="differ from its own forward"):
+        verify_engine(tiny(name))
+
+
+def test_verify_refuses_a_window_that_is_not_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+    verify_engine(tiny("mistral"))
+    monkeypatch.setattr("aisp_ray.engine.prefixparts.window_mask", lambda *_: None)
+    with pytest.raises(UnsupportedModelError, match="differ"):
+        verify_engine(tiny("mistral"))
+
+
+def test_the_factory_says_once_why_it_falls_back(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def fail(*_: object, **__: object) -> None:
+        raise RuntimeError("no such kernel")
+
+    monkeypatch.setitem(attention.AttentionInterface._global_mapping, attention.NAME, fail)
+    with caplog.at_level(logging.WARNING, "aisp_ray"):
+        engine = build_engine(tiny("llama"))
+    assert engine.fingerprint["engine"] == "expanded"
+    (record,) = caplog.records
+    assert "no such kernel" in record.getMessage()
+
+
+def test_packed_layers_compute_the_same_and_leave_the_model_as_it_was() -> None:
+    model = tiny("llama")
+    packing = Packing(model, 8)
+    if not len(packing):
+        pytest.skip("this build of PyTorch does not pack")
+    x = torch.randn(8, 1, 64)
+    layer = model.model.layers[0].mlp.up_proj
+    with torch.no_grad():
+        plain = layer(x)
+        with packing.used():
+            assert not np.shares_memory(layer(x).numpy(), plain.numpy())
+            torch.testing.assert_close(layer(x), plain, atol=1e-5, rtol=1e-5)
+            torch.testing.assert_close(layer(x[:3]), plain[:3], atol=1e-5, rtol=1e-5)  # another shape: the plain way
+    assert "forward" not in layer.__dict__
+
+
+@pytest.mark.parametrize(("slots", "says"), [(0, "at least 1"), ("many", "auto")])
+def test_slots_that_make_no_sense_are_refused(slots: object, says: str) -> None:
+    with pytest.raises(ValueError, match=says):
+        choose_slots(slots, 1000, torch.device("cpu"))
+
+
+def test_automatic_slots_shrink_with_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("aisp_ray.engine.memory.free_bytes", lambda _: 1_000_000)
+    assert choose_slots("auto", 1, torch.device("cpu")) == 128
+    assert choose_slots(None, 20_000, torch.device("cpu")) == 16
+    assert choose_slots("auto", 10_000_000, torch.device("cpu")) == 1
