@@ -19,7 +19,7 @@ where it stopped; another search or more trials in the same `out` pay only for w
   python jobs/tune.py tune=aisp search=one_at_a_time                   each key in turn around the preset
   python jobs/tune.py tune=aisp tune.keys.sigma=[0.3,0.5,0.7]          other values
   python jobs/tune.py tune=any tune.method=misvo 'tune.keys={eta: {low: 0.1, high: 10, log: true}}'
-  dry_run=true       check everything that can be checked before models load, and say what would run
+  dry_run=true       check the command and the data, say what would run and what it costs at most
   print_config=true  show the configuration that would be used
 """
 

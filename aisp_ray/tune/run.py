@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import dataclasses
 import logging
 import signal
 import sys
@@ -38,8 +39,12 @@ def run(plan: TunePlan) -> int:
     """Carry out the plan; returns the exit code. Joins a Ray session that is open here, else opens and closes one."""
     from aisp_ray.cluster.placement import find_problems, most_actors
     from aisp_ray.cluster.session import connect, nodes_now, quiet_data
+    from aisp_ray.pipeline.run import check_output
     from aisp_ray.tune.models import asks_of, shared_driver
 
+    problems = check_output(plan)
+    if problems:
+        return refuse(problems)
     opened = connect(plan.run.address, asks_of(plan), plan.run.json_logs)
     import ray
 
@@ -174,7 +179,7 @@ class Study:
         await extend([preset], measure, 0, num_prompts)
         preset.state = "complete"
         proposer = make_proposer(plan.search, plan.workbench.space, plan.trials, plan.seed, preset)
-        rules = type(rules)(num_prompts, rules.stop, rules.first_rung, rules.batch)
+        rules = dataclasses.replace(rules, num_prompts=num_prompts)  # the data may hold fewer than asked for
         trials = await run_search(preset, proposer, plan.workbench, measure, rules, self._seen)
         best = best_trial(trials)
         chosen = await self._confirm(evaluator, preset, best)

@@ -1,7 +1,7 @@
 """Every evaluation ever made in an output: (setting, prompt) -> row. What a killed search goes on from.
 
-    <out>/evaluations/part-evaluations-<serial>.parquet   result rows and the setting behind each, written whole
-    <out>/manifest.json                                   what decides an evaluation besides its setting
+    <out>/evaluations/part-<run>-<serial>.parquet   result rows and the setting behind each, written whole
+    <out>/manifest.json                             what decides an evaluation besides its setting
     <out>/trials.parquet  trials.svg  trials.png  summary.json  best.yaml
 
 Rewards are pure functions of setting, prompt and seed, so a row is right for any search that asks for it: another
@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import uuid
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -29,7 +30,6 @@ SCHEMA = pa.schema(
     ],
     metadata=ROW_SCHEMA.metadata,
 )
-_KIND = "evaluations"  # of a part file's name
 Key = tuple[str, str]  # setting hash, prompt id
 
 
@@ -50,6 +50,7 @@ class Evaluations:
         self.rows: dict[Key, dict[str, Any]] = {}
         self.num_new = 0  # made since it was opened
         self._new: list[dict[str, Any]] = []
+        self._name = uuid.uuid4().hex[:8]  # two searches at once in one output write files of their own
         self._next = 0
 
     def open(self, fingerprint: Mapping[str, Any], on_mismatch: str = "refuse", retry_errors: bool = False) -> None:
@@ -74,7 +75,6 @@ class Evaluations:
             for row in self.output.read_part(kind, serial, folder=FOLDER).to_pylist():
                 if not (retry_errors and row["status"] == "error"):
                     self.rows[row["setting"], row["prompt_id"]] = row
-            self._next = max(self._next, serial + 1)
 
     def add(self, setting: str, described: Mapping[str, Any], row: Mapping[str, Any]) -> None:
         """A new evaluation; on disk after the next `flush`."""
@@ -89,7 +89,7 @@ class Evaluations:
     def flush(self) -> None:
         """Write what is new as one more part file."""
         if self._new:
-            self.output.write_part(to_table(self._new, SCHEMA), _KIND, self._next, FOLDER)
+            self.output.write_part(to_table(self._new, SCHEMA), self._name, self._next, FOLDER)
             self._next += 1
             self._new = []
 

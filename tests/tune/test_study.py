@@ -87,6 +87,22 @@ def test_another_seed_is_refused_with_the_difference_and_overwritten_on_request(
     assert {row["seed"] for row in store.rows.values()} == {1}
 
 
+def test_two_searches_in_one_output_do_not_overwrite_each_other(tmp_path):
+    plan = make(tmp_path, "trials=2", "limit=4")
+    stores = [Evaluations(Output(str(tmp_path))) for _ in range(2)]
+    run(make(tmp_path / "other", "trials=2", "limit=4"))
+    source = Evaluations(Output(str(tmp_path / "other")))
+    source.open(plan.fingerprint)
+    rows = list(source.rows.values())
+    for store, row in zip(stores, rows, strict=False):
+        store.open(plan.fingerprint)
+        store.add(row["setting"], {}, {name: row[name] for name in row if name not in ("setting", "settings")})
+        store.flush()
+    again = Evaluations(Output(str(tmp_path)))
+    again.open(plan.fingerprint)
+    assert len(again.rows) == 2
+
+
 def test_a_judge_can_be_the_objective(tmp_path):
     judged = make(tmp_path, "trials=4", "limit=4", "judges=[demo_gold]", "objective=judge.demo_gold")
     run(judged)
