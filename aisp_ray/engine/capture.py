@@ -6,6 +6,7 @@ written between replays. Where a model cannot be captured its tile goes on eager
 
 from __future__ import annotations
 
+import functools
 import logging
 from dataclasses import dataclass, field
 from typing import Any
@@ -16,6 +17,12 @@ from torch import Tensor
 from aisp_ray.engine.tile import Plan, Tile
 
 log = logging.getLogger(__name__)
+
+
+@functools.cache
+def _pool() -> Any:
+    """Memory that all graphs share: one replays at a time, and what it found is read before the next."""
+    return torch.cuda.graph_pool_handle()
 
 
 @dataclass(slots=True)
@@ -66,6 +73,6 @@ class Capture:
         for tensor, value in zip(state, before, strict=True):
             tensor.copy_(value)
         graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph):
+        with torch.cuda.graph(graph, pool=_pool()):
             found = self.tile.run(count, num_blocks)
         return _Captured(graph, self.tile.plan, found)

@@ -1,0 +1,160 @@
+"""Slots: stacked prefixes with fixed addresses, compaction at the end, and going on with less memory."""
+
+from __future__ import annotations
+
+import logging
+
+import pytest
+import torch
+from tiny_models import bits, drive, request, tiny
+
+from aisp_ray.controls import OpenLoop
+from aisp_ray.engine.base import StopRules
+from aisp_ray.engine.fast import FastEngine
+from aisp_ray.engine.tile import Tile
+from aisp_ray.types import Sampling
+
+WANT = frozenset({"logprob", "prelogits"})
+
+
+def work(count: int = 5) -> list:
+    """Requests whose rows end at different times."""
+    lengths = (9, 30, 5, 17, 9)
+    stop = StopRules(tuple(range(3, 12)))
+    return [
+        request(lengths[i % 5], 5 + i % 3, 12, OpenLoop(12, None, 1.0), seed=i, stop=stop, want=WANT)
+        for i in range(count)
+    ]
+
+
+def tokens(found: list) -> list:
+    return [[(item.token_ids, item.finish_reason) for item in rollouts.items] for rollouts in found]
+
+
+@pytest.mark.parametrize("name", ["llama", "gemma3", "gemma2", "gpt_oss", "lfm2"])
+def test_stacked_prefixes_and_steps_read_in_batches_give_the_same_rows(name: str) -> None:
+    model = tiny(name)
+    looped = drive(FastEngine(model, 16, max_new_tokens=12, tile=16), work())
+    engine = FastEngine(model, 16, max_new_tokens=12, tile=16, stack=32)
+    stacked = drive(engine, work())
+    assert tokens(stacked) == tokens(looped)
+    for one, other in zip(stacked, looped, strict=True):
+        for a, b in zip(one.items, other.items, strict=True):
+            assert a.logprob == pytest.approx(b.logprob, abs=1e-3)
+            assert a.control_inner == b.control_inner
+
+
+def test_stacked_rows_do_not_depend_on_neighbours_either() -> None:
+    model = tiny("gemma3")
+    engine = lambda: FastEngine(model, 16, max_new_tokens=12, tile=16, stack=32)  # noqa: E731
+    alone = drive(engine(), work()[1:2])[0]
+    among = drive(engine(), work()[::-1])[-2]
+    assert bits(alone) == bits(among)
+
+
+def test_a_prompt_longer_than_the_stack_is_answered_with_an_error() -> None:
+    engine = FastEngine(tiny("llama"), 16, max_new_tokens=12, tile=16, stack=8)
+    engine.submit(request(9))
+    ((_, error),) = engine.step()
+    assert isinstance(error, ValueError)
+    assert "9 tokens" in str(error)
+
+
+def test_sampling_and_prefixes_work_in_batches_of_steps() -> None:
+    model = tiny("llama")
+    asked = [
+        request(n=3, sampling=Sampling(1.0, top_p=0.8), prefixes=((4, 5, 6), (), (7,) * 9)),
+        request(n=4, tokens=1, sampling=Sampling(branch_first=True)),
+        request(n=4, stop=StopRules(tuple(range(3, 60)), min_new_tokens=3)),
+    ]
+    looped = drive(FastEngine(model, 16, max_new_tokens=12, tile=16), asked)
+    assert tokens(drive(FastEngine(model, 16, max_new_tokens=12, tile=16, stack=32), asked)) == tokens(looped)
+
+
+def test_the_last_rows_move_together_and_stay_the_same_rows() -> None:
+    model = tiny("lfm2")
+    engine = FastEngine(model, 40, max_new_tokens=12, tile=8)
+    found = drive(engine, work())
+    alone = [drive(FastEngine(model, 8, max_new_tokens=12, tile=8), [one])[0] for one in work()]
+    assert [bits(one) for one in found] == [bits(one) for one in alone]
+    never = FastEngine(model, 40, max_new_tokens=12, tile=8)
+    never._compact = lambda: None
+    drive(never, work())
+    assert engine.stats()["row_steps"] < never.stats()["row_steps"]
+    assert engine.stats()["useful_row_steps"] == never.stats()["useful_row_steps"]
+
+
+def fail_at(monkeypatch: pytest.MonkeyPatch, calls: tuple[int, ...]) -> None:
+    """Memory runs out at these calls of the body."""
+    count, forward = [0], Tile.forward
+
+    def sometimes(self: Tile, num_blocks: int) -> None:
+        count[0] += 1
+        if count[0] in calls:
+            raise torch.OutOfMemoryError("CUDA out of memory (as if)")
+        forward(self, num_blocks)
+
+    monkeypatch.setattr(Tile, "forward", sometimes)
+
+
+def test_out_of_memory_means_fewer_slots_and_the_same_rows(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    model = tiny("llama")
+    expected = [bits(one) for one in drive(FastEngine(model, 24, max_new_tokens=12, tile=8), work())]
+    fail_at(monkeypatch, (7, 20))
+    engine = FastEngine(model, 24, max_new_tokens=12, tile=8)
+    with caplog.at_level(logging.WARNING, "aisp_ray"):
+        found = drive(engine, work())
+    assert [bits(one) for one in found] == expected
+    assert engine.slots == 8
+    assert [record.getMessage() for record in caplog.records] == [
+        "out of memory: going on with 16 slots in tiles of 8",
+        "out of memory: going on with 8 slots in tiles of 8",
+    ]
+
+
+def test_the_last_tile_is_halved_and_the_tokens_stay(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = tiny("llama")
+    expected = tokens(drive(FastEngine(model, 8, max_new_tokens=12, tile=8), work()))
+    fail_at(monkeypatch, (3,))
+    engine = FastEngine(model, 8, max_new_tokens=12, tile=8)
+    assert tokens(drive(engine, work())) == expected
+    assert engine.fingerprint["tile"] == 4
+
+
+def test_out_of_memory_with_a_single_row_is_raised(monkeypatch: pytest.MonkeyPatch) -> None:
+    fail_at(monkeypatch, tuple(range(1, 99)))
+    with pytest.raises(torch.OutOfMemoryError):
+        drive(FastEngine(tiny("llama"), 4, max_new_tokens=12, tile=4), work(1))
+
+
+def test_a_prompt_that_does_not_fit_waits_for_rows_to_end(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = tiny("llama")
+    expected = tokens(drive(FastEngine(model, 16, max_new_tokens=12, tile=16), work()))
+    engine = FastEngine(model, 16, max_new_tokens=12, tile=16)
+    read, failures = engine.store.read, [1]
+
+    def sometimes(ids: object) -> object:
+        if engine._active and failures[0]:
+            failures[0] -= 1
+            raise torch.OutOfMemoryError("as if")
+        return read(ids)
+
+    engine.store.read = sometimes
+    assert tokens(drive(engine, work())) == expected
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.parametrize("name", ["llama", "gemma3", "lfm2"])
+def test_captured_steps_give_the_rows_of_eager_steps(name: str) -> None:
+    model = tiny(name).cuda()
+    captured = FastEngine(model, 16, max_new_tokens=12, tile=16, stack=32)
+    assert captured._body.captures
+    found = drive(captured, work())
+    assert all(capture.enabled for capture in captured._captures.values())
+    eager = FastEngine(model, 16, max_new_tokens=12, tile=16, stack=32)
+    for tile in (eager._free_tile(),):
+        eager._captures[id(tile)].enabled = False
+    assert [bits(one) for one in found] == [bits(one) for one in drive(eager, work())]
