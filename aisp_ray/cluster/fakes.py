@@ -104,6 +104,8 @@ class SleepEngine:
         self._seen: set[str] = set()
         self._tickets = 0
         self._hits = 0
+        self._row_steps = 0
+        self._useful_row_steps = 0
 
     def submit(self, request: Any) -> int:
         provoke(self.spec.faults, self.spec.marks, request.prompt.prompt_id)
@@ -126,6 +128,8 @@ class SleepEngine:
             ticket, item = self._waiting.popleft()
             self._slots.append([item.num_tokens, ticket])
         time.sleep(self.spec.step_seconds)
+        self._row_steps += self.spec.slots
+        self._useful_row_steps += len(self._slots)
         done = []
         for slot in self._slots:
             slot[0] -= 1
@@ -142,7 +146,12 @@ class SleepEngine:
         return len(self._left)
 
     def stats(self) -> dict[str, float]:
-        return {"prefix_hits": float(self._hits), "prefix_misses": float(self._tickets - self._hits)}
+        return {
+            "prefix_hits": float(self._hits),
+            "prefix_misses": float(self._tickets - self._hits),
+            "row_steps": float(self._row_steps),
+            "useful_row_steps": float(self._useful_row_steps),
+        }
 
     def _respond(self, request: Any, particle: int) -> Rollout:
         proposal = request.proposal

@@ -1,0 +1,219 @@
+"""What the machines cost when the models cost nothing but time: `python benchmarks/cluster.py [busy overhead ...]`.
+
+Policies and reward models sleep, everything else is real: actors, pools, driver, Ray Data, Parquet. Bars:
+
+    busy       policy actors at least 95 % busy in steady state, for reward times of 20 to 80 % of the policy's
+    overhead   the driver spends at most 2 ms of CPU a (prompt, iteration)
+    scaling    16 actors do at least 95 % of 16 times what 1 does
+    memory     10,000 prompts with driver memory flat within 10 %
+
+One table in Markdown, with the machine's load: sleeping models tell little on a machine that is busy otherwise.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import platform
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import AsyncIterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+from aisp_ray.cluster.fakes import SleepPolicy, SleepReward
+from aisp_ray.cluster.session import connect
+from aisp_ray.driver import Driver, Task
+from aisp_ray.methods.aisp import Aisp
+from aisp_ray.methods.best_of_n import BestOfN
+from aisp_ray.plan import Plan, RunSettings
+from aisp_ray.types import Prompt
+
+SLOTS, N = 16, 16  # a search fills one actor's slots: one rollout is `STEPS` steps
+STEPS = 8
+
+
+@dataclass(frozen=True)
+class Load:
+    """What a benchmark lets run. Seconds of one rollout call and of scoring it."""
+
+    actors: int
+    rollout_seconds: float
+    score_seconds: float
+    kappa: int
+    prompts: int
+    per_actor: int = 4  # searches in flight
+    reward_actors: int | None = None
+
+
+async def drive(load: Load) -> dict[str, float]:
+    """Run a load through the driver and its pools; rates of the middle part, when all actors are ready."""
+    from aisp_ray.cluster.models import RemotePolicy, RemoteReward, make_pool
+
+    step = load.rollout_seconds / STEPS
+    policy = SleepPolicy(actors=(load.actors,) * 2, num_cpus=0, slots=SLOTS, step_seconds=step, tokens=(STEPS, STEPS))
+    rewards = load.reward_actors or load.actors
+    reward = SleepReward(actors=(rewards,) * 2, num_cpus=0, call_seconds=0, response_seconds=load.score_seconds / N)
+    in_flight = load.per_actor * load.actors
+    run = RunSettings()
+    policies = make_pool("policy", policy, ("policy", load.actors), run, in_flight)
+    scorers = make_pool("reward", reward, ("reward", rewards), run, in_flight)
+    for pool in (policies, scorers):
+        pool.start()
+    await asyncio.gather(policies.wait_ready(), scorers.wait_ready())
+    driver = Driver(RemotePolicy(policies), RemoteReward(scorers), {}, 0, in_flight)
+    method = Aisp(n=N, kappa=load.kappa)
+    marks: list[tuple[float, float, int, float, float]] = []
+    iterations = 0
+
+    def watch(*_: Any) -> None:
+        nonlocal iterations
+        iterations += 1
+
+    driver.watch = watch
+
+    async def tasks() -> AsyncIterator[Task]:
+        for ordinal in range(load.prompts):
+            yield Task(
+                Prompt(f"bench/{ordinal:08d}", ordinal, "bench", "a question of some length " * 8), "aisp", method
+            )
+
+    async def mark() -> None:
+        await policies.refresh()
+        stats = [replica.stats for replica in policies.replicas]
+        busy, fill = (sum(s[name] for s in stats) for name in ("busy_seconds", "useful_row_steps"))
+        marks.append((time.perf_counter(), busy, iterations, fill, time.process_time()))
+
+    finished = 0
+    async for _ in driver.run(tasks()):
+        finished += 1
+        if finished in (load.prompts // 4, load.prompts * 3 // 4):
+            await mark()
+    for pool in (policies, scorers):
+        await pool.close()
+    (t0, busy0, k0, fill0, cpu0), (t1, busy1, k1, fill1, cpu1) = marks
+    return {
+        "busy": (busy1 - busy0) / (t1 - t0) / load.actors,
+        "ideal": (fill1 - fill0) * step / SLOTS / (t1 - t0) / load.actors,
+        "iterations": (k1 - k0) / (t1 - t0),
+        "overhead": (cpu1 - cpu0) / (k1 - k0),
+        "wall": (t1 - t0) / (k1 - k0),
+    }
+
+
+def busy() -> list[str]:
+    lines = ["| reward / policy seconds | policy actors busy | of the sleep asked for | bar |", "|---|---|---|---|"]
+    for share in (0.2, 0.5, 0.8):
+        got = asyncio.run(drive(Load(actors=4, rollout_seconds=0.4, score_seconds=0.4 * share, kappa=4, prompts=64)))
+        lines.append(
+            f"| {share:.0%} | {got['busy']:.1%} | {got['ideal']:.1%} | >= 95 % {verdict(got['busy'] >= 0.95)} |"
+        )
+    return lines
+
+
+def overhead() -> list[str]:
+    lines = ["| searches in flight | driver CPU ms a (prompt, iteration) | iterations/s | bar |", "|---|---|---|---|"]
+    for in_flight in (16, 64):
+        load = Load(2, 0.0, 0.0, kappa=8, prompts=120, per_actor=in_flight // 2)
+        got = asyncio.run(drive(load))
+        ms = 1000 * got["overhead"]
+        lines.append(f"| {in_flight} | {ms:.2f} | {got['iterations']:.0f} | <= 2 ms {verdict(ms <= 2)} |")
+    return lines
+
+
+def scaling() -> list[str]:
+    lines = ["| actors | iterations/s | efficiency | bar |", "|---|---|---|---|"]
+    one = 0.0
+    for actors in (1, 2, 4, 8, 16):
+        load = Load(actors, 1.6, 0.2, kappa=2, prompts=8 * actors, reward_actors=max(1, actors // 4), per_actor=2)
+        rate = asyncio.run(drive(load))["iterations"]
+        one = one or rate
+        bar = f">= 95 % {verdict(rate / one / actors >= 0.95)}" if actors == 16 else ""
+        lines.append(f"| {actors} | {rate:.2f} | {rate / one / actors:.1%} | {bar} |")
+    return lines
+
+
+def memory(count: int = 10_000) -> list[str]:
+    """Driver memory through a whole run, from the first committed rows to the last."""
+    from aisp_ray.pipeline import run
+
+    own, seen, done = _resident, [], threading.Event()
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder, "prompts.jsonl")
+        text = "a question of some length " * 8
+        path.write_text("".join(json.dumps({"prompt": f"{text}{i}"}) + "\n" for i in range(count)), encoding="utf-8")
+        from aisp_ray.data.prompts import Prompts
+
+        plan = Plan(
+            methods={"best_of_n": BestOfN(n=2, kappa=1)},
+            policy=SleepPolicy(num_cpus=0.1, step_seconds=0.0, tokens=(1, 2), slots=64, actors=(2, 2)),
+            reward=SleepReward(num_cpus=0.1, call_seconds=0.0),
+            judges={},
+            data=Prompts(path=str(path)),
+            run=RunSettings(in_flight=64, chunk_rows=256),
+            seed=0,
+            limit=None,
+            out=f"{folder}/out",
+        )
+
+        def sample() -> None:
+            while not done.wait(0.5):
+                rows = len(list(Path(folder, "out", "rows").glob("*.parquet"))) * 256
+                seen.append((rows, own()))
+
+        threading.Thread(target=sample, daemon=True).start()
+        started = time.perf_counter()
+        code = run(plan)
+        seconds = time.perf_counter() - started
+        done.set()
+    early = max(m for rows, m in seen if 0.1 * count <= rows <= 0.3 * count)
+    late = max(m for rows, m in seen if rows >= 0.9 * count)
+    growth = late / early - 1
+    return [
+        "| prompts | exit code | seconds | driver MB at 10-30 % | at the end | growth | bar |",
+        "|---|---|---|---|---|---|---|",
+        f"| {count:,} | {code} | {seconds:.0f} | {early / 2**20:.0f} | {late / 2**20:.0f} | {growth:+.1%} | "
+        f"within 10 % {verdict(abs(growth) <= 0.1)} |",
+    ]
+
+
+def _resident() -> int:
+    pages = int(Path("/proc/self/statm").read_text(encoding="ascii").split()[1])
+    return pages * os.sysconf("SC_PAGE_SIZE")
+
+
+def verdict(holds: bool) -> str:
+    return "(holds)" if holds else "**(missed)**"
+
+
+BENCHMARKS = {"busy": busy, "overhead": overhead, "scaling": scaling, "memory": memory}
+
+
+def main(names: list[str]) -> int:
+    unknown = [name for name in names if name not in BENCHMARKS]
+    if unknown:
+        print(f"there is no benchmark {unknown[0]!r}; there are {', '.join(BENCHMARKS)}", file=sys.stderr)
+        return 2
+    connect("local", {})
+    import ray
+
+    print(f"{platform.processor() or platform.machine()}, {os.cpu_count()} cores, Python {platform.python_version()}, "
+          f"Ray {ray.__version__}, {time.strftime('%Y-%m-%d %H:%M')}")  # fmt: skip
+    for name in names or BENCHMARKS:
+        before = os.getloadavg()[0]
+        lines = BENCHMARKS[name]()
+        print(
+            f"\n## {name} (load {before:.1f} before, {os.getloadavg()[0]:.1f} after)\n\n" + "\n".join(lines), flush=True
+        )
+    ray.shutdown()
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
