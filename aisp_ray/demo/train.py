@@ -41,14 +41,14 @@ def make_reward(out: Path, seed: int) -> dict[str, float]:
     folder = out / "models" / "policy"
     tokenizer = tokens.load_tokenizer(folder)
     body = LlamaForCausalLM.from_pretrained(folder)
-    return _finish_reward(train_reward(body, tokenizer, f"reward/{seed}", steps=800), tokenizer, out / "models/reward")
+    return _finish_reward(train_reward(body, tokenizer, f"reward/{seed}", steps=2400), tokenizer, out / "models/reward")
 
 
 def make_judge(out: Path, seed: int) -> dict[str, float]:
     """Train the held-out judge: own initial weights, own documents, own preferences."""
     tokenizer = tokens.load_tokenizer(out / "models" / "policy")
-    body = train_lm(tokenizer, f"judge/{seed}", steps=400)
-    return _finish_reward(train_reward(body, tokenizer, f"judge/{seed}", steps=800), tokenizer, out / "models/judge")
+    body = train_lm(tokenizer, f"judge/{seed}", steps=500)
+    return _finish_reward(train_reward(body, tokenizer, f"judge/{seed}", steps=1200), tokenizer, out / "models/judge")
 
 
 def _finish_reward(model: LlamaForSequenceClassification, tokenizer: PreTrainedTokenizerFast, out: Path) -> dict:
