@@ -39,9 +39,9 @@ class DropReport:
             "not_sampled": "left out by data.sample",
         }
         head = f"{self.num_rows} rows read{'' if self.complete else ' (the rest was not needed)'}: "
-        lines = [f"{head}{self.num_prompts} prompts, {self.num_errors} error rows"]
-        lines += [f"{count} rows: {words.get(rule, rule)}" for rule, count in self.dropped.items()]
-        return lines + [f"{count} rows: {words.get(rule, rule)}" for rule, count in self.rules.items()]
+        lines = [f"data: {head}{self.num_prompts} prompts, {self.num_errors} error rows"]
+        counts = [*self.dropped.items(), *self.rules.items()]
+        return lines + [f"data: {count} rows: {words.get(rule, rule)}" for rule, count in counts]
 
     def as_dict(self) -> dict[str, object]:
         """The report as JSON values, for the manifest and the summary."""

@@ -124,6 +124,8 @@ class Job:
         async for outcome in self.driver.run(self._tasks(self._feed), searches):
             self._finished(outcome)
         await self.store.finish()
+        for line in self.report.lines(self.plan.data):
+            self.screen.say(line)
         return SOME_ERRORS if any(tally.errors for tally in self.store.tallies.values()) else OK
 
     def _read(self) -> Iterator[Prompt]:
