@@ -12,13 +12,28 @@ _CUT = 0.2  # share of responses cut by the length limit that is worth a word
 _LOW_ESS = 1.5  # mean effective samples under which a mean follows its single best particle
 
 
-def notices(sections: Sequence[Section], summaries: Mapping[str, Mapping[str, Any]]) -> list[str]:
-    """The sentences, most serious first: what the run itself warned of, then what the rows show."""
-    found = [text for summary in summaries.values() for text in run_warnings(summary)]
+def notices(sections: Sequence[Section], runs: Mapping[str, Mapping[str, Mapping[str, Any]]]) -> list[str]:
+    """The sentences, most serious first: what the runs say of themselves, then what the rows show.
+
+    runs: output -> {"manifest.json": ..., "summary.json": ...}.
+    """
+    found = [f"{out}: {text}" for out, run in runs.items() for text in run_notices(run)]
     for section in sections:
         place = f"{section.dataset}: " if len(sections) > 1 else ""
         found += [f"{place}{text}" for text in section_notices(section)]
     return list(dict.fromkeys(found))
+
+
+def run_notices(run: Mapping[str, Mapping[str, Any]]) -> Iterator[str]:
+    """What an output's manifest and summary warn of."""
+    manifest, summary = run.get("manifest.json") or {}, run.get("summary.json") or {}
+    mixed = manifest.get("ignored_differences")
+    if mixed:
+        yield f"rows of different configurations are mixed in it (run.on_mismatch=ignore): {'; '.join(map(str, mixed))}"
+    code = summary.get("exit_code")
+    if code not in (None, 0, 3):
+        yield f"the run has not come to its end (exit code {code}); the same command goes on"
+    yield from run_warnings(summary)
 
 
 def run_warnings(summary: Mapping[str, Any]) -> Iterator[str]:

@@ -70,7 +70,7 @@ def make_report(
     if rejudging is not None and rejudging.judges:
         rows = rejudge(rows, {path: run["manifest.json"] for path, run in runs.items()}, rejudging)
     parts = sections(rows, label_map(paths, rows), baseline, seed, metrics)
-    told = notices(parts, {path: run["summary.json"] for path, run in runs.items()})
+    told = notices(parts, runs)
     shown = _write_figures(parts, to)
     records = [record for part in parts for record in part.records]
     for style, suffix in (("markdown", "md"), ("latex", "tex"), ("csv", "csv")):

@@ -151,6 +151,16 @@ def test_unequal_budgets_are_said(tmp_path, no_figures):
     assert any("not a comparison at equal budget" in text and "aisp 16" in text for text in report.notices)
 
 
+def test_runs_that_stopped_or_mixed_configurations_are_said(tmp_path, no_figures):
+    out = write_output(tmp_path / "o", [made_row("aisp", 0, 0)])
+    (out / "summary.json").write_text(json.dumps({"exit_code": 143}))
+    (out / "manifest.json").write_text(json.dumps({"ignored_differences": ["seed: 0 there, 1 now"]}))
+    told = "\n".join(make_report(str(out)).notices)
+    assert "has not come to its end (exit code 143)" in told
+    assert "mixed" in told
+    assert "seed: 0 there, 1 now" in told
+
+
 def test_the_best_so_far_goes_on_after_an_early_end_and_other_traces_stop(tmp_path):
     rows = [made_row("aisp", 0, 0, kappa=3), made_row("aisp", 1, 0, kappa=5)]
     (section,) = measured(write_output(tmp_path / "o", rows))
