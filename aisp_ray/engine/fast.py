@@ -28,7 +28,7 @@ from aisp_ray.engine.prefixes import Prefix, PrefixStore, continued, layouts_of,
 from aisp_ray.engine.reading import Readout, take
 from aisp_ray.engine.replay import teacher_force
 from aisp_ray.engine.rowcache import RowCache
-from aisp_ray.engine.rows import Active
+from aisp_ray.engine.rows import Active, Row
 from aisp_ray.engine.support import require_supported
 from aisp_ray.engine.tile import Body, Tile
 from aisp_ray.loading import locate
@@ -87,6 +87,7 @@ class FastEngine:
         self._active: dict[int, Active] = {}
         self._finished: list[tuple[int, Rollouts | Exception]] = []
         self._phase = self._next_ticket = self._row_steps = self._useful_row_steps = 0
+        self._resumed_tokens = 0
         self._busy_row_steps = self._busy_useful_row_steps = 0  # of steps that left rows waiting
         self.fingerprint = {
             "engine": "fast",
@@ -162,6 +163,7 @@ class FastEngine:
             "prefix_bytes": float(self.store.num_bytes),
             "suffix_bytes": float(sum(tile.cache.num_bytes for tile in self._tiles)),
             "kv_bytes": float(self.store.num_bytes + sum(tile.cache.num_bytes for tile in self._tiles)),
+            "resumed_tokens": float(self._resumed_tokens),
             "mean_updates": float(self.means.updates),
         }
 
@@ -237,6 +239,10 @@ class FastEngine:
         if 0 < self._capacity < len(request.prompt_ids):
             raise ValueError(f"the prompt has {len(request.prompt_ids)} tokens; this engine stacks {self._capacity}")
         active.prefix, active.prefix_hit = self.store.acquire(request.prompt_ids)
+        for row in active.rows:
+            if len(row.forced) > 1:
+                row.resume(*active.prefix.snapshots.find(row.forced[:-1]))
+        self._resumed_tokens += sum(row.resumed for row in active.rows)
         control = request.proposal.control
         if isinstance(control, Feedback):
             active.law = locate(control.target)(device=self.device, dim=self.head.dim, **dict(control.options))
@@ -276,12 +282,18 @@ class FastEngine:
                 take(row, readout, step, slot, self._decode_text)
                 self._useful_row_steps += 1
                 if row.finish is not None:
+                    self._save(tile, slot, row)
                     tile.retire(slot)
                     row.active.num_done += 1
         count = len(readout) * len(tile.rows)
         self._row_steps += count
         self._busy_row_steps += count * waiting
         self._busy_useful_row_steps += (self._useful_row_steps - before) * waiting
+
+    def _save(self, tile: Tile, slot: int, row: Row) -> None:
+        """Keep the row's suffix if its method may continue it. Captured steps have run states past the row's end."""
+        if row.active.may_be_continued and len(row.tokens) > 1 and not (self._capacity and tile.cache.states()):
+            row.active.prefix.snapshots.keep(tile.cache.save_row(slot, row.tokens))
 
     # fewer rows, less memory
 

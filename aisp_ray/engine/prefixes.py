@@ -12,6 +12,8 @@ import torch
 from torch import Tensor
 from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer, LinearAttentionLayer
 
+from aisp_ray.engine.snapshots import Snapshots
+
 
 class UnsupportedModelError(ValueError):
     """This model cannot share a prefix; the text says why. The expanded engine can still run it."""
@@ -43,12 +45,17 @@ class Prefix:
     values: list[Tensor | None]
     starts: list[int]
     hidden: Tensor  # [d] pre-logits at the last prompt token: position 0 needs no forward
-    num_bytes: int
+    own_bytes: int
     users: int = 0
+    snapshots: Snapshots = field(default_factory=Snapshots)  # of rows that went on from here
 
     @property
     def length(self) -> int:
         return len(self.ids)
+
+    @property
+    def num_bytes(self) -> int:
+        return self.own_bytes + self.snapshots.num_bytes
 
 
 @torch.no_grad()
@@ -130,7 +137,6 @@ class PrefixStore:
     limit_bytes: int
     hits: int = 0
     misses: int = 0
-    num_bytes: int = 0
     _held: OrderedDict[tuple[int, ...], Prefix] = field(default_factory=OrderedDict)
 
     def acquire(self, ids: Sequence[int]) -> tuple[Prefix, bool]:
@@ -142,7 +148,6 @@ class PrefixStore:
             self.misses += 1
             prefix = self.read(key)
             self._held[key] = prefix
-            self.num_bytes += prefix.num_bytes
         else:
             self.hits += 1
             self._held.move_to_end(key)
@@ -155,12 +160,15 @@ class PrefixStore:
 
     def trim(self, limit_bytes: int) -> None:
         """Drop unused prefixes, oldest first, until at most `limit_bytes` are held."""
-        if self.num_bytes <= limit_bytes:
-            return
+        held = self.num_bytes
         for key in [key for key, prefix in self._held.items() if prefix.users == 0]:
-            self.num_bytes -= self._held.pop(key).num_bytes
-            if self.num_bytes <= limit_bytes:
+            if held <= limit_bytes:
                 return
+            held -= self._held.pop(key).num_bytes
+
+    @property
+    def num_bytes(self) -> int:
+        return sum(prefix.num_bytes for prefix in self._held.values())
 
     def __len__(self) -> int:
         return len(self._held)

@@ -11,6 +11,7 @@ from transformers.cache_utils import Cache, CacheLayerMixin, LinearAttentionLaye
 
 from aisp_ray.engine.prefixes import LayerLayout, Prefix, states_of
 from aisp_ray.engine.prefixparts import HIDDEN, LoopedPrefixes, PrefixPart, StackedPrefixes, window_mask
+from aisp_ray.engine.snapshots import Snapshot
 
 BLOCK = 128  # suffix positions of one product
 
@@ -149,12 +150,31 @@ class RowCache(Cache):
             self._memo[name] = mask[:, None, None, :]
         return self._memo[name]
 
-    def start_row(self, row: int, prefix: Prefix) -> None:
-        """Give a row the prefix's states. Its suffix is empty: old keys lie beyond its position and are masked."""
-        for mine, theirs in zip(self.layers, prefix.cache.layers, strict=True):
-            if isinstance(mine, StateLayer):
-                for state, source in zip(states_of(mine), states_of(theirs), strict=True):
-                    state[row].copy_(source[0])
+    def start_row(self, row: int, prefix: Prefix, snapshot: Snapshot | None = None, count: int = 0) -> None:
+        """Give a row the prefix's states, or a snapshot's suffix over `count` tokens. Older keys of the slot lie beyond
+        the row's position and are masked."""
+        self.step[row] = count
+        states = [
+            s for layer in prefix.cache.layers if isinstance(layer, LinearAttentionLayer) for s in states_of(layer)
+        ]
+        sources = [state[0] for state in states] if snapshot is None else snapshot.states
+        for mine, source in zip(self.states(), sources, strict=True):
+            mine[row].copy_(source)
+        if snapshot is not None:
+            for layer, keys, values in zip(self.layers, snapshot.keys, snapshot.values, strict=True):
+                for block in range(0 if keys is None else -(-count // self.block)):
+                    start, end = block * self.block, min((block + 1) * self.block, count)
+                    layer.key_blocks[block, row, :, : end - start].copy_(keys[:, start:end])
+                    layer.value_blocks[block, row, :, : end - start].copy_(values[:, start:end])
+
+    def save_row(self, row: int, tokens: Sequence[int]) -> Snapshot:
+        """A copy of the row's suffix over all tokens but the last, which no forward has read."""
+        kept = len(tokens) - 1
+        over = lambda blocks: blocks[:, row].transpose(0, 1).flatten(1, 2)[:, :kept].clone()  # noqa: E731
+        suffixes = [layer if isinstance(layer, SuffixLayer) else None for layer in self.layers]
+        keys = tuple(None if layer is None else over(layer.key_blocks) for layer in suffixes)
+        values = tuple(None if layer is None else over(layer.value_blocks) for layer in suffixes)
+        return Snapshot(tuple(tokens), kept, keys, values, tuple(state[row].clone() for state in self.states()))
 
     def copy_row(self, row: int, other: RowCache, source: int) -> None:
         """Take over a row of another tile, bit for bit."""

@@ -13,6 +13,7 @@ from torch import Tensor
 from aisp_ray.controls import Feedback, OpenLoop
 from aisp_ray.engine.base import RolloutRequest
 from aisp_ray.engine.prefixes import Prefix
+from aisp_ray.engine.snapshots import Snapshot
 from aisp_ray.types import Rollout, Rollouts
 
 
@@ -30,6 +31,18 @@ class Row:
     first_logit: float = math.nan
     prelogits: list[np.ndarray] = field(default_factory=list)
     checked: int = 0  # tokens whose text was searched for stop strings
+    snapshot: Snapshot | None = None  # what it starts with, over its first `resumed` tokens
+    resumed: int = 0
+
+    def resume(self, snapshot: Snapshot | None, count: int) -> None:
+        """Start behind the first `count` given tokens, whose keys and values are at hand."""
+        self.snapshot, self.resumed = snapshot, count
+        self.tokens = list(self.forced[:count])
+
+    @property
+    def is_new(self) -> bool:
+        """Whether it has not been stepped since it was put into a slot."""
+        return len(self.tokens) == self.resumed
 
     @property
     def step(self) -> int:
@@ -38,7 +51,7 @@ class Row:
 
     def reset(self) -> None:
         """Back to the queue, as if never started. Everything about a row is named, so it ends as it would have."""
-        self.tokens, self.terms, self.prelogits = [], [], []
+        self.tokens, self.terms, self.prelogits = list(self.forced[: self.resumed]), [], []
         self.finish, self.checked, self.first_logit = None, 0, math.nan
 
     def cut(self, num_tokens: int) -> None:
@@ -102,6 +115,11 @@ class Active:
     @property
     def feeds_back(self) -> bool:
         return isinstance(self.request.proposal.control, Feedback)
+
+    @property
+    def may_be_continued(self) -> bool:
+        """Whether its rows are worth a snapshot: the method builds responses piece by piece."""
+        return self.request.proposal.prefixes is not None or self.request.proposal.sampling.branch_first
 
     @property
     def wants_base(self) -> bool:

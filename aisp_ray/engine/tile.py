@@ -147,8 +147,7 @@ class Tile:
         self.rows[slot] = row
         self.hidden[slot].copy_(prefix.hidden)
         self.base_length[slot] = prefix.length
-        self.cache.step[slot] = 0
-        self.cache.start_row(slot, prefix)
+        self.cache.start_row(slot, prefix, row.snapshot, row.resumed)
         left = self.ring - phase
         active = row.active
         self.control[phase:, slot].zero_()
@@ -177,7 +176,7 @@ class Tile:
 
     def refresh(self) -> None:
         """Draw the next S steps of every row. Called when the phase is back at 0."""
-        old = [(slot, row) for slot, row in self.live if row.step > 0]  # a new row brings its first draw
+        old = [(slot, row) for slot, row in self.live if not row.is_new]  # a new row brings its first draw
         rows = [(slot, row) for slot, row in old if row.active.draws_control]
         self.control[:, [slot for slot, _ in old]] = 0.0
         self.control_sums[:, [slot for slot, _ in old]] = 0.0

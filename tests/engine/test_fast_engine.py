@@ -7,7 +7,7 @@ import math
 import numpy as np
 import pytest
 import torch
-from tiny_models import VOCABULARY, drive, prompt, request, tiny
+from tiny_models import VOCABULARY, bits, drive, prompt, request, tiny
 
 from aisp_ray.controls import Feedback, OpenLoop, WeightEntry, WeightLog
 from aisp_ray.engine.base import StopRules
@@ -135,6 +135,31 @@ def test_a_continued_row_is_the_row_it_continues() -> None:
     for i, (a, b) in enumerate(zip(whole.items, rest.items, strict=True)):
         assert a.token_ids == b.token_ids
         assert np.array_equal(a.prelogits[2 * i :], b.prelogits)
+
+
+@pytest.mark.parametrize("name", ["llama", "gemma3", "lfm2"])
+def test_a_search_token_by_token_decodes_each_token_once(name: str) -> None:
+    """Greedy expansion as ARGS does it: continue the best prefix by one of its likely next tokens."""
+    model = tiny(name)
+    kept, fresh = (FastEngine(model, 8, max_new_tokens=10, tile=8) for _ in range(2))
+    fresh._save = lambda *_: None
+    prefix: tuple[int, ...] = ()
+    for length in range(1, 9):
+        asked = request(
+            n=4,
+            tokens=length,
+            sampling=Sampling(branch_first=True),
+            prefixes=(prefix,) * 4,
+            want=frozenset({"logprob"}),
+        )
+        (found,), (again,) = drive(kept, [asked]), drive(fresh, [asked])
+        assert bits(found) == bits(again)
+        assert [item.first_logit for item in found.items] == [item.first_logit for item in again.items]
+        prefix = found.items[length % 4].token_ids
+    assert kept.stats()["useful_row_steps"] < 4 * 2 * 8
+    assert fresh.stats()["useful_row_steps"] == 4 * sum(range(1, 9))
+    (plain,) = drive(PlainEngine(model), [asked])
+    same(plain, found)
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
