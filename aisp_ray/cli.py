@@ -17,6 +17,7 @@ import yaml
 
 from aisp_ray import __version__, config
 from aisp_ray.config import Composed, ConfigError
+from aisp_ray.methods.base import check_budgets, fit_budgets, read_budget
 from aisp_ray.plan import Plan, RunSettings
 from aisp_ray.types import Placement
 
@@ -39,7 +40,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             print(yaml.safe_dump(composed.tree(), sort_keys=False), end="")
             return 0
         plan = make_plan(composed)
-        problems = check(plan, bool(composed.top["allow_unequal_budgets"]))
+        problems = check(plan, bool(composed.top["allow_unequal_budgets"]), composed.top["budget"])
         if problems:
             raise ConfigError("\n".join(problems))
         plan = pin(plan)
@@ -101,6 +102,7 @@ def make_plan(composed: Composed) -> Plan:
     (data,), (run,) = built["data"].values(), built["run"].values()
     if not isinstance(run, RunSettings):
         raise ConfigError(f"run: {type(run).__name__} is not a RunSettings")
+    built["method"] = fitted(built["method"], top["budget"], policy)
     parts = {"policy": policy, "reward": reward, "data": data}
     deciding = {
         "version": __version__,
@@ -146,18 +148,28 @@ def _jsonable(value: Any) -> Any:
     return value if value is None or isinstance(value, bool | int | float | str) else str(value)
 
 
-def check(plan: Plan, allow_unequal: bool) -> list[str]:
+def check(plan: Plan, allow_unequal: bool, budget: Any = None) -> list[str]:
     """What is wrong with the plan and can be said before anything loads, a sentence each."""
     found = [*plan.policy.check(), *plan.reward.check(), *plan.data.check()]
     for part in (*plan.judges.values(), *plan.methods.values()):
         found += part.check() if hasattr(part, "check") else []
-    budgets = {name: method.num_samples for name, method in plan.methods.items()}
-    if len(set(budgets.values())) > 1 and not allow_unequal:
-        listed = ", ".join(f"{name} {count}" for name, count in budgets.items())
-        found.append(
-            f"the methods draw different numbers of samples ({listed}); equal them or allow_unequal_budgets=true"
-        )
+    unit = "samples" if budget is None else read_budget(budget)[0]
+    unequal = check_budgets(plan.methods, unit, most_new_tokens(plan.policy))
+    if unequal and not allow_unequal:
+        found.append(f"{unequal}; set them equal with budget=256, or allow_unequal_budgets=true")
     return found
+
+
+def fitted(methods: Mapping[str, Any], budget: Any, policy: Any) -> dict[str, Any]:
+    """The methods at the budget that the command line gives, if it does."""
+    try:
+        return fit_budgets(methods, budget, most_new_tokens(policy))
+    except ValueError as error:
+        raise ConfigError(str(error)) from error
+
+
+def most_new_tokens(policy: Any) -> int:
+    return int(getattr(policy, "max_new_tokens", None) or 128)
 
 
 def pin(plan: Plan) -> Plan:

@@ -67,7 +67,7 @@ def test_texts_are_taken_as_typed():
         (["policy=[demo,hf]"], ["policy"]),
         (["method=aisp", "method.best_of_n.n=4"], ["not among the chosen"]),
         (["method=aisp", "method.aisp.alpha=2"], ["alpha is 2"]),
-        (["method=[aisp,best_of_n]", "method.aisp.n=4"], ["different numbers of samples", "allow_unequal_budgets"]),
+        (["method=[aisp,best_of_n]", "method.aisp.n=4"], ["unequal budgets in samples", "allow_unequal_budgets"]),
         (["experiment=nothing"], ["experiment"]),
         (["limit=0"], ["limit"]),
         (["policy.model=/no/such/folder"], ["config.json"]),

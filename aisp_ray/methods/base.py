@@ -126,20 +126,31 @@ def fit_budget(method: Method, unit: str, amount: int, max_new_tokens: int = 128
     return dataclasses.replace(method, kappa=amount // one_round)  # type: ignore[type-var]
 
 
-def fit_budgets(methods: Mapping[str, Any], budget: Mapping[str, Any] | None, max_new_tokens: int) -> dict[str, Any]:
-    """Every method at one cost a prompt, `{unit: amount}` as in `budget={samples: 256}`; None leaves them as they are.
+def read_budget(budget: Any) -> tuple[str, int]:
+    """(unit, amount) of `256` (samples), `samples:256`, `reward_calls:256` or `generated_tokens:16384`.
 
     Raises:
-        ValueError: the budget is not one unit with a whole number above 0, or a method cannot meet it (named).
+        ValueError: it is written otherwise.
+    """
+    unit, _, amount = budget.partition(":") if isinstance(budget, str) else ("samples", "", budget)
+    given = f"budget is {budget!r}"
+    require(
+        unit in BUDGET_UNITS, f"{given}; write budget=256 (samples) or {' or '.join(BUDGET_UNITS)} as in samples:256"
+    )
+    whole = amount.strip().isdecimal() if isinstance(amount, str) else type(amount) is int
+    require(whole and int(amount) > 0, f"{given}; the amount is a whole number above 0")
+    return unit, int(amount)
+
+
+def fit_budgets(methods: Mapping[str, Any], budget: Any, max_new_tokens: int) -> dict[str, Any]:
+    """Every method at one cost a prompt, written as `read_budget` reads it; None leaves them as they are.
+
+    Raises:
+        ValueError: the budget cannot be read, or a method cannot meet it (named).
     """
     if budget is None:
         return dict(methods)
-    allowed = f"write budget={{samples: 256}}, or {' or '.join(BUDGET_UNITS[1:])} in place of samples"
-    require(isinstance(budget, Mapping) and len(budget) == 1, f"budget is {budget!r}; {allowed}")
-    ((unit, amount),) = budget.items()
-    require(unit in BUDGET_UNITS, f"budget unit is {unit!r}; {allowed}")
-    whole = isinstance(amount, int) and not isinstance(amount, bool) and amount > 0
-    require(whole, f"budget is {amount!r} {unit}; give a whole number above 0")
+    unit, amount = read_budget(budget)
     fitted = {}
     for name, method in methods.items():
         try:

@@ -38,9 +38,10 @@ def test_a_budget_that_cannot_be_met_is_refused():
         check_budgets({}, "dollars")
 
 
-def test_one_budget_for_all_methods():
+@pytest.mark.parametrize("budget", [64, "samples:64", "reward_calls:64", "generated_tokens:4096"])
+def test_one_budget_for_all_methods(budget):
     methods = {"aisp": Aisp(), "best_of_n": BestOfN(n=32)}
-    fitted = fit_budgets(methods, {"samples": 64}, 64)
+    fitted = fit_budgets(methods, budget, 64)
     assert {name: method.kappa for name, method in fitted.items()} == {"aisp": 4, "best_of_n": 2}
     assert fit_budgets(methods, None, 64) == methods
 
@@ -48,10 +49,12 @@ def test_one_budget_for_all_methods():
 @pytest.mark.parametrize(
     ("budget", "words"),
     [
-        (64, "write budget={samples: 256}"),
-        ({"dollars": 64}, "'dollars'"),
-        ({"samples": 1.5}, "whole number"),
-        ({"samples": 40}, "method.aisp: a budget of 40 samples is no multiple"),
+        ("64", "write budget=256"),
+        ("dollars:64", "dollars:64"),
+        ("samples:1.5", "whole number"),
+        (0, "above 0"),
+        ([64], "whole number"),
+        (40, "method.aisp: a budget of 40 samples is no multiple"),
     ],
 )
 def test_a_wrong_budget_says_what_to_write(budget, words):
