@@ -42,6 +42,7 @@ def _raise(error: Exception) -> None:
 _FAULTS = {
     "crash": lambda: os._exit(1),
     "hang": lambda: time.sleep(1e6),
+    "nap": lambda: time.sleep(10),
     "data": lambda: _raise(DataError("this row is at fault")),
     "bug": lambda: _raise(RuntimeError("a bug")),
     "cuda": lambda: _raise(RuntimeError("CUDA error: device-side assert triggered")),
@@ -58,7 +59,7 @@ class SleepPolicy(PolicySpec):
     tokens: tuple[int, int] = (1, 8)  # fewest and most tokens of a response
     load_seconds: float = 0.0  # seconds of loading
     load_error: str = ""  # loading fails with this text
-    faults: dict[str, str] = field(default_factory=dict)  # end of a prompt id -> crash, hang, data, bug, cuda, service
+    faults: dict[str, str] = field(default_factory=dict)  # end of a prompt id -> crash, hang, nap, data, bug, cuda, service
     marks: str | None = None  # folder that remembers which -once faults happened
 
     def load(self, device: str) -> LoadedSleepPolicy:

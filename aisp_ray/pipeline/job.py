@@ -280,12 +280,12 @@ class Job:
     # ------------------------------------------------------------ parts
 
     def _choose_in_flight(self, actors: int) -> int:
-        """Enough searches to fill every policy slot twice, so that scoring overlaps generation."""
+        """Enough searches to fill every policy slot three times: one share is drawn while the others are scored."""
         slots = getattr(self.plan.policy, "slots", None)
         if not slots:
             return actors * _PER_ACTOR
         draws = min(max(1, method.num_samples // method.num_iterations) for method in self.plan.methods.values())
-        return actors * max(2, math.ceil(2 * slots / draws))
+        return actors * max(4, math.ceil(3 * slots / draws))
 
     def _make_pools(self, most: dict[str, int]) -> dict[str, Pool]:
         specs = {"policy": self.plan.policy, "reward": self.plan.reward, **self.plan.judges}

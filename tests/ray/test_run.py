@@ -1,6 +1,10 @@
 """Runs from prompts to Parquet with models that sleep."""
 
 import json
+import re
+import time
+import urllib.request
+from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -11,6 +15,9 @@ from aisp_ray.pipeline import run
 from aisp_ray.results import PARTICLE_SCHEMA, ROW_SCHEMA
 
 pytestmark = pytest.mark.ray
+
+DOCS = Path(__file__).parent.parent.parent / "docs" / "cluster.md"
+WHEN_BROKEN = {"ray_aisp_retries_total", "ray_aisp_replicas_ended_total"}  # not there while nothing has failed
 
 
 @pytest.fixture
@@ -120,3 +127,26 @@ def test_everybody_reads_the_rows(settings):
     assert loaded.num_rows == 18
     assert sorted(loaded.column_names) == sorted(ROW_SCHEMA.names)
     assert pa.types.is_list(pq.read_schema(f"{folder}/part-aisp-00000000.parquet").field("ess").type)
+
+
+def test_prometheus_sees_the_documented_names(settings):
+    import ray
+
+    assert run(make_plan({**settings, "limit": 4})) == 0
+    port = next(node["MetricsExportPort"] for node in ray.nodes() if node["Alive"])
+    documented = set(re.findall(r"`(ray_aisp_\w+)`", DOCS.read_text(encoding="utf-8")))
+    deadline, missing = time.monotonic() + 30, documented
+    while missing and time.monotonic() < deadline:
+        time.sleep(0.5)
+        with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=10) as reply:
+            text = reply.read().decode()
+        missing = {name for name in documented if not re.search(rf"^{name}(_bucket)?{{", text, re.M)} - WHEN_BROKEN
+    assert not missing
+    assert re.search(r'ray_aisp_rows_total{[^}]*method="aisp"[^}]*status="ok"[^}]*} \d+', text)
+
+
+def test_json_logs_name_prompt_and_iteration(settings, capsys):
+    assert run(make_plan({**settings, "limit": 2, "run": {**settings["run"], "json_logs": True}})) == 0
+    records = [json.loads(line) for line in capsys.readouterr().err.splitlines() if line.startswith("{")]
+    told = {(r["prompt_id"], r["method"], r["iteration"]) for r in records if r["message"] == "iteration told"}
+    assert told == {(f"fake/train/{i:08d}", m, k) for i in range(2) for m in ("aisp", "best_of_n") for k in range(4)}

@@ -1,0 +1,61 @@
+"""A Ray head of its own for tests that need the real thing: job submission, autoscaling."""
+
+import os
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import psutil
+
+RAY = str(Path(sys.executable).with_name("ray"))
+
+
+def free_port():
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+class Head:
+    """A `ray start --head` with its own ports and folder; ended by its own processes' ids, never by `ray stop`."""
+
+    def __init__(self, folder, options=(), env=None):
+        self.folder = folder
+        self.port = free_port()
+        self.dashboard = free_port()
+        self.env = {**os.environ, "RAY_AUTH_MODE": "disabled", "RAY_USAGE_STATS_ENABLED": "0"}
+        self.env["RAY_API_SERVER_ADDRESS"] = f"http://127.0.0.1:{self.dashboard}"
+        self.env["PATH"] = f"{Path(sys.executable).parent}:{self.env['PATH']}"  # whose python an entrypoint runs
+        self.env.pop("RAY_ADDRESS", None)
+        ports = {"--port": self.port, "--dashboard-port": self.dashboard, "--dashboard-agent-listen-port": free_port()}
+        ports |= {"--ray-client-server-port": free_port()}
+        self.env |= env or {}
+        command = [RAY, "start", "--head", "--block", *options, f"--temp-dir={folder}", "--dashboard-host=127.0.0.1"]
+        command += ["--disable-usage-stats", "--object-store-memory=100000000", *(f"{k}={v}" for k, v in ports.items())]
+        self.log = open(f"{folder}.log", "w")  # noqa: SIM115
+        self.process = subprocess.Popen(command, env=self.env, stdout=self.log, stderr=subprocess.STDOUT)
+
+    def wait(self, seconds=90):
+        deadline = time.monotonic() + seconds
+        while time.monotonic() < deadline:
+            if self.ray("job", "list", check=False).returncode == 0:
+                return
+            time.sleep(1)
+        raise AssertionError(Path(f"{self.folder}.log").read_text())
+
+    def ray(self, *words, check=True, **more):
+        done = subprocess.run([RAY, *words], env=self.env, capture_output=True, text=True, timeout=200, **more)
+        assert not check or done.returncode == 0, done.stdout + done.stderr
+        return done
+
+    def stop(self):
+        family = [self.process, *psutil.Process(self.process.pid).children(recursive=True)]
+        for member in family:
+            try:
+                member.kill()
+            except psutil.NoSuchProcess:
+                continue
+        self.process.wait()
+        self.log.close()
