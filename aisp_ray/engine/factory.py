@@ -40,7 +40,7 @@ def build_engine(
         try:
             engine = FastEngine(model, slots, decode, max_new_tokens)
             if verify:
-                verify_engine(model)
+                verify_engine(model, engine)
             return engine
         except UnsupportedModelError as error:
             log.warning("%s runs on expanded caches, slower: %s", type(model).__name__, error)

@@ -86,9 +86,8 @@ class FastEngine:
         self._queue: deque[Active] = deque()
         self._active: dict[int, Active] = {}
         self._finished: list[tuple[int, Rollouts | Exception]] = []
-        self._phase = self._next_ticket = self._row_steps = self._useful_row_steps = 0
-        self._resumed_tokens = 0
-        self._busy_row_steps = self._busy_useful_row_steps = 0  # of steps that left rows waiting
+        self._phase = self._next_ticket = 0
+        self.forget()
         self.fingerprint = {
             "engine": "fast",
             "dtype": str(self.head.dtype),
@@ -100,6 +99,18 @@ class FastEngine:
             "torch": torch.__version__,
             "transformers": transformers.__version__,
         }
+
+    @property
+    def longest_prompt(self) -> int | None:
+        """Tokens of the longest prompt it takes; None: any length."""
+        return self._capacity or None
+
+    def forget(self) -> None:
+        """Drop the prompts that are not in use, and count from 0 again."""
+        self.store.trim(0)
+        self.store.hits = self.store.misses = self.means.updates = 0
+        self._row_steps = self._useful_row_steps = self._resumed_tokens = 0
+        self._busy_row_steps = self._busy_useful_row_steps = 0  # of steps that left rows waiting
 
     @property
     def num_pending(self) -> int:

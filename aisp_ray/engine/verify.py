@@ -24,16 +24,17 @@ _TOKENS = 6
 TOLERANCE = {torch.float32: 2e-3, torch.float16: 5e-2, torch.bfloat16: 2.5e-1}
 
 
-def verify_engine(model: Any) -> float:
+def verify_engine(model: Any, engine: FastEngine | None = None) -> float:
     """Decode a few perturbed tokens of two prompts, one of which crosses the model's smallest window.
 
+    engine: the one that is to be used, left as if new; None builds a small one.
     Returns the largest difference found, relative to the size of the pre-logits.
 
     Raises:
         UnsupportedModelError: they differ by more than rounding, or the model fails on the engine's cache.
     """
     try:
-        worst, allowed = _largest_difference(model)
+        worst, allowed = _largest_difference(model, engine or FastEngine(model, 4, max_new_tokens=_TOKENS, tile=4))
     except (UnsupportedModelError, torch.OutOfMemoryError):
         raise
     except Exception as error:  # a model may fail in any way on a cache it was not written for
@@ -46,11 +47,11 @@ def verify_engine(model: Any) -> float:
 
 
 @torch.no_grad()
-def _largest_difference(model: Any) -> tuple[float, float]:
+def _largest_difference(model: Any, engine: FastEngine) -> tuple[float, float]:
     """(largest relative difference of pre-logits, what is allowed)."""
-    engine = FastEngine(model, 4, max_new_tokens=_TOKENS, tile=4, prefix_bytes=1 << 30)
     windows = [layout.window for layout in engine._layouts if layout is not None and layout.window]
     limit = getattr(model.config.get_text_config(decoder=True), "max_position_embeddings", 1 << 20) - _TOKENS
+    limit = min(limit, engine.longest_prompt or limit)
     vocabulary = engine.head.weight.shape[0]
     lengths = [5, 9]
     if windows and min(windows) <= _LONGEST_WINDOW:
@@ -61,6 +62,7 @@ def _largest_difference(model: Any) -> tuple[float, float]:
             ids = [*prompt(length, vocabulary), *item.token_ids[:-1]]
             own = _eager(model, ids)[length - 1 :]
             worst = max(worst, float(np.abs(own - item.prelogits).max() / np.sqrt(np.square(own).mean())))
+    engine.forget()
     return worst, TOLERANCE[engine.head.dtype]
 
 
@@ -70,10 +72,10 @@ def prompt(length: int, vocabulary: int) -> list[int]:
 
 
 def _decode(engine: FastEngine, lengths: list[int], vocabulary: int) -> list[tuple[int, Rollouts]]:
-    tickets = {}
+    tickets, tokens = {}, min(_TOKENS, engine.max_new_tokens)
     for length in lengths:
-        proposal = Proposal(0, 2, OpenLoop(horizon=_TOKENS, sigma=1.0), want=frozenset({"prelogits"}))
-        request = RolloutRequest(tuple(prompt(length, vocabulary)), length, proposal, _TOKENS, StopRules())
+        proposal = Proposal(0, 2, OpenLoop(horizon=tokens, sigma=1.0), want=frozenset({"prelogits"}))
+        request = RolloutRequest(tuple(prompt(length, vocabulary)), length, proposal, tokens, StopRules())
         tickets[engine.submit(request)] = length
     found = []
     while engine.num_pending:
