@@ -142,6 +142,7 @@ def make_plan(command: Command) -> TunePlan:
         data=data,
         heldout=heldout,
         run=settings,
+        local=config.convert(top["local"], bool, "local"),
         seed=seed,
         out=out if "://" in out or "RAY_JOB_ID" in os.environ else str(Path(out).expanduser().resolve()),
         search=search,

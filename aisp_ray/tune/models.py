@@ -1,19 +1,41 @@
-"""The actor pools that all trials of a search share: a model is loaded once, however many trials there are."""
+"""The models that all trials of a search share: loaded once, as actor pools or in this process."""
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
 import math
+import os
 from collections.abc import AsyncIterator, Mapping
 
-from aisp_ray.cluster.models import RemotePolicy, RemoteReward, make_pool
 from aisp_ray.driver import Driver
 from aisp_ray.tune.plan import TunePlan
 from aisp_ray.types import Placement
 
 _PER_ACTOR = 8  # searches in flight per policy actor where its slots are not known
 _MOST_CALLS = 512  # threads of one actor
+_QUIET = {
+    "HF_HUB_DISABLE_PROGRESS_BARS": "1",
+    "TOKENIZERS_PARALLELISM": "false",
+    "TQDM_DISABLE": "1",
+    "TRANSFORMERS_VERBOSITY": "error",
+}
+
+
+@contextlib.asynccontextmanager
+async def local_driver(plan: TunePlan) -> AsyncIterator[Driver]:
+    """A driver over models in this process, one device each, without Ray."""
+    for name, value in _QUIET.items():
+        os.environ.setdefault(name, value)  # before a model library is imported
+    from aisp_ray.local import LocalPolicy, LocalReward
+
+    def device(spec: Placement) -> str:
+        return "cuda" if spec.num_gpus > 0 else "cpu"
+
+    policy = LocalPolicy(plan.policy, device(plan.policy))
+    reward = LocalReward(plan.reward, device(plan.reward))
+    judges = {name: LocalReward(spec, device(spec)) for name, spec in plan.judges.items()}
+    yield Driver(policy, reward, judges, plan.seed, choose_in_flight(plan, 1))
 
 
 def asks_of(plan: TunePlan) -> Mapping[str, Placement]:
@@ -33,7 +55,9 @@ def choose_in_flight(plan: TunePlan, actors: int) -> int:
 
 @contextlib.asynccontextmanager
 async def shared_driver(plan: TunePlan, most: Mapping[str, int]) -> AsyncIterator[Driver]:
-    """A driver over pools that are ready. most: how many actors each pool may have."""
+    """A driver over actor pools that are ready. most: how many actors each pool may have."""
+    from aisp_ray.cluster.models import RemotePolicy, RemoteReward, make_pool
+
     in_flight = choose_in_flight(plan, most["policy"])
     pools = {
         name: make_pool(

@@ -23,6 +23,7 @@ class TunePlan:
     data: Any  # data.base.DataSpec: tuning prompts
     heldout: Any  # data.base.DataSpec; None: the prompts of data after the tuning prompts
     run: RunSettings
+    local: bool  # models in this process instead of Ray actors
     seed: int
     out: str
     search: str  # tpe | random | grid | one_at_a_time

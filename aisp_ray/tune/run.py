@@ -36,15 +36,30 @@ OK, FAILED, REFUSED, SOME_ERRORS, RETRY, INTERRUPTED, TERMINATED = 0, 1, 2, 3, 7
 
 
 def run(plan: TunePlan) -> int:
-    """Carry out the plan; returns the exit code. Joins a Ray session that is open here, else opens and closes one."""
-    from aisp_ray.cluster.placement import find_problems, most_actors
-    from aisp_ray.cluster.session import connect, nodes_now, quiet_data
+    """Carry out the plan; returns the exit code."""
     from aisp_ray.pipeline.run import check_output
-    from aisp_ray.tune.models import asks_of, shared_driver
+    from aisp_ray.tune.models import local_driver
 
     problems = check_output(plan)
     if problems:
         return refuse(problems)
+    screen = Screen(every=plan.run.progress_seconds, as_json=plan.run.json_logs)
+    try:
+        prompts = read_prompts(plan, screen)
+        study = Study(plan, Output(plan.out), screen)
+        if plan.local:
+            return study.run(lambda: local_driver(plan), *prompts)
+        return run_on_ray(plan, study, prompts)
+    except (MixedError, config.ConfigError) as error:
+        return refuse([str(error)])
+
+
+def run_on_ray(plan: TunePlan, study: Study, prompts: tuple[list[Prompt], list[Prompt]]) -> int:
+    """Joins a Ray session that is open here, else opens and closes one."""
+    from aisp_ray.cluster.placement import find_problems, most_actors
+    from aisp_ray.cluster.session import connect, nodes_now
+    from aisp_ray.tune.models import asks_of, shared_driver
+
     opened = connect(plan.run.address, asks_of(plan), plan.run.json_logs)
     import ray
 
@@ -53,14 +68,8 @@ def run(plan: TunePlan) -> int:
         problems = find_problems(asks_of(plan), nodes)
         if problems:
             return refuse(problems)
-        quiet_data()
         most = most_actors(asks_of(plan), sum(node.num_cpus * node.copies for node in nodes))
-        screen = Screen(every=plan.run.progress_seconds, as_json=plan.run.json_logs)
-        prompts = read_prompts(plan, screen)
-        study = Study(plan, Output(plan.out), screen)
         return study.run(lambda: shared_driver(plan, most), *prompts)
-    except (MixedError, config.ConfigError) as error:
-        return refuse([str(error)])
     finally:
         if opened:
             ray.shutdown()
@@ -78,10 +87,10 @@ def read_prompts(plan: TunePlan, screen: Screen) -> tuple[list[Prompt], list[Pro
     Raises:
         ConfigError: nothing is left of one of them.
     """
-    from aisp_ray.data.stream import stream_prompts
+    from aisp_ray.data.stream import rows_locally  # a few hundred prompts at most: no need of Ray Data
 
     def usable(spec: Any, limit: int) -> list[Prompt]:
-        found = list(stream_prompts(spec, limit))
+        found = list(rows_locally(spec, limit))
         kept = [prompt for prompt in found if prompt.error is None]
         if len(kept) < len(found):
             screen.say(f"{len(found) - len(kept)} prompts of {spec.dataset} cannot be used and are left out")
