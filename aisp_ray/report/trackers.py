@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 class Mlflow:
     """Settings of MLflow (pip install mlflow)."""
 
-    uri: str | None = None  # tracking server or file:///folder; null takes MLFLOW_TRACKING_URI
+    uri: str | None = None  # server or database, e.g. http://host:5000, sqlite:///mlflow.db; null: MLFLOW_TRACKING_URI
     experiment: str = "aisp-ray"  # name of the experiment
     run_name: str | None = None  # null: the name of the report's folder
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import math
+import re
 import statistics
 from pathlib import Path
 
@@ -73,12 +74,14 @@ def judge(name: str):
     return value
 
 
-def diversity(row: dict) -> float:
-    import re
+def tokens(row: dict) -> list[str]:
+    return re.findall(r"\w+(?:['’\-]\w+)*|[^\w\s]", row["response"])
 
-    tokens = re.findall(r"\w+(?:['’\-]\w+)*|[^\w\s]", row["response"])
-    grams = [[tuple(tokens[i : i + n]) for i in range(len(tokens) - n + 1)] for n in (2, 3, 4)]
-    return math.prod(len(set(g)) / len(g) for g in grams)
+
+def diversity(row: dict, more: int = 0) -> float:
+    own = tokens(row)
+    grams = [[tuple(own[i : i + n]) for i in range(len(own) - n + 1)] for n in (2, 3, 4)]
+    return math.prod(len(set(g)) / (len(g) + more) for g in grams)
 
 
 @pytest.mark.parametrize("method", METHODS)
@@ -88,6 +91,8 @@ def test_means_and_intervals_are_those_of_plain_loops(method, plain, table):
         "judge_second_opinion": judge("second_opinion"),
         "judge_gold": judge("gold"),
         "diversity": diversity,
+        "diversity_plus_one": lambda row: diversity(row, 1),
+        "words": lambda row: len(tokens(row)),
     }.items():
         values = list(per_prompt(plain, method, value).values())
         row = table[method]
@@ -99,21 +104,30 @@ def test_means_and_intervals_are_those_of_plain_loops(method, plain, table):
 
 
 @pytest.mark.parametrize("method", METHODS[1:])
-def test_differences_pair_prompts_and_seeds_that_both_have(method, plain, table):
-    rewards = {(r["method"], r["prompt_id"], r["seed"]): r["reward"] for r in plain if r["status"] == "ok"}
+@pytest.mark.parametrize("prefix", ["", "judge_second_opinion_", "judge_gold_"])
+def test_differences_pair_prompts_and_seeds_that_both_have(method, prefix, plain, table):
+    value = judge(prefix[len("judge_") : -1]) if prefix else lambda row: row["reward"]
+    worked = [(row, value(row)) for row in plain if row["status"] == "ok"]
+    rewards = {
+        (row["method"], row["prompt_id"], row["seed"]): number
+        for row, number in worked
+        if number is not None and not math.isnan(number)
+    }
     pairs: dict[str, list[float]] = {}
     for (name, prompt, seed), reward in rewards.items():
         if name == method and ("best_of_n", prompt, seed) in rewards:
             pairs.setdefault(prompt, []).append(reward - rewards["best_of_n", prompt, seed])
     differences = [statistics.fmean(pairs[prompt]) for prompt in sorted(pairs)]
-    row = table[method]
+    row = {name.removeprefix(prefix): cell for name, cell in table[method].items() if name.startswith(prefix)}
     assert float(row["difference"]) == pytest.approx(statistics.fmean(differences))
     low, high = interval(differences)
     assert float(row["difference_low"]) == pytest.approx(low)
     assert float(row["difference_high"]) == pytest.approx(high)
     counts = [sum(d > 0 for d in differences), sum(d == 0 for d in differences), sum(d < 0 for d in differences)]
     assert [int(row[name]) for name in ("wins", "ties", "losses")] == counts
-    assert sum(counts) == (29 if method == "noise_only" else 30)
+    assert sum(counts) == int(row["difference_count"])
+    assert sum(counts) == (29 if method == "noise_only" else 30) - (3 if prefix == "judge_gold_" else 0)
+    assert float(row["win_rate"]) == pytest.approx((counts[0] + counts[1] / 2) / sum(counts))
 
 
 @pytest.mark.parametrize("method", METHODS)

@@ -13,6 +13,7 @@ import pytest
 from made_rows import made_error, made_row, write_output
 
 from aisp_ray.report.figures import DRAWINGS, sensitivity
+from aisp_ray.report.formats import with_intervals
 from aisp_ray.report.measure import sections
 from aisp_ray.report.page import payload
 from aisp_ray.report.rows import label_map, read_rows
@@ -69,6 +70,8 @@ def test_the_page_holds_rows_configuration_and_warnings_and_asks_for_nothing(rep
     assert "1 of 13 rows are errors; the first: the prompt is empty" in page
     assert "torch: 2.x" in page
     assert "currentColor" in page
+    for record, cell in zip(report.records, with_intervals([r.reward for r in report.records]), strict=True):
+        assert re.search(rf"{record.method}</td><td>[^<]*</td><td>{cell}</td>", page)
     assert not re.findall(r'(?:src|href)="(?!#|data:)[^"]*"', re.sub(r'xmlns[^ ]*="[^"]*"', "", page))
     assert re.search(r'<link[^>]+href="http|@import|url\(http', page) is None
 
