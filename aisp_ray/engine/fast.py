@@ -24,7 +24,7 @@ from aisp_ray.engine.capture import Capture
 from aisp_ray.engine.draws import Means, controls, uniforms
 from aisp_ray.engine.memory import choose_prefix_bytes, choose_slots, row_bytes
 from aisp_ray.engine.packing import Packing
-from aisp_ray.engine.prefixes import Prefix, PrefixStore, continued, layouts_of, prefill
+from aisp_ray.engine.prefixes import Prefix, PrefixStore, UnsupportedModelError, continued, layouts_of, prefill
 from aisp_ray.engine.reading import Readout, take
 from aisp_ray.engine.replay import teacher_force
 from aisp_ray.engine.rowcache import RowCache
@@ -69,7 +69,7 @@ class FastEngine:
         self.device = self.head.weight.device
         self.max_new_tokens = max_new_tokens
         self._decode_text = decode
-        self._probe = prefill(model.base_model, [0, 0], model.device)
+        self._probe = probe(model)
         self._layouts = layouts_of(self._probe)
         self._capacity = (STACK if self.device.type == "cuda" else 0) if stack is None else stack
         per_row = row_bytes(self._layouts, max_new_tokens, self.head, RING)
@@ -352,6 +352,20 @@ class FastEngine:
             active = self._active.pop(ticket)
             self.store.release(active.prefix)
             self._finished.append((ticket, active.rollouts()))
+
+
+def probe(model: Any) -> Prefix:
+    """A prompt of two tokens, which shows how the layers cache.
+
+    Raises:
+        UnsupportedModelError: the model cannot be called so.
+    """
+    try:
+        return prefill(model.base_model, [0, 0], model.device)
+    except torch.OutOfMemoryError:
+        raise
+    except Exception as error:  # whatever an architecture does differently
+        raise UnsupportedModelError(f"it cannot be read into a cache ({type(error).__name__}: {error})") from error
 
 
 def one_device(model: Any) -> bool:
