@@ -49,8 +49,8 @@ class AispPopulation:
 
     n: int = 16  # responses a round
     kappa: int = 16  # rounds
-    memory: int = 32  # distinct responses kept, the best ones
-    ancestors: float = 4.0  # effective number of ancestors that lambda is set for, in [1, memory]
+    memory: int = 8  # distinct responses kept, the best ones
+    ancestors: float = 2.0  # effective number of ancestors that lambda is set for, in [1, memory]
     temperature: float = 0.7  # of the new part; 0 decodes greedily, which needs sigma
     top_p: float = 1.0  # nucleus mass when temperature is above 0
     sigma: float = 0.0  # standard deviation of pre-logit noise on the new part; 0: none
