@@ -6,6 +6,7 @@ cannot be read is an error of that response and counted apart; it is never a tie
 
 from __future__ import annotations
 
+import importlib.util
 import math
 import os
 import re
@@ -64,6 +65,8 @@ class Judge(RewardSpec):
             raise ValueError("concurrency must be at least 1, retries at least 0 and timeout_seconds above 0")
 
     def check(self) -> list[str]:
+        if importlib.util.find_spec("openai") is None:
+            return ["a judge speaks through the openai package, which is not installed: pip install openai"]
         if self.api_key_env is not None and not os.environ.get(self.api_key_env):
             return [
                 f"the judge's key is not in the environment: set {self.api_key_env}, or reward.api_key_env=null for an "

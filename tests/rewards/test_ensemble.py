@@ -53,6 +53,11 @@ def test_members_are_names_or_mappings():
     assert Ensemble(members=(mapping, mapping)).specs[1].target == "math:sqrt"
 
 
+def test_pinning_pins_the_members():
+    named = Ensemble(members=("demo", "demo_gold")).pinned()
+    assert [type(member).__name__ for member in named.members] == ["SequenceClassifier", "DemoGold"]
+
+
 @pytest.mark.parametrize(
     ("settings", "text"),
     [

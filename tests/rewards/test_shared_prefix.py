@@ -10,7 +10,7 @@ import transformers
 from aisp_ray.rewards._packed import Packed, PrefixStore
 from aisp_ray.rewards._reader import Reader
 from aisp_ray.rewards._tokens import Row
-from aisp_ray.rewards.sequence_classifier import SequenceClassifier
+from aisp_ray.rewards.sequence_classifier import SequenceClassifier, _in_float32
 
 SIZES = {
     "hidden_size": 32,
@@ -38,12 +38,14 @@ SHARING = {
 }
 
 
-def make(config, scale=0.3, **settings):
+def make(config, scale=0.3, device="cpu", dtype=torch.float32, **settings):
     torch.manual_seed(0)
     model = transformers.AutoModelForSequenceClassification.from_config(config).float().eval().requires_grad_(False)
     for parameter in model.parameters():
         if parameter.dim() > 1:
             parameter.copy_(torch.randn(parameter.shape) * scale)
+    model.to(device, dtype)
+    _in_float32(model.score)
     spec = SequenceClassifier(model="small", **settings)
     return Reader(model, *spec._parts(model), spec)
 
@@ -110,6 +112,19 @@ def test_the_joined_attention_of_gpus_is_the_merged_one_of_the_cpu(monkeypatch):
     monkeypatch.setattr(_packed, "_merged", joined)
     for values, others in zip(reader.read(groups)[0], expected, strict=True):
         assert values == pytest.approx(others, abs=2e-5)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-3), (torch.bfloat16, 0.2)])
+def test_a_gpu_gives_the_scores_of_the_cpu(dtype, tolerance):
+    groups = [group(23, 40, (30, 17, 17, 3, 1)), group(24, 12, (9, 4), shared=[12, 3])]
+    expected = make(SHARING["llama"]).read(groups)[0]
+    torch.manual_seed(0)
+    reader = make(SHARING["llama"], device="cuda", dtype=dtype, across_prompts=True)
+    assert reader.packed is not None
+    for values, others in zip(reader.read(groups)[0], expected, strict=True):
+        assert values == pytest.approx(others, abs=tolerance)
 
 
 def test_the_prompt_is_read_once_over_all_iterations():
