@@ -3,7 +3,7 @@
 First measure the grid with the models, once:
     python jobs/tune.py tune=sigma_lambda search=grid limit=32 out=outputs/grid
 Then replay searches on it, from random starts, with values looked up instead of measured:
-    python benchmarks/search_cost.py outputs/grid sigma_lambda
+    python benchmarks/search_cost.py tune=sigma_lambda search=grid limit=32 out=outputs/grid
 """
 
 from __future__ import annotations
@@ -22,12 +22,13 @@ import pyarrow.parquet as pq
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from aisp_ray import config
 from aisp_ray.cli import describe
 from aisp_ray.rng import generator
+from aisp_ray.tune.cli import make_plan, read_command
+from aisp_ray.tune.plan import TunePlan
 from aisp_ray.tune.propose import make_proposer
 from aisp_ray.tune.search import Rules, run_search
-from aisp_ray.tune.space import Space, Workbench
+from aisp_ray.tune.space import Space
 from aisp_ray.tune.store import setting_hash
 from aisp_ray.tune.trial import Trial
 
@@ -38,30 +39,23 @@ TOLERANCE = 0.01  # of the best mean reward
 class Grid:
     """Rewards of every setting of a grid on every prompt."""
 
-    def __init__(self, out: str, space: Space):
-        bench = Workbench(space, config.read_choice("method", space.method))
+    def __init__(self, plan: TunePlan):
         found: dict[str, dict[int, float]] = {}
-        for row in pq.read_table(f"{out}/evaluations").to_pylist():
-            if row["dataset"] != _tuning(out):
-                continue
-            found.setdefault(row["setting"], {})[row["ordinal"]] = math.nan if row["reward"] is None else row["reward"]
-        self.num_prompts = max(pq.read_table(f"{out}/trials.parquet")["num_prompts"].to_pylist())
+        for row in pq.read_table(f"{plan.out}/evaluations").to_pylist():
+            if row["dataset"] == plan.data.dataset:
+                reward = math.nan if row["reward"] is None else row["reward"]
+                found.setdefault(row["setting"], {})[row["ordinal"]] = reward
+        self.num_prompts = plan.rules.num_prompts
         self.values = {}
-        for settings in space.grid():
-            rewards = found[setting_hash(describe(bench.make(settings)))]
-            self.values[_key(settings)] = np.array([rewards[i] for i in sorted(rewards)][: self.num_prompts])
+        for settings in plan.workbench.space.grid():
+            rewards = found[setting_hash(describe(plan.workbench.make(settings)))]
+            self.values[_key(settings)] = np.array([rewards[i] for i in range(self.num_prompts)])
         self.means = {key: float(np.nanmean(values)) for key, values in self.values.items()}
         self.best = max(self.means.values())
 
     def make(self, settings: Mapping[str, Any]) -> Any:
         """The "method" of a replayed trial: its settings."""
         return settings
-
-
-def _tuning(out: str) -> str:
-    """The name of the tuning prompts' dataset."""
-    manifest = json.loads(Path(out, "manifest.json").read_text())
-    return manifest["fingerprint"]["data"]["name"]
 
 
 def _key(settings: Mapping[str, Any]) -> str:
@@ -94,12 +88,12 @@ def replay(grid: Grid, space: Space, search: str, rules: Rules, seed: int) -> tu
     return reached, asked
 
 
-def main(out: str, name: str) -> None:
-    space = config.build(config.read_choice("tune", name), "tune")
-    grid = Grid(out, space)
+def main(words: Sequence[str]) -> None:
+    plan = make_plan(read_command(words)[1])
+    space, grid = plan.workbench.space, Grid(plan)
     full = len(grid.values) * grid.num_prompts
     near = sum(mean >= grid.best - TOLERANCE * abs(grid.best) for mean in grid.means.values())
-    print(f"{name}: {len(grid.values)} settings x {grid.num_prompts} prompts = {full} evaluations")
+    print(f"{plan.name}: {len(grid.values)} settings x {grid.num_prompts} prompts = {full} evaluations")
     print(f"means {min(grid.means.values()):.3f} to {grid.best:.3f}; {near} settings within 1 % of the best\n")
     print("| search | stop | batch | within 1 %: median | 90 % of seeds | share of the grid | seeds that got there |")
     print("|---|---|---|---|---|---|---|")
@@ -114,4 +108,4 @@ def main(out: str, name: str) -> None:
 
 
 if __name__ == "__main__":
-    main(*sys.argv[1:3])
+    main(sys.argv[1:])

@@ -175,7 +175,7 @@ def _trials(top: Mapping[str, Any], search: str) -> int | None:
 def _rules(top: Mapping[str, Any], search: str) -> Rules:
     stop = top["stop"]
     if stop is None:
-        stop = "none" if search in _SWEEPS else "halving"
+        stop = "none" if search in _SWEEPS else "race"
     else:
         _one_of(top, "stop", RULES)
     return Rules(_count(top, "limit"), stop, _count(top, "first_rung"), _count(top, "batch"))

@@ -31,9 +31,9 @@ class Rules:
     """How a search spends its prompts."""
 
     num_prompts: int  # a complete trial has seen so many
-    stop: str = "halving"  # rule of `rungs.survivors`
+    stop: str = "race"  # rule of `rungs.survivors`
     first_rung: int = 4  # prompts before anything is dropped
-    batch: int = 8  # trials under way together
+    batch: int = 4  # trials under way together
 
 
 async def run_search(

@@ -39,14 +39,14 @@ def test_a_search_leaves_a_table_a_summary_and_a_preset_that_builds(tmp_path, ca
 
 def test_a_killed_search_goes_on_to_the_same_trials(tmp_path):
     whole, broken = tmp_path / "whole", tmp_path / "broken"
-    _, undisturbed = run(make(whole, "trials=12"))
+    _, undisturbed = run(make(whole, "trials=12", "stop=halving", "batch=8"))
     spent = 0
     for most in (50, 70, 90):
-        plan, policy = make(broken, "trials=12"), FakePolicy(most)
+        plan, policy = make(broken, "trials=12", "stop=halving", "batch=8"), FakePolicy(most)
         with pytest.raises(BaseException):  # noqa: B017, PT011 - a CancelledError, as of a machine that is gone
             run(plan, policy)
         spent += most
-    code, last = run(make(broken, "trials=12"))
+    code, last = run(make(broken, "trials=12", "stop=halving", "batch=8"))
     assert code == 0
     assert trials_of(broken) == trials_of(whole)
     # each break loses at most the rollouts of the searches that were in flight
