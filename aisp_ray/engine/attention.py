@@ -64,25 +64,23 @@ def shared_prefix_attention(
     scale = dim**-0.5 if scaling is None else scaling
     grouped = (query * scale).view(rows, layout.num_heads, heads // layout.num_heads, dim)  # [B, Hkv, g, D]
     softcap = options.get("softcap")
-    total = cache.prefixes.part(module.layer_idx, grouped, softcap)
+    found = cache.prefixes.part(module.layer_idx, grouped, softcap)
     for block in range(cache.num_blocks):
         mask = cache.suffix_mask(block, layout.window, query.device)  # [B, 1, 1, T]
-        total = merge(total, partial(grouped, layer.key_blocks[block], layer.value_blocks[block], mask, softcap))
-    out, top, mass = total
+        span = partial(grouped, layer.key_blocks[block], layer.value_blocks[block], mask, softcap)
+        found = merge(found, span)
+    out, mass = found
     sinks = options.get("s_aux")
     if sinks is not None:  # one more logit a head, which takes mass and gives nothing
-        sink = sinks.float().view(1, layout.num_heads, -1, 1)
-        peak = torch.maximum(top, sink)
-        mass = mass * (top - peak).exp() + (sink - peak).exp()
-        out = out * (top - peak).exp()
-    return (out / mass).to(query.dtype).reshape(rows, 1, heads, -1), None
+        out = out * torch.sigmoid(mass - sinks.float().view(1, layout.num_heads, -1, 1))
+    return out.to(query.dtype).reshape(rows, 1, heads, -1), None
 
 
-Part = tuple[Tensor, Tensor, Tensor]  # weighted values [..., D], largest logit [..., 1], mass [..., 1]; float32
+Part = tuple[Tensor, Tensor]  # softmax over a span applied to its values [..., D], log of its mass [..., 1]; float32
 
 
 def partial(query: Tensor, keys: Tensor, values: Tensor, mask: Tensor | None, softcap: float | None) -> Part:
-    """Softmax numerator and denominator of one span of keys. query [..., q, D], keys and values [..., k, D]."""
+    """Attention over one span of keys. query [..., q, D], keys and values [..., k, D], mask added to the logits."""
     scores = torch.matmul(query, keys.transpose(-1, -2)).float()  # [..., q, k]
     if softcap is not None:
         scores = (scores / softcap).tanh_().mul_(softcap)
@@ -91,23 +89,21 @@ def partial(query: Tensor, keys: Tensor, values: Tensor, mask: Tensor | None, so
     top = scores.amax(-1, keepdim=True)
     weights = scores.sub_(top).exp_()
     mass = weights.sum(-1, keepdim=True)
-    return torch.matmul(weights.to(values.dtype), values).float(), top, mass
+    out = torch.matmul(weights.to(values.dtype), values).float().div_(mass)
+    return out, mass.log_().add_(top)
 
 
 def fused(query: Tensor, keys: Tensor, values: Tensor, mask: Tensor | None) -> Part:
-    """`partial` by PyTorch's fused CPU kernel, for one prompt: query [1, Hkv, q, D]. The mass comes in the logit."""
-    out, top = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(
+    """`partial` by PyTorch's fused CPU kernel, for one prompt: query [1, Hkv, q, D]."""
+    out, mass = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(
         query, keys, values, 0.0, False, attn_mask=mask, scale=1.0
     )
-    return out, top.unsqueeze(-1), None  # type: ignore[return-value]
+    return out, mass.unsqueeze(-1)
 
 
 def merge(a: Part, b: Part) -> Part:
-    """The softmax over both spans. A mass of None stands for one."""
-    top = torch.maximum(a[1], b[1])
-    scale_a, scale_b = (a[1] - top).exp_(), (b[1] - top).exp_()
-    mass_a = scale_a if a[2] is None else a[2] * scale_a
-    return a[0] * scale_a + b[0] * scale_b, top, torch.addcmul(mass_a, b[2], scale_b)
+    """Attention over both spans. A span whose mass is nothing beside the other's leaves that one as it is, exactly."""
+    return torch.lerp(a[0], b[0], torch.sigmoid(b[1] - a[1])), torch.logaddexp(a[1], b[1])
 
 
 AttentionInterface.register(NAME, shared_prefix_attention)

@@ -140,9 +140,8 @@ class LoopedPrefixes(Lanes):
             else:
                 parts.append(partial(one, keys, values, mask, softcap))
         scatter = self.on(self._scatter, device)
-        out, top = (to_rows(torch.cat([part[i] for part in parts]), scatter, group) for i in (0, 1))
-        mass = None if parts[0][2] is None else to_rows(torch.cat([part[2] for part in parts]), scatter, group)
-        return out.float(), top, mass
+        joined = parts[0] if len(parts) == 1 else [torch.cat([part[i] for part in parts]) for i in (0, 1)]
+        return to_rows(joined[0], scatter, group).float(), to_rows(joined[1], scatter, group)
 
     def _mask(self, lane: int, layer_index: int, group: int, device: torch.device) -> Tensor | None:
         """Which keys the rows of a lane still see through the layer's window, float32 [1, 1, G * g, L]."""
@@ -235,8 +234,7 @@ class StackedPrefixes(Lanes):
         mask = self._mask(layer_index, group, device)
         found = partial(lanes, self._keys[layer_index], self._values[layer_index], mask, softcap)
         scatter = self.on(self._scatter, device)
-        out, top, mass = (to_rows(one, scatter, group) for one in found)
-        return out, top, mass
+        return to_rows(found[0], scatter, group), to_rows(found[1], scatter, group)
 
     def _mask(self, layer_index: int, group: int, device: torch.device) -> Tensor:
         """`HIDDEN` behind a lane's prompt and before the window, float32 [lanes, 1, G * g or 1, L]."""
