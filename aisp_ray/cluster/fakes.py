@@ -59,7 +59,9 @@ class SleepPolicy(PolicySpec):
     tokens: tuple[int, int] = (1, 8)  # fewest and most tokens of a response
     load_seconds: float = 0.0  # seconds of loading
     load_error: str = ""  # loading fails with this text
-    faults: dict[str, str] = field(default_factory=dict)  # end of a prompt id -> crash, hang, nap, data, bug, cuda, service
+    faults: dict[str, str] = field(
+        default_factory=dict
+    )  # end of a prompt id -> crash, hang, nap, data, bug, cuda, service
     marks: str | None = None  # folder that remembers which -once faults happened
 
     def load(self, device: str) -> LoadedSleepPolicy:

@@ -365,7 +365,11 @@ class Pool:
                 if replica.calls and now - replica.progressed > s.call_timeout:
                     held = ", ".join(call.what for call in list(replica.calls.values())[:3])
                     self._died(replica, "lost", f"no call finished for {s.call_timeout:.0f} s (it holds {held})")
-            if any(not w.done() for w in self._waiters) and self._empty_since is not None and self._num_good + len(self.gone) > 0:
+            if (
+                any(not w.done() for w in self._waiters)
+                and self._empty_since is not None
+                and self._num_good + len(self.gone) > 0
+            ):
                 empty = now - self._empty_since
                 if empty > s.starvation_timeout:
                     self._fail(StarvationError(self._waited_for(empty)))

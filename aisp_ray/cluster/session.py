@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import math
 import os
+import warnings
 from collections.abc import Mapping
 
 from aisp_ray.cluster.placement import Node, cpus_of
@@ -20,6 +21,8 @@ def quiet_environment() -> None:
     os.environ.setdefault("RAY_DEDUP_LOGS", "0")
     os.environ.setdefault("RAY_DATA_DISABLE_PROGRESS_BARS", "1")
     os.environ.setdefault("RAY_TQDM", "0")
+    # of a local cluster: Ray would nice its workers by 15, and they are all that computes
+    os.environ.setdefault("RAY_worker_niceness", "0")
 
 
 def in_ray_job() -> bool:
@@ -73,6 +76,7 @@ def quiet_data() -> None:
     """Ray Data without bars and banners, in input order, and without its limit on slow consumers."""
     import ray.data
 
+    warnings.filterwarnings("ignore", module=r"ray\.data")
     context = ray.data.DataContext.get_current()
     context.enable_progress_bars = False
     context.print_on_execution_start = False

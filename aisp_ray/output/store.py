@@ -23,6 +23,7 @@ from aisp_ray.results import PARTICLE_SCHEMA, ROW_SCHEMA
 
 log = logging.getLogger(__name__)
 
+_PAUSES = (1.0, 5.0, 20.0)  # seconds before a write is tried again
 _WRITERS = 2  # chunks written at once
 _HEARTBEAT_GRACE = 10.0  # seconds
 
@@ -39,6 +40,7 @@ class Store:
         self.particles: dict[Key, list[Mapping[str, Any]]] = defaultdict(list)
         self._writers = ThreadPoolExecutor(_WRITERS, thread_name_prefix="write")
         self._writing: set[asyncio.Task[None]] = set()
+        self._failure: BaseException | None = None
 
     def resume(self, run_id: str) -> tuple[dict[Key, Progress], list[Mapping[str, Any]]]:
         """Look what earlier runs left: files, finished rows, searches under way (the last two from the snapshot)."""
@@ -77,7 +79,12 @@ class Store:
     # ------------------------------------------------------------ rows
 
     def add(self, row: Mapping[str, Any]) -> None:
-        """A finished row; parts that it completes are written in the background."""
+        """A finished row; parts that it completes are written in the background.
+
+        Raises whatever an earlier write failed with: a run that cannot write need not go on.
+        """
+        if self._failure is not None:
+            raise self._failure
         self.chunks.add(row)
         self.tallies[row["method"]].add(row["status"], row["reward"])
         self._write_complete()
@@ -91,10 +98,9 @@ class Store:
     async def finish(self) -> None:
         """Write what is complete and wait until all of it is there."""
         self._write_complete()
-        while self._writing:
-            done, _ = await asyncio.wait(self._writing, return_when=asyncio.FIRST_COMPLETED)
-            for task in done:
-                task.result()
+        await asyncio.gather(*self._writing)
+        if self._failure is not None:
+            raise self._failure
         assert not self.chunks.pending_rows(), "rows were left over"
 
     def close(self) -> None:
@@ -109,8 +115,9 @@ class Store:
             task.add_done_callback(self._written)
 
     def _written(self, task: asyncio.Task[None]) -> None:
-        if not task.cancelled() and task.exception() is None:
-            self._writing.discard(task)  # a failed one stays: `finish` raises it
+        self._writing.discard(task)
+        if not task.cancelled() and task.exception() is not None:
+            self._failure = task.exception()
 
     async def _write(self, complete: Complete) -> None:
         keys = [(row["ordinal"], row["method"]) for row in complete.rows]
@@ -118,7 +125,15 @@ class Store:
         if self.plan.run.particles:
             particles = [row for key in keys for row in self.particles.get(key, ())]
         loop = asyncio.get_running_loop()
-        await loop.run_in_executor(self._writers, self._write_files, complete, particles)
+        for pause in (*_PAUSES, None):
+            try:
+                await loop.run_in_executor(self._writers, self._write_files, complete, particles)
+                break
+            except Exception as error:
+                if pause is None:
+                    raise
+                log.warning("part %s could not be written, trying again: %s", complete.part, error)
+                await asyncio.sleep(pause)
         for key in keys:
             self.particles.pop(key, None)
         self.chunks.written(complete.part)

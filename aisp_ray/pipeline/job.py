@@ -37,6 +37,7 @@ log = logging.getLogger("aisp_ray.run")
 OK, FAILED, REFUSED, SOME_ERRORS, RETRY, INTERRUPTED, TERMINATED = 0, 1, 2, 3, 75, 130, 143
 
 _EXIT_SECONDS = 2.6  # after SIGTERM: `ray job stop` kills after 3 s
+_DESCRIBE_SECONDS = 10.0  # a very short run waits so long to show what its models read
 _PER_ACTOR = 8  # searches in flight per policy actor where its slots are not known
 _MOST_CALLS = 512  # threads of one actor
 
@@ -67,7 +68,7 @@ class Job:
         self.report = DropReport()
         self._stopped: int | None = None
         self._feed: Feed | None = None
-        self._described = False
+        self._describing: asyncio.Task[None] | None = None
         self._background: list[asyncio.Task[None]] = []
 
     def run(self) -> int:
@@ -135,9 +136,8 @@ class Job:
         async for prompt in feed:
             if feed.total is not None:
                 self.meter.num_rows_total = feed.total * len(self.plan.methods)
-            if not self._described and prompt.error is None:
-                self._described = True
-                self._background.append(asyncio.create_task(self._describe(prompt)))
+            if self._describing is None and prompt.error is None:
+                self._describing = asyncio.create_task(self._describe(prompt))
             for name in self.store.chunks.expect(prompt.ordinal):
                 yield Task(prompt, name, self.plan.methods[name])
         self.store.chunks.end()
@@ -248,7 +248,7 @@ class Job:
     async def _close(self, code: int) -> None:
         done = code in (OK, SOME_ERRORS)
         snapshots.save(self.output, self._state(ended=True))
-        for task in self._background:
+        for task in (*self._background, *filter(None, [self._describing])):
             task.cancel()
         if self._feed is not None:
             self._feed.close()
@@ -302,7 +302,10 @@ class Job:
         async def loop() -> None:
             while True:
                 await asyncio.sleep(seconds)
-                await what()
+                try:
+                    await what()
+                except Exception as error:  # a full disk must not end the searches; the next one may work
+                    log.warning("%s failed: %s", what.__name__.strip("_"), error)
 
         self._background.append(asyncio.create_task(loop()))
 

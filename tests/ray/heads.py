@@ -26,6 +26,7 @@ class Head:
         self.port = free_port()
         self.dashboard = free_port()
         self.env = {**os.environ, "RAY_AUTH_MODE": "disabled", "RAY_USAGE_STATS_ENABLED": "0"}
+        self.env["RAY_worker_niceness"] = "0"  # a busy machine would starve them
         self.env["RAY_API_SERVER_ADDRESS"] = f"http://127.0.0.1:{self.dashboard}"
         self.env["PATH"] = f"{Path(sys.executable).parent}:{self.env['PATH']}"  # whose python an entrypoint runs
         self.env.pop("RAY_ADDRESS", None)
@@ -33,11 +34,11 @@ class Head:
         ports |= {"--ray-client-server-port": free_port()}
         self.env |= env or {}
         command = [RAY, "start", "--head", "--block", *options, f"--temp-dir={folder}", "--dashboard-host=127.0.0.1"]
-        command += ["--disable-usage-stats", "--object-store-memory=100000000", *(f"{k}={v}" for k, v in ports.items())]
+        command += ["--disable-usage-stats", "--object-store-memory=200000000", *(f"{k}={v}" for k, v in ports.items())]
         self.log = open(f"{folder}.log", "w")  # noqa: SIM115
         self.process = subprocess.Popen(command, env=self.env, stdout=self.log, stderr=subprocess.STDOUT)
 
-    def wait(self, seconds=90):
+    def wait(self, seconds=240):
         deadline = time.monotonic() + seconds
         while time.monotonic() < deadline:
             if self.ray("job", "list", check=False).returncode == 0:
@@ -46,7 +47,7 @@ class Head:
         raise AssertionError(Path(f"{self.folder}.log").read_text())
 
     def ray(self, *words, check=True, **more):
-        done = subprocess.run([RAY, *words], env=self.env, capture_output=True, text=True, timeout=200, **more)
+        done = subprocess.run([RAY, *words], env=self.env, capture_output=True, text=True, timeout=400, **more)
         assert not check or done.returncode == 0, done.stdout + done.stderr
         return done
 
