@@ -57,6 +57,8 @@ def format_confirmation(tuning: Confirmation, heldout: Confirmation, objective: 
 
 def verdict(tuning: Confirmation, heldout: Confirmation) -> str:
     """One sentence: what of the gain is left where nothing was chosen."""
+    if tuning.gain.low == tuning.gain.high == 0:
+        return "No setting did better than the preset."
     if not math.isfinite(heldout.gain.mean):
         return "There is no gain to confirm on held-out prompts."
     if heldout.gain.low > 0:

@@ -149,3 +149,9 @@ def test_a_space_of_texts_and_switches_is_searched_too(tmp_path):
     run(make(tmp_path, space, "search=grid", "limit=4"))
     assert {row["key.select"] for row in trials_of(tmp_path)} == {'"best"'}
     assert config.choices("tune")
+
+
+def test_a_preset_that_is_the_best_is_said_to_be(tmp_path, capsys):
+    run(make(tmp_path, "tune.keys={temperature: [0.2, 2.5]}", "tune.set={n: 2, top_p: 1.0}", "search=grid", "limit=4"))
+    assert "No setting did better than the preset." in capsys.readouterr().out
+    assert read_preset(tmp_path / "best.yaml").temperature == 1.0
