@@ -106,5 +106,7 @@ def _node_gone(error: rx.RayActorError) -> bool:
 
 
 def _last_words(error: rx.RayActorError) -> str:
+    """What Ray says last, without its list of common causes."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return lines[-1][:300] if lines else type(error).__name__
+    last = lines[-1] if lines else type(error).__name__
+    return last.split(" Some common causes include")[0].split(" Worker exit detail:")[0][:300]

@@ -2,7 +2,8 @@
 
 They obey the real protocols, run in the real workers, and answer with pure functions of (seed, prompt id, iteration,
 particle, control), so that a run with faults can be compared row by row with one without. Faults are asked for by the
-end of a prompt's id: `{"00000012": "crash"}`; a kind that ends in `-once` happens once (remembered in `marks`).
+end of a prompt's id, `{"00000012": "crash"}`, by the kinds in `_FAULTS`; one that ends in `-once` happens once, which
+the folder `marks` remembers.
 """
 
 from __future__ import annotations
@@ -59,9 +60,7 @@ class SleepPolicy(PolicySpec):
     tokens: tuple[int, int] = (1, 8)  # fewest and most tokens of a response
     load_seconds: float = 0.0  # seconds of loading
     load_error: str = ""  # loading fails with this text
-    faults: dict[str, str] = field(
-        default_factory=dict
-    )  # end of a prompt id -> crash, hang, nap, data, bug, cuda, service
+    faults: dict[str, str] = field(default_factory=dict)  # end of a prompt id -> kind of fault
     marks: str | None = None  # folder that remembers which -once faults happened
 
     def load(self, device: str) -> LoadedSleepPolicy:
@@ -182,7 +181,7 @@ class SleepReward(RewardSpec):
     call_seconds: float = 0.0005  # seconds of a batch
     response_seconds: float = 0.0  # seconds more for each response
     load_seconds: float = 0.0  # seconds of loading
-    faults: dict[str, str] = field(default_factory=dict)  # end of a prompt id -> crash, hang, bug, service
+    faults: dict[str, str] = field(default_factory=dict)  # end of a prompt id -> kind of fault
     marks: str | None = None  # folder that remembers which -once faults happened
     away: str | None = None  # a file: while it exists the service that this model talks to is away
 

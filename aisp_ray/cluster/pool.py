@@ -104,6 +104,7 @@ class Pool:
         self._waiters: list[asyncio.Future[None]] = []
         self._suspects = asyncio.Lock()
         self._empty_since: float | None = None
+        self._was_ready = False  # before that, `wait_ready` is who gives up
         self._num_good = 0
         self._num_unknown = 0
         self._deaths = 0  # since a call last worked
@@ -132,7 +133,8 @@ class Pool:
             if left <= 0:
                 raise StarvationError(self._waited_for(self.settings.ready_timeout))
             with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(self._change(), left)
+                async with asyncio.timeout(left):
+                    await self._change()
 
     def resize(self, wanted: int) -> None:
         """Keep at most `wanted` replicas, at least 1: those not there yet go first, then idle ones; busy ones drain."""
@@ -152,6 +154,8 @@ class Pool:
             await asyncio.wait(checks, timeout=seconds)
 
     async def close(self) -> None:
+        """End all replicas; calls that still wait are told so."""
+        self.failure = self.failure or PoolError(f"the {self.settings.name} pool is closed")
         for task in self._background:
             task.cancel()
         await asyncio.gather(*self._background, return_exceptions=True)
@@ -295,6 +299,7 @@ class Pool:
         replica.facts.update(facts)
         replica.state, replica.ready = "ready", time.monotonic()
         self._load_failures = 0
+        self._was_ready = True
         self._empty_since = None
         log.info("%s is ready after %.1f s", replica.name, replica.ready - replica.born)
         self._notify()
@@ -334,7 +339,8 @@ class Pool:
             return
         if kind != "released":
             self._note("ended", kind)
-            log.warning("%s ended (%s): %s; %d calls go elsewhere", replica.name, kind, text, len(replica.calls))
+            reason = text.splitlines()[0]
+            log.warning("%s ended (%s), %d calls go elsewhere: %s", replica.name, kind, len(replica.calls), reason)
         replica.state, replica.ended, replica.ended_by = "dead", time.monotonic(), (kind, text)
         self.replicas.remove(replica)
         self.gone.append(replica)
@@ -365,11 +371,8 @@ class Pool:
                 if replica.calls and now - replica.progressed > s.call_timeout:
                     held = ", ".join(call.what for call in list(replica.calls.values())[:3])
                     self._died(replica, "lost", f"no call finished for {s.call_timeout:.0f} s (it holds {held})")
-            if (
-                any(not w.done() for w in self._waiters)
-                and self._empty_since is not None
-                and self._num_good + len(self.gone) > 0
-            ):
+            waited = any(not waiter.done() for waiter in self._waiters)
+            if waited and self._was_ready and self._empty_since is not None:
                 empty = now - self._empty_since
                 if empty > s.starvation_timeout:
                     self._fail(StarvationError(self._waited_for(empty)))

@@ -37,6 +37,7 @@ log = logging.getLogger("aisp_ray.run")
 OK, FAILED, REFUSED, SOME_ERRORS, RETRY, INTERRUPTED, TERMINATED = 0, 1, 2, 3, 75, 130, 143
 
 _EXIT_SECONDS = 2.6  # after SIGTERM: `ray job stop` kills after 3 s
+_DESCRIBE_ATTEMPTS = 3
 _DESCRIBE_SECONDS = 10.0  # a very short run waits so long to show what its models read
 _PER_ACTOR = 8  # searches in flight per policy actor where its slots are not known
 _MOST_CALLS = 512  # threads of one actor
@@ -169,10 +170,9 @@ class Job:
         """In the tail, when no new search can start, actors without work go, and their nodes with them."""
         if self._feed is None or self.meter.num_rows_total is None or not self.store.chunks.ended:
             return
-        left = self.driver.num_started - self.driver.num_finished
         for pool in (self.policy, self.reward):
             per_actor = max(1.0, self.in_flight / pool.settings.high)
-            pool.resize(math.ceil(left / per_actor))
+            pool.resize(math.ceil(self._under_way / per_actor))
 
     # ------------------------------------------------------------ what is said
 
@@ -191,10 +191,12 @@ class Job:
         """Show and keep what the models read of the first prompt: a wrong template is seen at once."""
         shown = {"prompt_id": prompt.prompt_id}
         for role, pool in (("policy", self.policy), ("reward", self.reward)):
-            try:
-                shown[role] = await pool.ask("describe", prompt)
-            except Exception as error:
-                shown[role] = f"(cannot be shown: {error})"
+            for _ in range(_DESCRIBE_ATTEMPTS):
+                try:
+                    shown[role] = await pool.ask("describe", prompt)
+                    break
+                except Exception as error:  # that actor may have ended; another answers
+                    shown[role] = f"(cannot be shown: {str(error).splitlines()[0]})"
             for line in shown_prompt(role, shown[role]):
                 self.screen.say(line)
         self.manifest["first_prompt"] = shown
@@ -202,9 +204,16 @@ class Job:
         self.output.write_json(MANIFEST, self.manifest)
 
     async def _show(self) -> None:
-        under_way = self.driver.num_started - self.driver.num_finished
-        self.screen.show(self.meter.line(self.pools, under_way))
-        self.metrics.state(self.pools, under_way, self.meter.best if math.isfinite(self.meter.best) else None)
+        self.screen.show(self.meter.line(self.pools, self._under_way))
+        self._gauge()
+
+    def _gauge(self) -> None:
+        best = self.meter.best if math.isfinite(self.meter.best) else None
+        self.metrics.state(self.pools, self._under_way, best)
+
+    @property
+    def _under_way(self) -> int:
+        return self.driver.num_started - self.driver.num_finished
 
     # ------------------------------------------------------------ the end
 
@@ -254,6 +263,7 @@ class Job:
             self._feed.close()
         if done:
             await asyncio.gather(*(pool.refresh() for pool in self.pools.values()))
+        self._gauge()
         self._write_summary(code)
         if self._stopped is not None:
             return  # the actors end with this process; there is no time to wait for anything

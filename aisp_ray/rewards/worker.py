@@ -36,6 +36,11 @@ class RewardWorker:
         self._waiting.put(None)
         self._thread.join(timeout=10)
 
+    @property
+    def alive(self) -> bool:
+        """False once the thread has ended: `close` was called."""
+        return self._thread.is_alive()
+
     def stats(self) -> dict[str, float]:
         """Counters since the start, the scorer's own among them."""
         return {
@@ -69,12 +74,17 @@ class RewardWorker:
             results = self.scorer.score([request for request, _ in batch])
             if len(results) != len(batch):
                 raise RuntimeError(f"the scorer returned {len(results)} results for {len(batch)} requests")
-        except Exception as error:  # the scorer is broken: every caller is told
-            for _, future in batch:
-                future.set_exception(error)
-            return
+        except Exception as error:
+            if len(batch) == 1:
+                batch[0][1].set_exception(error)
+                return
+            results = None
         finally:
             self.busy_seconds += time.perf_counter() - started
+        if results is None:  # each alone, so that only the request at fault fails
+            for one in batch:
+                self._score([one])
+            return
         for (request, future), scores in zip(batch, results, strict=True):
             self.num_scored += len(request.responses)
             future.set_result(scores)

@@ -153,7 +153,7 @@ def test_a_killed_driver_loses_at_most_what_came_after_the_snapshot(settings, un
 
 
 def test_two_runs_on_one_output_never_double_a_row(settings, undisturbed, start_driver, cluster):
-    slow = {**settings, "policy": {**SLOW, "step_seconds": 0.005}}
+    slow = {**settings, "policy": {**SLOW, "slots": 4}}
     other = start_driver(slow, cluster.address)
     other.wait_for(lambda: searches_under_way(settings))
     assert run(make_plan(slow)) == 0
