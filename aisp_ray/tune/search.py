@@ -74,6 +74,8 @@ async def _through_rungs(
     first = rules.num_prompts if rules.stop == "none" else rules.first_rung
     before = 0
     for size in rung_sizes(rules.num_prompts, first):
+        if not alive:
+            return
         await extend(alive, measure, before, size)
         seen(trials)
         if size == rules.num_prompts:
