@@ -103,6 +103,7 @@ class Pool:
         self._homes: OrderedDict[str, Replica] = OrderedDict()
         self._waiters: list[asyncio.Future[None]] = []
         self._suspects = asyncio.Lock()
+        self._closed = False
         self._empty_since: float | None = None
         self._was_ready = False  # before that, `wait_ready` is who gives up
         self._num_good = 0
@@ -155,7 +156,8 @@ class Pool:
 
     async def close(self) -> None:
         """End all replicas; calls that still wait are told so."""
-        self.failure = self.failure or PoolError(f"the {self.settings.name} pool is closed")
+        self._closed = True
+        self._notify()
         for task in self._background:
             task.cancel()
         await asyncio.gather(*self._background, return_exceptions=True)
@@ -409,8 +411,8 @@ class Pool:
 
     def _change(self) -> asyncio.Future[None]:
         """Done when something about the replicas changes. Made before anything is awaited, so that none is missed."""
-        if self.failure:
-            raise self.failure
+        if self.failure or self._closed:
+            raise self.failure or PoolError(f"the {self.settings.name} pool is closed")
         self._waiters = [waiter for waiter in self._waiters if not waiter.done()]
         self._waiters.append(asyncio.get_running_loop().create_future())
         return self._waiters[-1]

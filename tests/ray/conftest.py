@@ -60,12 +60,12 @@ class DriverProcess:
             command, env=env, cwd=ROOT, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
         )
 
-    def wait(self, seconds=60):
+    def wait(self, seconds=150):
         """(exit code, everything it said)"""
         said, _ = self.process.communicate(timeout=seconds)
         return self.process.returncode, said
 
-    def wait_for(self, condition, seconds=40):
+    def wait_for(self, condition, seconds=150):
         deadline = time.monotonic() + seconds
         while not condition():
             if self.process.poll() is not None or time.monotonic() > deadline:
