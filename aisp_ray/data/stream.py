@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 BLOCK_ROWS = 256
 BLOCK_BYTES = 1 << 20  # a task hands on this much at a time; the default of 128 MiB holds back the first prompts
 TASK_CPUS = 0.25  # reading text is light; a run whose actors fill the machine still needs room for it
+READERS = 4  # tasks at a time; prompts are taken slowly, so more would only fill memory and start processes
 COLUMN = "record"
 
 
@@ -37,7 +38,7 @@ def stream_prompts(spec: DataSpec, limit: int | None = None, report: DropReport 
     """
     dataset = spec.read()
     parsed = dataset.map_batches(
-        parse_batch, fn_kwargs={"spec": spec}, batch_size=None, batch_format="pyarrow", **_task(spec.source().local)
+        parse_batch, fn_kwargs={"spec": spec}, batch_size=None, batch_format="pyarrow", **_task(spec.source())
     )
     _be_quiet(parsed)
     return select(_rows_of(parsed), spec, limit, report if report is not None else DropReport())
@@ -73,7 +74,7 @@ def read_records(source: Source) -> ray.data.Dataset:
     import ray.data
 
     dataset = ray.data.read_datasource(
-        _datasource(source), override_num_blocks=max(1, len(source.shards())), **_task(source.local)
+        _datasource(source), override_num_blocks=max(1, len(source.shards())), **_task(source)
     )
     _be_quiet(dataset)
     return dataset
@@ -104,14 +105,17 @@ def _be_quiet(dataset: ray.data.Dataset) -> None:
     logging.getLogger("ray.data._internal.progress").setLevel(logging.ERROR)
 
 
-def _task(local: bool) -> dict[str, Any]:
+def _task(source: Source) -> dict[str, Any]:
     """Resources of a task. Files of this node's disk are read on this node, if it can run tasks at all."""
     import ray
+    import ray.data
 
-    if not local:
-        return {"num_cpus": TASK_CPUS}
+    readers = ray.data.TaskPoolStrategy(size=max(1, min(READERS, len(source.shards()))))
+    task: dict[str, Any] = {"num_cpus": TASK_CPUS, "compute": readers}
+    if not source.local:
+        return task
     here = {"ray.io/node-id": ray.get_runtime_context().get_node_id()}
-    return {"num_cpus": TASK_CPUS, "label_selector": here, "fallback_strategy": [{"label_selector": {}}]}
+    return task | {"label_selector": here, "fallback_strategy": [{"label_selector": {}}]}
 
 
 def _datasource(source: Source) -> Any:
