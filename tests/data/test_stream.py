@@ -1,9 +1,11 @@
 """The stream by Ray Data against the plain reader."""
 
 import json
+import os
 
 import pytest
 
+from aisp_ray.cluster.session import quiet_environment
 from aisp_ray.data.hh_rlhf import HhRlhf
 from aisp_ray.data.prompts import Prompts
 from aisp_ray.data.select import DropReport
@@ -14,6 +16,8 @@ pytestmark = pytest.mark.ray
 
 @pytest.fixture(scope="module", autouse=True)
 def _local_ray():
+    os.environ.setdefault("RAY_worker_niceness", "0")  # Ray's 15 makes a test wait for everything else on a machine
+    quiet_environment()
     import ray
 
     if ray.is_initialized():
