@@ -42,7 +42,8 @@ def test_what_is_wrong_is_said_in_one_sentence(words, said, capsys):
 
 
 def test_a_dry_run_says_what_it_would_cost(capsys):
-    assert main(["tune=sigma", "search=grid", "limit=10", "heldout_limit=5", "dry_run=true"]) == 0
+    words = ["tune=sigma", "search=grid", "limit=10", "heldout_limit=5", "method.aisp.sigma=0.5", "dry_run=true"]
+    assert main(words) == 0
     shown = capsys.readouterr().out
     assert "the preset aisp and 6 settings of sigma by grid" in shown
     assert "at most 80 evaluations, 5,120 samples" in shown
