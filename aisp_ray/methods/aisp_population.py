@@ -55,6 +55,7 @@ class AispPopulation:
     top_p: float = 1.0  # nucleus mass when temperature is above 0
     sigma: float = 0.0  # standard deviation of pre-logit noise on the new part; 0: none
     horizon: int = 128  # positions that the noise reaches; only with sigma
+    keep: float = 1.0  # longest share of an ancestor that a child may keep, in (0, 1]
     first_rounds: int = 1  # rounds without ancestors, before resampling starts
     fresh: float = 0.0  # share of each round's children without an ancestor, in [0, 1)
 
@@ -70,6 +71,7 @@ class AispPopulation:
         require(self.sigma > 0 or self.temperature > 0, "temperature and sigma are both 0: all children would be equal")
         require(self.horizon >= 1, f"horizon is {self.horizon}; give at least 1 position")
         require(1 <= self.first_rounds <= self.kappa, f"first_rounds is {self.first_rounds}; it lies in [1, kappa]")
+        require(0 < self.keep <= 1, f"keep is {self.keep}; it is a share in (0, 1]")
         require(0 <= self.fresh < 1, f"fresh is {self.fresh}; it is a share in [0, 1)")
 
     @property
@@ -110,7 +112,8 @@ class AispPopulation:
         num_children = self.n - int(self.fresh * self.n)
         chosen = systematic(self._weights(state.members), num_children, draw.random())
         parents = [state.members[i].token_ids for i in chosen]
-        kept = [ids[: int(at * len(ids))] for ids, at in zip(parents, draw.random(num_children), strict=True)]
+        shares = self.keep * draw.random(num_children)
+        kept = [ids[: int(share * len(ids))] for ids, share in zip(parents, shares, strict=True)]
         return (*kept, *[()] * (self.n - num_children))
 
 

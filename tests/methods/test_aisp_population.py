@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -34,8 +35,10 @@ def test_ancestors_are_drawn_by_aisps_weights_with_the_asked_for_effective_numbe
     expected = importance_weights(rewards, temperature_for_ess(rewards, 3.0))
     assert 1 / np.square(expected).sum() == pytest.approx(3.0, rel=1e-6)
     np.testing.assert_allclose(share, expected, atol=0.04)
-    lengths = np.bincount([len(p) for p in method.ask(state).prefixes], minlength=5)
-    np.testing.assert_allclose(lengths / 2000, [0.25, 0.25, 0.25, 0.25, 0.0], atol=0.04)
+    for keep, shares in ((1.0, [0.25, 0.25, 0.25, 0.25, 0.0]), (0.5, [0.5, 0.5, 0.0, 0.0, 0.0])):
+        prefixes = replace(method, keep=keep).ask(state).prefixes
+        lengths = np.bincount([len(prefix) for prefix in prefixes], minlength=5)
+        np.testing.assert_allclose(lengths / 2000, shares, atol=0.04)
 
 
 def test_the_memory_holds_the_best_distinct_responses():
