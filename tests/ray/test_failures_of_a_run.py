@@ -46,7 +46,8 @@ def test_crashes_cuda_faults_and_hangs_cost_no_row(settings, undisturbed, tmp_pa
     policy = faults(tmp_path, **{"00000002": "crash-once", "00000004": "cuda-once", "00000006": "bug-once"})
     reward = faults(tmp_path, **{"00000003": "crash-once", "00000008": "hang-once"})
     disturbed = {**settings, "policy": {"actors": (2, 2), **policy}, "reward": {"actors": (2, 2), **reward}}
-    disturbed["run"] = {**settings["run"], "call_timeout_seconds": 3.0}
+    # one search at a time, so that no fault hides in the loss of another one's actor
+    disturbed["run"] = {**settings["run"], "call_timeout_seconds": 3.0, "in_flight": 1}
     assert run(make_plan(disturbed)) == 0
     ended, retries = summary(settings)["ended"], summary(settings)["retries"]
     assert ended["policy"] == {"broken": 1, "lost": 1}
