@@ -20,8 +20,11 @@ METHODS = ("best_of_n", "noise_only", "aisp")
 VISIBLE = "[...document.querySelectorAll('.item')].map((item) => item.querySelector('small').textContent.split(' ')[0])"
 
 
-def made_page(folder: Path, prompts: int) -> str:
-    rows = [made_row(method, ordinal, 0) for method in METHODS for ordinal in range(prompts)]
+def made_page(folder: Path, prompts: int, different: int = 1000) -> str:
+    """A report's page; rows beyond `different` prompts repeat earlier numbers, so that many are quickly made."""
+    made = {(method, i): made_row(method, i, 0) for method in METHODS for i in range(min(prompts, different))}
+    names = {i: {"ordinal": i, "prompt_id": f"made/test/{i:08d}"} for i in range(prompts)}
+    rows = [made[method, i % different] | names[i] for method in METHODS for i in range(prompts)]
     rows[prompts + 7]["response"] = "<script>document.title = 'taken over'</script> the ZEBRA crossed"
     rows.append(made_error("aisp", prompts, 0))
     return Path(write_report(str(write_output(folder / "out", rows)))).as_uri()
@@ -109,12 +112,14 @@ async def timed(tab, change: str) -> float:
 
 
 @pytest.mark.slow
-def test_the_page_stays_quick_with_ten_thousand_prompts(tmp_path):
+@pytest.mark.timeout(900)
+def test_the_page_stays_quick_with_ten_thousand_prompts(tmp_path, monkeypatch):
+    monkeypatch.setattr("aisp_ray.report.figures.DRAWINGS", ())
     url = made_page(tmp_path, 10_000)
 
     async def visit(tab):
-        loaded = await tab.until("document.body?.dataset.ready === 'true' && performance.now()", 60)
-        assert loaded < 15_000
+        loaded = await tab.until("document.body?.dataset.ready === 'true' && performance.now()", 120)
+        assert loaded < 30_000
         assert await tab.evaluate("document.querySelectorAll('.item').length") < 60
         await tab.evaluate("document.getElementById('list').scrollTop = 9990 * 46; null")
         await asyncio.sleep(0.2)
