@@ -7,10 +7,15 @@ import math
 import os
 import warnings
 from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import yaml
 
 from aisp_ray.cluster.placement import Node, cpus_of
 from aisp_ray.types import Placement
 
+_ANY = Node(1e6, 1e6, None)  # where it cannot be known what an autoscaler may start
 _LOCAL_OBJECT_STORE = 256 * 2**20  # bytes; a run moves kilobytes
 
 
@@ -99,18 +104,30 @@ def nodes_now() -> list[Node]:
 
 
 def _nodes_to_come() -> list[Node]:
-    """Node types of the autoscaler's configuration, where there is one. It does not tell their labels."""
-    from ray._private.state import state
+    """Node types that this cluster's autoscaler may start. Its configuration is read where the head is, which is where
+    a job's driver runs; on Kubernetes it cannot be read, and anything may come."""
+    import psutil
+    import ray
 
-    config = state.get_cluster_config()
-    if config is None:
-        return []
+    here = f"--gcs-address={ray.get_runtime_context().gcs_address}"
+    for process in psutil.process_iter(["cmdline"]):
+        words = process.info["cmdline"] or []
+        paths = [word.split("=", 1)[1] for word in words if word.startswith("--autoscaling-config=")]
+        if paths and here in words:
+            return types_of(yaml.safe_load(Path(paths[0]).expanduser().read_text(encoding="utf-8")))
+    return [_ANY] if "KUBERNETES_SERVICE_HOST" in os.environ else []
+
+
+def types_of(config: Mapping[str, Any]) -> list[Node]:
+    """Worker types of a cluster launcher's configuration."""
+    workers = {name: t for name, t in config["available_node_types"].items() if name != config.get("head_node_type")}
+    most = config.get("max_workers", 2)
     return [
         Node(
-            float(group.resources.get("CPU", 0)),
-            float(group.resources.get("GPU", 0)),
-            None,
-            max(0, group.max_count if group.max_count >= 0 else 1_000),
+            float(kind["resources"].get("CPU", 0)),
+            float(kind["resources"].get("GPU", 0)),
+            dict(kind.get("labels", {})),
+            kind.get("max_workers", most),
         )
-        for group in config.node_group_configs
+        for kind in workers.values()
     ]

@@ -10,6 +10,7 @@ import yaml
 
 from aisp_ray.cli import make_plan, read_command
 from aisp_ray.cluster.placement import Node, find_problems
+from aisp_ray.cluster.session import types_of
 from aisp_ray.types import Placement
 
 ROOT = Path(__file__).parent.parent.parent
@@ -87,16 +88,14 @@ def test_versions_are_those_of_the_constraints(path):
 
 @pytest.mark.parametrize("path", LAUNCHER, ids=lambda path: path.name)
 def test_the_run_of_the_header_can_be_placed_on_it(path):
-    types = read(path)["available_node_types"]
-    nodes = [
-        Node(t["resources"]["CPU"], t["resources"]["GPU"], t["labels"], max(1, t["max_workers"]))
-        for t in types.values()
-    ]
+    nodes = [Node(8, 0, {"aisp-role": "head"}), *types_of(read(path))]
     asks = {
         role: Placement(actors=(1, most), num_gpus=1, label_selector={"aisp-role": role})
         for role, most in (("policy", 8), ("reward", 4))
     }
     assert find_problems(asks, nodes) == []
+    asks["policy"] = Placement(actors=(9, 9), num_gpus=1, label_selector={"aisp-role": "policy"})
+    assert "only 8 of at least 9 actors" in find_problems(asks, nodes)[0]
 
 
 def test_the_commands_in_the_files_are_ones_that_the_job_understands():

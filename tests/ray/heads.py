@@ -1,5 +1,6 @@
 """A Ray head of its own for tests that need the real thing: job submission, autoscaling."""
 
+import contextlib
 import os
 import socket
 import subprocess
@@ -21,9 +22,9 @@ def free_port():
 class Head:
     """A `ray start --head` with its own ports and folder; ended by its own processes' ids, never by `ray stop`."""
 
-    def __init__(self, folder, options=(), env=None):
+    def __init__(self, folder, options=(), env=None, port=None):
         self.folder = folder
-        self.port = free_port()
+        self.port = port or free_port()
         self.dashboard = free_port()
         self.env = {**os.environ, "RAY_AUTH_MODE": "disabled", "RAY_USAGE_STATS_ENABLED": "0"}
         self.env["RAY_worker_niceness"] = "0"  # a busy machine would starve them
@@ -33,18 +34,17 @@ class Head:
         ports = {"--port": self.port, "--dashboard-port": self.dashboard, "--dashboard-agent-listen-port": free_port()}
         ports |= {"--ray-client-server-port": free_port()}
         self.env |= env or {}
-        command = [RAY, "start", "--head", "--block", *options, f"--temp-dir={folder}", "--dashboard-host=127.0.0.1"]
+        command = [RAY, "start", "--head", *options, f"--temp-dir={folder}", "--dashboard-host=127.0.0.1"]
         command += ["--disable-usage-stats", "--object-store-memory=200000000", *(f"{k}={v}" for k, v in ports.items())]
-        self.log = open(f"{folder}.log", "w")  # noqa: SIM115
-        self.process = subprocess.Popen(command, env=self.env, stdout=self.log, stderr=subprocess.STDOUT)
+        done = subprocess.run(command, env=self.env, capture_output=True, text=True, timeout=200)
+        assert done.returncode == 0, done.stdout + done.stderr
 
     def wait(self, seconds=240):
+        """Until jobs can be submitted."""
         deadline = time.monotonic() + seconds
-        while time.monotonic() < deadline:
-            if self.ray("job", "list", check=False).returncode == 0:
-                return
+        while (asked := self.ray("job", "list", check=False)).returncode:
+            assert time.monotonic() < deadline, asked.stdout + asked.stderr
             time.sleep(1)
-        raise AssertionError(Path(f"{self.folder}.log").read_text())
 
     def ray(self, *words, check=True, **more):
         done = subprocess.run([RAY, *words], env=self.env, capture_output=True, text=True, timeout=400, **more)
@@ -52,11 +52,12 @@ class Head:
         return done
 
     def stop(self):
-        family = [self.process, *psutil.Process(self.process.pid).children(recursive=True)]
+        """End every process that names this head's folder, and their children; no other Ray of this machine."""
+        family = []
+        for process in psutil.process_iter(["cmdline"]):
+            if any(self.folder in word for word in process.info["cmdline"] or []) and process.pid != os.getpid():
+                with contextlib.suppress(psutil.NoSuchProcess):
+                    family += [process, *process.children(recursive=True)]
         for member in family:
-            try:
+            with contextlib.suppress(psutil.NoSuchProcess):
                 member.kill()
-            except psutil.NoSuchProcess:
-                continue
-        self.process.wait()
-        self.log.close()

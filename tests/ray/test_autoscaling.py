@@ -7,7 +7,7 @@ import time
 
 import pytest
 from conftest import DriverProcess
-from heads import Head
+from heads import Head, free_port
 from plans import rows_of
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.timeout(900)]
@@ -20,6 +20,9 @@ ENVIRONMENT = {
     "RAY_CLOUD_INSTANCE_ID": HEAD_ID,
     "RAY_OVERRIDE_NODE_ID_FOR_TESTING": HEAD_ID,
 }
+COMMANDS = [f"{whose}setup_commands" for whose in ("", "head_", "worker_")]
+COMMANDS += ["initialization_commands", "head_start_ray_commands", "worker_start_ray_commands"]
+COMMANDS += ["cluster_synced_files", "rsync_exclude", "rsync_filter"]
 
 
 def worker(role, most):
@@ -38,15 +41,14 @@ def head(tmp_path):
     from ray._private.services import get_node_ip_address
 
     folder = f"/tmp/aisp-auto-{os.getpid()}"
-    config = tmp_path / "autoscaling.json"
-    head = Head(folder, ["--num-cpus=3", "--num-gpus=0", f"--autoscaling-config={config}"], ENVIRONMENT)
-    config.write_text("{}")
+    config, port = tmp_path / "autoscaling.json", free_port()
     provider = {
         "type": "external",
         "module": "ray.autoscaler._private.fake_multi_node.node_provider.FakeMultiNodeProvider",
-        "gcs_address": f"{get_node_ip_address()}:{head.port}",
+        "gcs_address": f"{get_node_ip_address()}:{port}",
         "head_node_id": HEAD_ID,
         "launch_multiple": True,
+        "disable_node_updaters": True,  # there is nothing to install
     }
     types = {"ray.head.default": {"resources": {"CPU": 3}, "node_config": {}, "max_workers": 0}}
     types |= {"policy": worker("policy", 3), "reward": worker("reward", 1)}
@@ -58,8 +60,14 @@ def head(tmp_path):
         "provider": provider,
         "available_node_types": types,
         "head_node_type": "ray.head.default",
+        **{key: [] for key in COMMANDS},
+        "auth": {},
+        "docker": {},
+        "file_mounts": {},
     }
     config.write_text(json.dumps(settings))
+    options = ["--num-cpus=3", "--num-gpus=0", f"--autoscaling-config={config}"]
+    head = Head(folder, options, ENVIRONMENT, port)
     try:
         head.wait()
         yield head
