@@ -191,7 +191,8 @@ class PlainEngine:
         row.square += sums["square"][i]
         row.logprob += sums["logprob"][i]
         row.token_kl += sums["token_kl"][i]
-        if len(row.tokens) == len(row.prefix) + 1:
+        wants_base = request.proposal.want & {"logprob", "token_kl"} or request.proposal.sampling.branch_first
+        if len(row.tokens) == len(row.prefix) + 1 and wants_base:
             row.first_logit = float(base[i, row.tokens[-1]])
         if "prelogits" in request.proposal.want:
             row.prelogits.append(z[i].float().cpu())
