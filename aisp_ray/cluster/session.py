@@ -16,6 +16,7 @@ from aisp_ray.cluster.placement import Node, cpus_of
 from aisp_ray.types import Placement
 
 _ANY = Node(1e6, 1e6, None)  # where it cannot be known what an autoscaler may start
+_START_ATTEMPTS = 3  # Ray gives a local node 30 s to start, which an overloaded machine may exceed
 _LOCAL_OBJECT_STORE = 256 * 2**20  # bytes; a run moves kilobytes
 
 
@@ -73,7 +74,14 @@ def connect(address: str | None, asks: Mapping[str, Placement], json_logs: bool 
             "include_dashboard": False,
             "object_store_memory": _LOCAL_OBJECT_STORE,
         }
-    ray.init(address=address, **options)
+    for left in range(_START_ATTEMPTS, 0, -1):
+        try:
+            ray.init(address=address, **options)
+            break
+        except Exception as error:  # Ray raises nothing narrower
+            if left == 1 or "timed out during startup" not in str(error):
+                raise
+            ray.shutdown()
     return True
 
 

@@ -101,9 +101,9 @@ def test_nodes_follow_the_run_from_none_to_the_maximum_and_back(head, prompts, t
     role = lambda name: {"num_gpus": 1.0, "label_selector": {"aisp-role": name}}  # noqa: E731
     settings = {
         "out": str(tmp_path / "out"),
-        "path": prompts(60),
+        "path": prompts(240),
         # the last prompt naps 10 s an iteration: a tail in which one actor is enough
-        "policy": {"actors": (1, 3), "step_seconds": 0.2, "faults": {"00000059": "nap"}, **role("policy")},
+        "policy": {"actors": (1, 3), "step_seconds": 0.2, "faults": {"00000239": "nap"}, **role("policy")},
         "reward": role("reward"),
         "methods": ["best_of_n"],
         "run": {"chunk_rows": 8},
@@ -132,4 +132,4 @@ def test_nodes_follow_the_run_from_none_to_the_maximum_and_back(head, prompts, t
     after_peak = [count for count, _ in during[during.index((3, 1)) :]]
     assert min(after_peak) < 3, f"no node went during the tail: {during}"
     assert nodes.seen[-1] == (0, 0), nodes.seen
-    assert len(rows_of(settings["out"])) == 60
+    assert len(rows_of(settings["out"])) == 240
