@@ -2,6 +2,7 @@ PYTHON ?= python3
 VENV := .venv
 PY := $(VENV)/bin/python
 ARGS ?=
+LIMIT ?= 12
 
 .PHONY: setup eval test test-slow chaos check format clean
 
@@ -12,8 +13,8 @@ $(VENV)/.installed: pyproject.toml constraints.txt
 	$(PY) -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[all,dev]'
 	touch $@
 
-eval: setup  ## run the main job on the embedded demo models; make eval ARGS="limit=8 out=outputs/small"
-	$(PY) jobs/eval.py $(ARGS)
+eval: setup  ## run the main job on some prompts of the embedded demo; make eval LIMIT=100 ARGS="seed=1 out=outputs/seed1"
+	$(PY) jobs/eval.py limit=$(LIMIT) $(ARGS)
 
 test: setup  ## the tests: no network, no GPU
 	$(PY) -m pytest $(ARGS)
