@@ -221,3 +221,12 @@ def show(plan: Plan, baseline: str, report: bool) -> None:
     if comparison:
         print(f"\n{as_text(comparison)}")
     print(f"\nrows     {plan.out}/rows\nsummary  {plan.out}/summary.json")
+    if report:
+        from aisp_ray.report.write import make_report
+
+        try:
+            made = make_report(plan.out, baseline=baseline)
+        except Exception as error:  # the rows are there: a figure that fails does not fail the run
+            print(f"report   not written ({error}); try python jobs/report.py out={plan.out}", file=sys.stderr)
+        else:
+            print(f"report   {made.page}")

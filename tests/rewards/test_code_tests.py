@@ -1,11 +1,11 @@
 """Code answers: what is graded, and that nothing an answer does reaches further than its own process."""
 
 import math
-import os
 import socket
 import threading
 import time
 
+import psutil
 import pytest
 
 from aisp_ray.rewards._sandbox import Limits, contained, run
@@ -198,12 +198,12 @@ def list_order():
 
 
 def test_no_process_and_no_thread_is_left_behind():
-    before = threading.active_count()
+    children = lambda: {child.pid for child in psutil.Process().children()}  # noqa: E731  other tests may have some
+    before, known = threading.active_count(), children()
     for name in ("fork bomb", "crash"):
         run(HOSTILE[name], ["assert True"], QUICK)
     assert threading.active_count() == before
-    with pytest.raises(ChildProcessError):
-        os.waitpid(-1, os.WNOHANG)
+    assert children() <= known
 
 
 def test_settings_are_checked():
