@@ -2,7 +2,7 @@ PYTHON ?= python3
 VENV := .venv
 PY := $(VENV)/bin/python
 ARGS ?=
-LIMIT ?= 12
+LIMIT ?= 8
 
 .PHONY: setup eval test test-slow chaos check format clean
 
