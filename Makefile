@@ -2,7 +2,7 @@ PYTHON ?= python3
 VENV := .venv
 PY := $(VENV)/bin/python
 ARGS ?=
-LIMIT ?= 8
+LIMIT ?= 6
 
 .PHONY: setup eval test test-slow chaos check format clean
 
