@@ -212,6 +212,7 @@ def evaluate(plan: Plan, top: Mapping[str, Any]) -> int:
 
 
 def show(plan: Plan, baseline: str, report: bool) -> None:
+    """Print the table, published figures beside it, and where the files are; write the report if asked."""
     from aisp_ray.report.published import as_text, compare
     from aisp_ray.report.table import format_table, read_rows, summary_table
 
@@ -222,11 +223,11 @@ def show(plan: Plan, baseline: str, report: bool) -> None:
         print(f"\n{as_text(comparison)}")
     print(f"\nrows     {plan.out}/rows\nsummary  {plan.out}/summary.json")
     if report:
-        from aisp_ray.report.write import make_report
+        from aisp_ray.report.write import write_report
 
         try:
-            made = make_report(plan.out, baseline=baseline)
+            page = write_report(plan.out, baseline=baseline)
         except Exception as error:  # the rows are there: a figure that fails does not fail the run
             print(f"report   not written ({error}); try python jobs/report.py out={plan.out}", file=sys.stderr)
         else:
-            print(f"report   {made.page}")
+            print(f"report   {page}")
