@@ -4,8 +4,9 @@ A replica is starting (waits for a machine), loading, ready, suspended (cannot b
 (gets no new calls) or dead. All that the minimum does not need is asked for at once: pending actors are the demand that
 an autoscaler sees, and each is adopted when it is there. Calls are pure, so a lost one is sent again elsewhere.
 
-A call whose replica dies under it gets a strike. From the second on it runs alone among the suspects, so that a prompt
-that ends processes convicts itself and nobody else; after `infra_retries` strikes it becomes an error row.
+A call whose replica dies under it gets a strike. From the second on it runs alone among the suspects until it is
+answered or convicted, so that a prompt that ends processes convicts itself and nobody else; after `infra_retries`
+strikes it becomes an error row.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ log = logging.getLogger(__name__)
 
 _LOAD_ATTEMPTS = 3  # in a row, for a model that may load on another machine
 _UNKNOWN_RETRIES = 1
-_HOPELESS = 8  # calls that failed without one that worked: the model is at fault, not the rows
+_HOPELESS = 8  # calls that failed, or were convicted, without one that worked: the model is at fault, not the rows
 _HOMES = 65536  # prompts whose replica is remembered
 
 
@@ -108,7 +109,8 @@ class Pool:
         self._was_ready = False  # before that, `wait_ready` is who gives up
         self._num_good = 0
         self._num_unknown = 0
-        self._deaths = 0  # since a call last worked
+        self._deaths = 0  # since a call last worked, or a prompt was found to be their cause
+        self._convicted = 0  # prompts, since a call last worked
         self._load_failures = 0  # in a row
         self._background: set[asyncio.Task[None]] = set()
 
@@ -132,7 +134,7 @@ class Pool:
         while len(self._in("ready")) < min(self.settings.low, self._wanted):
             left = deadline - time.monotonic()
             if left <= 0:
-                raise StarvationError(self._waited_for(self.settings.ready_timeout))
+                raise StarvationError(self._waited_for(self.settings.ready_timeout, "run.ready_timeout_seconds"))
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(left):
                     await self._change()
@@ -174,8 +176,8 @@ class Pool:
             PoolError, StarvationError: the run cannot go on.
         """
         strikes, unknowns, away_since = 0, 0, None
-        while True:
-            async with self._suspects if strikes >= 2 else contextlib.nullcontext():
+        async with contextlib.AsyncExitStack() as alone:
+            while True:
                 replica = await self._pick(call)
                 try:
                     reply = await self._send(replica, call)
@@ -183,23 +185,25 @@ class Pool:
                     kind, text = self._sort(replica, error)
                 else:
                     self._num_good += 1
-                    self._deaths = 0
+                    self._deaths = self._convicted = 0
                     return reply
-            if kind == "data":
-                raise DataError(text)
-            self._note("retry", kind)
-            if kind in ("lost", "broken"):
-                strikes += 1
-                if strikes > self.settings.infra_retries:
-                    raise DataError(f"{strikes} {self.settings.name} actors ended while they had this prompt: {text}")
-            elif kind == "unknown":
-                unknowns += 1
-                self._fail_if_hopeless(text)
-                if unknowns > _UNKNOWN_RETRIES:
-                    raise DataError(f"the {self.settings.name} failed on this prompt: {text}")
-            elif kind == "service":
-                away_since = away_since or time.monotonic()
-                await self._wait_for_service(away_since, text)
+                if kind == "data":
+                    raise DataError(text)
+                self._note("retry", kind)
+                if kind in ("lost", "broken"):
+                    strikes += 1
+                    if strikes > self.settings.infra_retries:
+                        raise self._convict(strikes, text)
+                    if strikes == 2:
+                        await alone.enter_async_context(self._suspects)
+                elif kind == "unknown":
+                    unknowns += 1
+                    self._fail_if_hopeless(text)
+                    if unknowns > _UNKNOWN_RETRIES:
+                        raise DataError(f"the {self.settings.name} failed on this prompt: {text}")
+                elif kind == "service":
+                    away_since = away_since or time.monotonic()
+                    await self._wait_for_service(away_since, text)
 
     async def ask(self, method: str, *args: Any) -> Any:
         """A question to any ready replica, beside its work."""
@@ -256,6 +260,16 @@ class Pool:
             self._look_empty()
             self._run(self._check(replica))
         return kind, text
+
+    def _convict(self, strikes: int, text: str) -> Exception:
+        """What a call ends with whose prompt ended too many replicas: they count no longer against the model."""
+        self._convicted += 1
+        if self._num_good:
+            self._deaths = 0
+        if self._convicted > _HOPELESS:
+            self._fail(PoolError(f"{self._convicted} prompts in a row ended {self.settings.name} actors: {text}"))
+            return self.failure
+        return DataError(f"{strikes} {self.settings.name} actors ended while they had this prompt: {text}")
 
     def _fail_if_hopeless(self, text: str) -> None:
         self._num_unknown += 1
@@ -372,12 +386,13 @@ class Pool:
             for replica in self._in("ready", "suspended", "draining"):
                 if replica.calls and now - replica.progressed > s.call_timeout:
                     held = ", ".join(call.what for call in list(replica.calls.values())[:3])
-                    self._died(replica, "lost", f"no call finished for {s.call_timeout:.0f} s (it holds {held})")
+                    text = f"no call finished for {s.call_timeout:.0f} s (it holds {held}; run.call_timeout_seconds)"
+                    self._died(replica, "lost", text)
             waited = any(not waiter.done() for waiter in self._waiters)
             if waited and self._was_ready and self._empty_since is not None:
                 empty = now - self._empty_since
                 if empty > s.starvation_timeout:
-                    self._fail(StarvationError(self._waited_for(empty)))
+                    self._fail(StarvationError(self._waited_for(empty, "run.starvation_timeout_seconds")))
 
     async def _check(self, replica: Replica) -> None:
         """Ask for its counters; a replica that cannot be reached gets no calls until it answers."""
@@ -434,12 +449,12 @@ class Pool:
             for reply in list(replica.calls):
                 reply.cancel()
 
-    def _waited_for(self, seconds: float) -> str:
+    def _waited_for(self, seconds: float, key: str) -> str:
         s, states = self.settings, Counter(replica.state for replica in self.replicas)
         there = ", ".join(f"{count} {state}" for state, count in sorted(states.items())) or "none"
         return (
             f"{s.name}: fewer than {s.low} of its actors ready after {seconds:.0f} s ({there}; one asks for {s.ask}); "
-            f"see what the cluster waits for with `ray status`"
+            f"see what the cluster waits for with `ray status`, or wait longer ({key})"
         )
 
     def _note(self, event: str, kind: str) -> None:

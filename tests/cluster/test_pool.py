@@ -164,6 +164,39 @@ def test_a_prompt_that_ends_actors_convicts_itself_and_nobody_else():
     assert pool.failure is None
 
 
+@pytest.mark.parametrize(("count", "actors"), [(2, 1), (3, 2), (5, 1), (8, 4)])
+def test_prompts_that_end_actors_convict_themselves_also_where_only_they_are_left(count, actors):
+    def machines():
+        async def answer(handle, prompt):
+            await asyncio.sleep(0.001)
+            if prompt.startswith("poison"):
+                raise died()
+            return prompt
+
+        return Machines(answer)
+
+    calls = ["good", *(f"poison{i}" for i in range(count))]
+    replies, pool, _ = run(machines, calls, low=actors, high=actors, infra_retries=5)
+    assert [type(reply) for reply in replies] == [str] + [DataError] * count
+    assert pool.failure is None
+
+
+def test_a_model_that_breaks_for_good_in_mid_run_ends_it():
+    def machines():
+        async def answer(handle, prompt):
+            await asyncio.sleep(0.001)
+            if prompt != "good":
+                raise died()
+            return prompt
+
+        return Machines(answer)
+
+    replies, pool, _ = run(machines, ["good", *(f"p{i}" for i in range(40))], infra_retries=2)
+    assert isinstance(pool.failure, PoolError)
+    assert sum(isinstance(reply, DataError) for reply in replies) <= 8
+    assert replies[0] == "good"
+
+
 def test_innocent_calls_beside_poison_are_never_convicted():
     """All calls of a replica die together, as they do in a process."""
 
@@ -311,6 +344,7 @@ def test_an_empty_pool_starves():
     replies, _, _ = run(machines, ["a"], starvation_timeout=0.2)
     assert isinstance(replies[0], StarvationError)
     assert "1 starting" in str(replies[0])
+    assert "run.starvation_timeout_seconds" in str(replies[0])
 
 
 def test_the_minimum_must_come_in_time():
@@ -319,7 +353,7 @@ def test_the_minimum_must_come_in_time():
         machines.places.clear()
         pool = Pool(settings(1, 2, ready_timeout=0.2, ask="1 GPUs"), machines)
         pool.start()
-        with pytest.raises(StarvationError, match="2 starting; one asks for 1 GPUs"):
+        with pytest.raises(StarvationError, match=r"2 starting; one asks for 1 GPUs.*run\.ready_timeout_seconds"):
             await pool.wait_ready()
         await pool.close()
 
