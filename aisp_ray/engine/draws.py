@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from aisp_ray.controls import MeanSource, OpenLoop
+from aisp_ray.engine._shape import apply
 from aisp_ray.engine.rows import Active, Row
 from aisp_ray.noise import normal, split_key, uniform
 
@@ -49,9 +50,9 @@ def noise(rows: Sequence[Row], steps: Tensor, dim: int) -> Tensor:
 
 
 def controls(rows: Sequence[Row], width: int, dim: int, device: Any) -> tuple[Tensor, np.ndarray]:
-    """The next `width` controls of open-loop rows: v, float32 [S, rows, d], and (u.v, |u|^2), float64 [S, rows, 2].
+    """The next `width` controls of open-loop rows, float32 [S, rows, d], and (u.v, |u|^2), float64 [S, rows, 2].
 
-    Zero from a row's horizon on.
+    What is added is v, or S v where noise is shaped; the sums are of u and v. Zero from a row's horizon on.
     """
     steps = torch.tensor([row.step for row in rows], device=device)[:, None] + torch.arange(width, device=device)
     laws = [row.active.request.proposal.control for row in rows]
@@ -71,6 +72,9 @@ def controls(rows: Sequence[Row], width: int, dim: int, device: Any) -> tuple[Te
         u = u.double()
         sums[:, :, 0] = ((u * v.double()).sum(-1) * live).t().cpu().numpy()
         sums[:, :, 1] = (u.square().sum(-1) * live).t().cpu().numpy()
+    for shape in {id(row.active.shape): row.active.shape for row in rows if row.active.shape is not None}.values():
+        mine = [i for i, row in enumerate(rows) if row.active.shape is shape]
+        v[mine] = apply(shape, v[mine])
     return v.transpose(0, 1), sums
 
 

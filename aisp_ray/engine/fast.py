@@ -17,6 +17,7 @@ import transformers
 
 from aisp_ray.controls import Feedback
 from aisp_ray.engine._head import Head
+from aisp_ray.engine._shape import Shapes
 from aisp_ray.engine._source import Source
 from aisp_ray.engine.attention import configs_of
 from aisp_ray.engine.base import RolloutRequest
@@ -66,6 +67,7 @@ class FastEngine:
         require_supported(model)
         self.model = model.eval()
         self.head = Head(model)
+        self.shapes = Shapes(self.head)
         self.device = self.head.weight.device
         self.max_new_tokens = max_new_tokens
         self._decode_text = decode
@@ -258,6 +260,7 @@ class FastEngine:
         if isinstance(control, Feedback):
             active.law = locate(control.target)(device=self.device, dim=self.head.dim, **dict(control.options))
         active.mean = self.means.get(active, lambda: self._source(active))
+        active.shape = self.shapes.get(control)
         if active.mean is not None:
             active.control_norm = float(active.mean.double().norm())
         if active.draws_control:

@@ -19,6 +19,7 @@ from torch import Tensor
 from aisp_ray.controls import Feedback, OpenLoop
 from aisp_ray.engine._head import Head
 from aisp_ray.engine._sampling import branch, pick
+from aisp_ray.engine._shape import Shapes, apply
 from aisp_ray.engine._source import Source
 from aisp_ray.engine.base import RolloutRequest
 from aisp_ray.loading import locate
@@ -48,6 +49,7 @@ class PlainEngine:
     def __init__(self, model: Any, decode: Callable[[Sequence[int]], str] | None = None):
         self.model = model.eval()
         self.head = Head(model)
+        self.shapes = Shapes(self.head)
         self.device = model.device
         self.fingerprint = {"engine": "plain", "dtype": str(self.head.dtype), "torch": torch.__version__}
         self._decode = decode
@@ -157,7 +159,9 @@ class PlainEngine:
         """Pick position t of every row. Returns its token ids [rows]."""
         proposal, stop = request.proposal, request.stop
         u, v = self.control(request, rows, z, t, known)
-        logits = self.head(z if v is None else z.float() + v)  # [rows, V]
+        shape = self.shapes.get(proposal.control)
+        added = v if v is None or shape is None else apply(shape, v)
+        logits = self.head(z if added is None else z.float() + added)  # [rows, V]
         want_base = bool(proposal.want & {"logprob", "token_kl"}) or proposal.sampling.branch_first
         base = logits if v is None or not want_base else self.head(z)
         allowed = logits

@@ -90,6 +90,7 @@ class Active:
     prefix_hit: bool = False
     mean: Tensor | None = None  # U, float32 [horizon, d]
     control_norm: float = 0.0
+    shape: Tensor | None = None  # S [d, d] of noise shaped by the head
     law: Callable[[Tensor], Tensor] | None = None
     first_control: Tensor | None = None  # [S, rows, d]: the first steps' control, drawn for all rows at once
     first_sums: np.ndarray | None = None  # float64 [S, rows, 2]: u.v and |u|^2 of the same

@@ -10,6 +10,8 @@
 - sigma_final: the noise shrinks geometrically to it over the rounds. sigma_ratio: particles explore at different
   scales, from sigma / sigma_ratio to sigma * sigma_ratio.
 - antithetic: particles come in pairs with mirrored noise.
+- noise_shape: the noise is shaped by the LM head, so that it moves the logits equally far in every direction that the
+  head can tell apart (`controls.HeadShape`). Weights, cost and mean are those of the whitened coordinates.
 - elites: the best particles of earlier rounds take part in every update once more (Pinneri et al., 2020, iCEM).
 - base_rounds: the first rounds are best-of-n draws from the policy itself; they count for the best response only.
 """
@@ -21,11 +23,13 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from aisp_ray.controls import Elite, OpenLoop, WeightEntry, WeightLog
+from aisp_ray.controls import Elite, HeadShape, OpenLoop, WeightEntry, WeightLog
 from aisp_ray.methods._importance import control_cost, kl_info, live_lengths
 from aisp_ray.methods.base import Info, State, best_candidate, require
 from aisp_ray.types import Prompt, Proposal, Rollouts, Sampling, Scores
 from aisp_ray.weights import effective_sample_size, importance_weights, temperature_for_ess
+
+NOISE_SHAPES = ("isotropic", "head")
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,6 +70,8 @@ class AispPlus:
     sigma_final: float | None = None  # standard deviation in the last round; null: sigma throughout
     sigma_ratio: float = 1.0  # particles' sigmas spread geometrically over [sigma / ratio, sigma * ratio]
     antithetic: bool = False  # mirrored pairs of noise
+    noise_shape: str = "isotropic"  # isotropic | head: noise that moves the logits equally far in all directions
+    shape_ridge: float | None = None  # of noise_shape=head, above 0: a large one is nearly isotropic; null: 0.1
     elites: int = 0  # particles of earlier rounds in every update; needs alpha=1
     base_rounds: int = 0  # first rounds drawn from the policy without control
     base_temperature: float | None = None  # sampling temperature of base_rounds, above 0
@@ -99,6 +105,12 @@ class AispPlus:
         require(self.elites == 0 or self.alpha == 1, "elites need alpha=1: their control cost is not known any more")
         require(0 <= self.base_rounds < self.kappa, f"base_rounds is {self.base_rounds}; it lies in [0, kappa)")
         warm = self.base_temperature
+        require(self.noise_shape in NOISE_SHAPES, f"noise_shape is {self.noise_shape!r}; it is isotropic or head")
+        ridge = self.shape_ridge
+        require(ridge is None or ridge > 0, f"shape_ridge is {ridge}; it must be above 0")
+        require(
+            ridge is None or self.noise_shape == "head", "shape_ridge has no effect without noise_shape=head; set both"
+        )
         require((self.base_rounds > 0) == (warm is not None), "base_rounds and base_temperature go together")
         require(warm is None or warm > 0, f"base_temperature is {warm}; it must be above 0")
 
@@ -122,6 +134,7 @@ class AispPlus:
             sigma=self._sigma(state.iteration),
             noise_scales=self._noise_scales(state.iteration),
             antithetic=self.antithetic,
+            shape=self._shape(),
         )
         want = frozenset({"token_kl"}) if self.diagnostics else frozenset()
         return Proposal(state.iteration, self.n, control, Sampling(self.temperature, self.top_p), want=want)
@@ -154,6 +167,11 @@ class AispPlus:
         )
         info = {"ess": effective_sample_size(weights), "reward_temperature": reward_temperature, **info}
         return carried, info
+
+    def _shape(self) -> HeadShape | None:
+        if self.noise_shape == "isotropic":
+            return None
+        return HeadShape() if self.shape_ridge is None else HeadShape(self.shape_ridge)
 
     def _sigma(self, iteration: int) -> float:
         """Standard deviation of a round, geometric between the first controlled one and the last."""

@@ -10,7 +10,7 @@ import torch
 from toy_world import DIM, ToyPolicy, drive, prompt, scores_of
 
 from aisp_ray.codec import decode, encode
-from aisp_ray.controls import WeightLog
+from aisp_ray.controls import HeadShape, WeightLog
 from aisp_ray.methods.aisp import Aisp
 from aisp_ray.methods.aisp_plus import AispPlus
 
@@ -90,6 +90,22 @@ def test_antithetic_particles_see_mirrored_noise():
     assert drive(method, policy, reward)[0].log.entries[0].antithetic
 
 
+def test_noise_shaped_by_the_head_changes_the_control_and_nothing_else():
+    plain = AispPlus(**SMALL, ess_fraction=0.3)
+    for ridge, shape in ((None, HeadShape()), (2.0, HeadShape(2.0))):
+        shaped = dataclasses.replace(plain, noise_shape="head", shape_ridge=ridge)
+        one, two = (method.ask(method.init(prompt(), 0)) for method in (plain, shaped))
+        assert one.control.shape is None
+        assert two.control.shape == shape
+        assert dataclasses.replace(two, control=dataclasses.replace(two.control, shape=None)) == one
+        # the weights are those of the whitened coordinates, which the shape does not touch
+        rollouts = ToyPolicy().rollout(prompt(), one, 0)
+        told = [
+            method.tell(method.init(prompt(), 0), rollouts, scores_of(rollouts, reward)) for method in (plain, shaped)
+        ]
+        assert told[0] == told[1]
+
+
 def test_elites_take_part_in_later_updates_as_they_were_drawn():
     policy = ToyPolicy(ends=False)
     method = AispPlus(**SMALL, alpha=1.0, reward_temperature=2.0, elites=2)
@@ -144,6 +160,9 @@ def test_everything_at_once_survives_a_snapshot_at_every_iteration():
         ({"ess_fraction": 0.3, "base_rounds": 2}, "go together"),
         ({"ess_fraction": 1.5}, "share of n"),
         ({"ess_fraction": 0.3, "step_size": 0.0}, "step_size"),
+        ({"ess_fraction": 0.3, "noise_shape": "round"}, "isotropic or head"),
+        ({"ess_fraction": 0.3, "shape_ridge": 0.1}, "no effect without noise_shape=head"),
+        ({"ess_fraction": 0.3, "noise_shape": "head", "shape_ridge": 0.0}, "above 0"),
     ],
 )
 def test_bad_settings_say_what_is_allowed(settings, words):
