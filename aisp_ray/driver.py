@@ -10,8 +10,11 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
+import logging
 import math
 import time
+import traceback
+from collections import Counter
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -20,6 +23,14 @@ import numpy as np
 
 from aisp_ray.methods.base import Info, Method, State
 from aisp_ray.types import DataError, Policy, Prompt, Reward, Rollouts, Scores
+
+log = logging.getLogger(__name__)
+
+_HOPELESS = 8  # prompts on which a method failed that never came through an iteration: it is at fault, not they
+
+
+class MethodError(RuntimeError):
+    """What a method raised on one prompt, with its name and place. `__cause__` is the exception itself."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,20 +96,40 @@ Watch = Callable[[Task, Progress, Rollouts, Scores], None]
 async def search(
     task: Task, policy: Policy, reward: Reward, seed: int, resume: Progress | None = None, watch: Watch | None = None
 ) -> Progress:
-    """Run one prompt under one method to its end, from the start or from a snapshot."""
+    """Run one prompt under one method to its end, from the start or from a snapshot.
+
+    Raises:
+        MethodError: the method failed. What the policy and the reward raise comes through as it is.
+    """
     method, prompt = task.method, task.prompt
-    progress = resume or Progress(method.init(prompt, seed), Trace())
+    with _named(task):
+        progress = resume or Progress(method.init(prompt, seed), Trace())
     while not progress.state.done:
         started = time.perf_counter()
-        proposal = method.ask(progress.state)
+        with _named(task):
+            proposal = method.ask(progress.state)
         rollouts = await policy.rollout(prompt, proposal, seed)
         scores = await reward.score(prompt, tuple(item.text for item in rollouts.items))
-        state, info = method.tell(progress.state, rollouts, scores)
+        with _named(task):
+            state, info = method.tell(progress.state, rollouts, scores)
         seconds = time.perf_counter() - started
         progress = Progress(state, extend(progress.trace, (rollouts, scores), (state, info), seconds))
         if watch is not None:
             watch(task, progress, rollouts, scores)
     return progress
+
+
+@contextlib.contextmanager
+def _named(task: Task) -> Iterator[None]:
+    try:
+        yield
+    except DataError:
+        raise
+    except Exception as error:
+        last = traceback.extract_tb(error.__traceback__)[-1]
+        place = f"{last.filename.rsplit('/', 1)[-1]}:{last.lineno}"
+        text = f"the method {task.name} failed: {type(error).__name__}: {error} ({place})"
+        raise MethodError(text) from error
 
 
 def extend(trace: Trace, drawn: tuple[Rollouts, Scores], told: tuple[State, Info], seconds: float) -> Trace:
@@ -134,8 +165,9 @@ def extend(trace: Trace, drawn: tuple[Rollouts, Scores], told: tuple[State, Info
 class Driver:
     """Keeps many searches in flight and hands out their outcomes as they finish.
 
-    Data errors (`DataError`, an unusable prompt, no particle with a reward) end as outcomes with an `error`; any
-    other exception ends the run: `self.progress` then still holds every search in flight, for the snapshot.
+    Data errors (`DataError`, an unusable prompt, no particle with a reward) and what a method raises on a prompt end as
+    outcomes with an `error`. Any other exception ends the run, and so does a method that never worked: `self.progress`
+    then still holds every search in flight, for the snapshot.
     """
 
     def __init__(self, policy: Policy, reward: Reward, judges: Mapping[str, Reward], seed: int, in_flight: int):
@@ -148,6 +180,8 @@ class Driver:
         self.num_started = 0
         self.num_finished = 0
         self.watch: Watch | None = None
+        self._num_told: Counter[str] = Counter()  # iterations, by method
+        self._num_failed: Counter[str] = Counter()  # prompts on which a method failed, by method
 
     async def run(
         self, tasks: AsyncIterator[Task], resume: Mapping[tuple[int, str], Progress] | None = None
@@ -176,7 +210,7 @@ class Driver:
                     for _ in range(self.in_flight):
                         group.create_task(lane())
             except BaseExceptionGroup as errors:
-                raise errors.exceptions[0] from None
+                raise errors.exceptions[0] from errors.exceptions[0].__cause__
             finally:
                 with contextlib.suppress(asyncio.QueueFull):
                     outcomes.put_nowait(None)
@@ -209,6 +243,18 @@ class Driver:
             return Outcome(task, progress, None, await self._judge(task.prompt, best.response))
         except DataError as error:
             return Outcome(task, self.progress.get(task.key), str(error))
+        except MethodError as error:
+            self._note_failure(task, error)
+            return Outcome(task, self.progress.get(task.key), str(error))
+
+    def _note_failure(self, task: Task, error: MethodError) -> None:
+        """Show the first traceback of a method; raise the error of one that never worked."""
+        self._num_failed[task.name] += 1
+        if not self._num_told[task.name] and self._num_failed[task.name] >= _HOPELESS:
+            raise error
+        if self._num_failed[task.name] == 1:
+            text = "".join(traceback.format_exception(error.__cause__))
+            log.warning("%s on %s, which is an error row:\n%s", error, task.prompt.prompt_id, text.rstrip())
 
     async def _judge(self, prompt: Prompt, response: str) -> dict[str, float]:
         """Each judge's reward of the response; NaN from one that cannot score it, which costs no row."""
@@ -224,6 +270,7 @@ class Driver:
 
     def _watch(self, task: Task, progress: Progress, rollouts: Rollouts, scores: Scores) -> None:
         self.progress[task.key] = progress
+        self._num_told[task.name] += 1
         if self.watch is not None:
             self.watch(task, progress, rollouts, scores)
 

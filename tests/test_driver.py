@@ -6,7 +6,7 @@ import math
 import pytest
 
 from aisp_ray.codec import decode, encode
-from aisp_ray.driver import Driver, Task, particle_rows, row_of, search
+from aisp_ray.driver import Driver, MethodError, Task, particle_rows, row_of, search
 from aisp_ray.methods.aisp import Aisp
 from aisp_ray.methods.best_of_n import BestOfN
 from aisp_ray.results import PARTICLE_SCHEMA, ROW_SCHEMA
@@ -121,6 +121,41 @@ def test_bad_data_is_an_error_row_and_the_rest_goes_on():
 def test_a_lost_machine_ends_the_run_and_is_not_a_row():
     with pytest.raises(RuntimeError, match="no actor left"):
         outcomes([Task(prompt(0, "crash"), "b", BestOfN(n=2, kappa=1))])
+
+
+class Fragile(BestOfN):
+    """A method that fails on some prompts, in its second iteration."""
+
+    def tell(self, state, rollouts, scores):
+        if rollouts.iteration == 1 and int(state.prompt_id[-8:]) in self.fails_on:
+            raise ZeroDivisionError("no weight is left")
+        return super().tell(state, rollouts, scores)
+
+
+def fragile(*ordinals):
+    method = Fragile(n=2, kappa=3)
+    object.__setattr__(method, "fails_on", ordinals)
+    return method
+
+
+def test_a_method_that_fails_on_one_prompt_costs_one_row(caplog):
+    method = fragile(2)
+    found = outcomes([Task(prompt(i), "fragile", method) for i in range(5)])
+    rows = {outcome.task.prompt.ordinal: row_of(outcome, RUN) for outcome in found}
+    assert [rows[i]["status"] for i in range(5)] == ["ok", "ok", "error", "ok", "ok"]
+    assert "the method fragile failed: ZeroDivisionError: no weight is left (test_driver.py:" in rows[2]["error"]
+    assert rows[2]["num_samples"] == 2  # what was drawn before counts
+    assert "Traceback" in caplog.text
+
+
+def test_a_method_that_never_worked_ends_the_run_rather_than_making_error_rows():
+    class Broken(BestOfN):
+        def ask(self, state):
+            raise KeyError("horizon")
+
+    with pytest.raises(MethodError, match="the method broken failed: KeyError") as raised:
+        outcomes([Task(prompt(i), "broken", Broken(n=2, kappa=1)) for i in range(20)])
+    assert isinstance(raised.value.__cause__, KeyError)
 
 
 def test_a_search_goes_on_from_a_snapshot_to_the_same_row():
