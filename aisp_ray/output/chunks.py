@@ -44,11 +44,17 @@ class Chunks:
         """These rows of an earlier run are in the part's file and stay."""
         self._committed[part] = frozenset(ordinals)
 
-    def restore(self, row: Row) -> None:
-        """A row that an earlier run finished and did not commit. Before its prompt is expected."""
+    def restore(self, row: Row) -> bool:
+        """A row that an earlier run finished and did not commit. Before its prompt is expected. False: not needed."""
         part = (row["method"], self.chunk(row["ordinal"]))
-        if part[0] in self.methods and row["ordinal"] not in self._committed.get(part, ()):
-            self._rows[part][row["ordinal"]] = row
+        if part[0] not in self.methods or self.is_committed(row["ordinal"], row["method"]):
+            return False
+        self._rows[part][row["ordinal"]] = row
+        return True
+
+    def is_committed(self, ordinal: int, method: str) -> bool:
+        """Whether an earlier run left this row in a file, and it stays."""
+        return ordinal in self._committed.get((method, self.chunk(ordinal)), ())
 
     def expect(self, ordinal: int) -> list[str]:
         """The stream has this prompt, in rising order: the methods whose rows are still to be made for it."""
@@ -57,7 +63,7 @@ class Chunks:
         wanted = []
         for method in self.methods:
             part = (method, chunk)
-            if ordinal not in self._committed.get(part, ()) and ordinal not in self._rows.get(part, ()):
+            if not self.is_committed(ordinal, method) and ordinal not in self._rows.get(part, ()):
                 self._missing[part] += 1
                 wanted.append(method)
         return wanted

@@ -55,15 +55,35 @@ class Store:
             text = "run %s on %s wrote here %.0f s ago; if it still goes on, both compute the same rows, none doubled"
             log.warning(text, earlier.run_id, earlier.host, age)
         rows = [row for row in earlier.rows if not (self.plan.run.retry_errors and row["status"] == "error")]
+        rows = [row for row in rows if self.chunks.restore(row)]
         for row in rows:
-            self.chunks.restore(row)
             self.tallies[row["method"]].add(row["status"], row["reward"])
         known = {(row["ordinal"], row["method"]) for row in rows}
-        searches = {key: progress for key, progress in earlier.searches.items() if key not in known}
+        searches = {
+            key: progress
+            for key, progress in earlier.searches.items()
+            if key not in known and not self.chunks.is_committed(*key)
+        }
         if self.plan.run.particles:
-            self.particles.update({key: list(kept) for key, kept in earlier.particles.items()})
-            searches = {key: progress for key, progress in searches.items() if key in self.particles}
+            searches = self._restore_particles(earlier, known, searches)
         return searches, rows
+
+    def _restore_particles(
+        self, earlier: snapshots.Snapshot, finished: set[Key], searches: dict[Key, Progress]
+    ) -> dict[Key, Progress]:
+        """Take the particles of finished rows and of the iterations that searches have behind them, no others.
+
+        Returns the searches that can go on; one whose particles are not all there starts anew.
+        """
+        going_on = {}
+        for key in finished:
+            self.particles[key] = list(earlier.particles.get(key, ()))
+        for key, progress in searches.items():
+            told = progress.state.iteration
+            rows = [row for row in earlier.particles.get(key, ()) if row["iteration"] < told]
+            if {row["iteration"] for row in rows} == set(range(told)):
+                going_on[key], self.particles[key] = progress, rows
+        return going_on
 
     def _keep(self, method: str, chunk: int) -> None:
         table = self.output.read_part(method, chunk, ["ordinal", "status", "reward"])

@@ -226,7 +226,7 @@ class Job:
             run_id=self.run_id,
             searches=dict(self.driver.progress),
             rows=self.store.pending_rows(),
-            particles=dict(self.store.particles),
+            particles={key: tuple(rows) for key, rows in self.store.particles.items()},  # copied: a thread writes them
             ended=ended,
         )
 

@@ -1,0 +1,77 @@
+"""What a run finds of earlier ones on its output, and what it counts of it."""
+
+from types import SimpleNamespace
+
+import pytest
+
+from aisp_ray.output import snapshot
+from aisp_ray.output.files import Output, to_table
+from aisp_ray.output.manifest import open_manifest
+from aisp_ray.output.snapshot import Snapshot
+from aisp_ray.output.store import Store
+from aisp_ray.plan import Plan, RunSettings
+from aisp_ray.results import ROW_SCHEMA
+
+
+def plan(out, limit=None, fingerprint=None, **run):
+    data = SimpleNamespace(fingerprint=lambda: {"kind": "made"})
+    return Plan(
+        methods={"a": None, "b": None},
+        policy=None,
+        reward=None,
+        judges={},
+        data=data,
+        run=RunSettings(**run),
+        seed=0,
+        limit=limit,
+        out=str(out),
+        fingerprint=fingerprint or {"n": 1},
+    )
+
+
+def row(ordinal, method="a", status="ok"):
+    reward = float(ordinal) if status == "ok" else None
+    return dict.fromkeys(ROW_SCHEMA.names) | {"ordinal": ordinal, "method": method, "status": status, "reward": reward}
+
+
+@pytest.fixture
+def output(tmp_path):
+    """Rows 0 to 3 of method a in a file; 2, 3 and 4 in a snapshot that is older than the file."""
+    output = Output(str(tmp_path))
+    output.write_part(to_table([row(i) for i in range(4)], ROW_SCHEMA), "a", 0)
+    hash_ = plan(tmp_path).config_hash
+    snapshot.save(output, Snapshot(hash_, "r", {}, [row(2), row(3), row(4)], ended=True))
+    return output
+
+
+def test_a_row_in_a_file_and_in_the_snapshot_counts_once(output, tmp_path):
+    store = Store(plan(tmp_path), output, 8)
+    searches, rows = store.resume("now")
+    assert searches == {}
+    assert [found["ordinal"] for found in rows] == [4]
+    assert (store.num_kept, store.tallies["a"].as_json()) == (4, {"rows": 5, "errors": 0, "mean_reward": 2.0})
+    assert store.num_beyond == 0
+    store.close()
+
+
+def test_rows_beyond_a_smaller_limit_stay_and_are_told_apart(output, tmp_path):
+    store = Store(plan(tmp_path, limit=2), output, 8)
+    store.resume("now")
+    assert (store.num_kept, store.num_beyond) == (2, 3)
+    assert store.tallies["a"].ok == 5
+    store.close()
+
+
+def test_that_configurations_were_mixed_is_never_forgotten(output, tmp_path):
+    first = plan(tmp_path, fingerprint={"n": 1})
+    output.write_json("manifest.json", open_manifest(first, output, "r1"))
+    mixed = plan(tmp_path, fingerprint={"n": 2}, on_mismatch="ignore")
+    output.write_json("manifest.json", open_manifest(mixed, output, "r2"))
+    again = open_manifest(plan(tmp_path, fingerprint={"n": 2}), output, "r3")
+    assert again["ignored_differences"] == ["n: 1 there, 2 now"]
+    output.write_json("manifest.json", again)
+    third = open_manifest(plan(tmp_path, fingerprint={"n": 3}, on_mismatch="ignore"), output, "r4")
+    assert third["ignored_differences"] == ["n: 1 there, 2 now", "n: 2 there, 3 now"]
+    output.write_json("manifest.json", third)
+    clean = open_manifest(plan(tmp_path, fingerprint={"n": 4}, on_mismatch="overwrite"), output, "r5")
+    assert "ignored_differences" not in clean
