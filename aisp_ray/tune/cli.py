@@ -151,6 +151,7 @@ def make_plan(command: Command) -> TunePlan:
         heldout_limit=_count(top, "heldout_limit", least=0),
         objective=config.convert(top["objective"], str, "objective"),
         save_as=config.convert(top["save_as"], str | None, "save_as"),
+        report=config.convert(top["report"], bool, "report"),
         config=command.tree(),
         fingerprint={
             "version": __version__,

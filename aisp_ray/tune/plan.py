@@ -32,5 +32,6 @@ class TunePlan:
     heldout_limit: int
     objective: str
     save_as: str | None
+    report: bool = True  # write <out>/report/ at the end
     config: Mapping[str, Any] = field(default_factory=dict)  # resolved, JSON values
     fingerprint: Mapping[str, Any] = field(default_factory=dict)  # what decides an evaluation besides its setting

@@ -47,11 +47,24 @@ def run(plan: TunePlan) -> int:
     try:
         prompts = read_prompts(plan, screen)
         study = Study(plan, Output(plan.out), screen)
-        if plan.local:
-            return study.run(lambda: local_driver(plan), *prompts)
-        return run_on_ray(plan, study, prompts)
+        code = study.run(lambda: local_driver(plan), *prompts) if plan.local else run_on_ray(plan, study, prompts)
     except (MixedError, config.ConfigError) as error:
         return refuse([str(error)])
+    if plan.report and code in (OK, SOME_ERRORS):
+        write_page(plan)
+    return code
+
+
+def write_page(plan: TunePlan) -> None:
+    """The report, and where it is."""
+    from aisp_ray.report.write import write_report
+
+    try:
+        page = write_report(plan.out)
+    except Exception as error:  # the trials are there: a figure that fails does not fail the search
+        print(f"report   not written ({error}); try python jobs/report.py out={plan.out}", file=sys.stderr)
+    else:
+        print(f"report   {page}")
 
 
 def run_on_ray(plan: TunePlan, study: Study, prompts: tuple[list[Prompt], list[Prompt]]) -> int:
@@ -132,7 +145,9 @@ class Study:
         """The exit code. open_driver(): an async context manager that gives a `Driver`."""
         self.tuning, self.heldout = tuning, heldout
         settings = self.plan.run
-        self.store.open(self.plan.fingerprint, settings.on_mismatch, settings.retry_errors)
+        ids = {"tuning": [each.prompt_id for each in tuning], "heldout": [each.prompt_id for each in heldout]}
+        about = {"config": self.plan.config, "prompts": ids}
+        self.store.open(self.plan.fingerprint, settings.on_mismatch, settings.retry_errors, about)
         handler = ScreenHandler(self.screen)
         package = logging.getLogger("aisp_ray")
         package.addHandler(handler)
@@ -187,6 +202,7 @@ class Study:
         num_prompts = len(self.tuning)
         await extend([preset], measure, 0, num_prompts)
         preset.state = "complete"
+        self._write_trials([preset])
         proposer = make_proposer(plan.search, plan.workbench.space, plan.trials, plan.seed, preset)
         rules = dataclasses.replace(rules, num_prompts=num_prompts)  # the data may hold fewer than asked for
         trials = await run_search(preset, proposer, plan.workbench, measure, rules, self._seen)
@@ -234,8 +250,7 @@ class Study:
             f"{len(trials) - 1} trials, {running} under way, {seen} evaluations; best {best.mean():.4g} "
             f"with {text_of(best.settings)}{' (the preset)' if best.number == 0 else ''}"
         )
-        if not running:
-            self._write_trials(trials)
+        self._write_trials(trials)
 
     def _write_trials(self, trials: Sequence[Trial]) -> Any:
         import pyarrow as pa
@@ -243,12 +258,14 @@ class Study:
 
         from aisp_ray.cli import describe
 
-        costs = {}
+        costs, hashes = {}, {}
         for trial in trials:
             if trial.method is not None:
                 ids = [prompt.prompt_id for prompt in self.tuning[: trial.num_seen]]
-                costs[trial.number] = self.store.sums(setting_hash(describe(trial.method)), ids, tables.LEDGER)
-        found = tables.trial_table(trials, self.plan.workbench.space, self.plan.objective, costs, self._estimates)
+                hashes[trial.number] = setting_hash(describe(trial.method))
+                costs[trial.number] = self.store.sums(hashes[trial.number], ids, tables.LEDGER)
+        space, objective = self.plan.workbench.space, self.plan.objective
+        found = tables.trial_table(trials, space, objective, costs, self._estimates, hashes)
         sink = pa.BufferOutputStream()
         pq.write_table(found, sink)
         self.output.write(tables.NAME, sink.getvalue().to_pybytes())

@@ -1,8 +1,8 @@
 """Every evaluation ever made in an output: (setting, prompt) -> row. What a killed search goes on from.
 
     <out>/evaluations/part-<run>-<serial>.parquet   result rows and the setting behind each, written whole
-    <out>/manifest.json                             what decides an evaluation besides its setting
-    <out>/trials.parquet  trials.svg  trials.png  summary.json  best.yaml
+    <out>/manifest.json                             what decides an evaluation besides its setting; the last search
+    <out>/trials.parquet  trials.svg  trials.png  summary.json  best.yaml  report/
 
 Rewards are pure functions of setting, prompt and seed, so a row is right for any search that asks for it: another
 search, more trials or more prompts in the same output pay only for what is new.
@@ -53,8 +53,16 @@ class Evaluations:
         self._name = uuid.uuid4().hex[:8]  # two searches at once in one output write files of their own
         self._next = 0
 
-    def open(self, fingerprint: Mapping[str, Any], on_mismatch: str = "refuse", retry_errors: bool = False) -> None:
+    def open(
+        self,
+        fingerprint: Mapping[str, Any],
+        on_mismatch: str = "refuse",
+        retry_errors: bool = False,
+        about: Mapping[str, Any] | None = None,
+    ) -> None:
         """Read what is there; retry_errors leaves out rows whose status is error.
+
+        about: what the manifest says of the search besides the fingerprint.
 
         Raises:
             MixedError: it was made under another fingerprint, and on_mismatch is refuse.
@@ -70,7 +78,7 @@ class Evaluations:
             )
         if lines and on_mismatch == "overwrite":
             self.output.filesystem.delete_dir_contents(f"{self.output.root}/{FOLDER}", missing_dir_ok=True)
-        self.output.write_json(MANIFEST, {"fingerprint": now})
+        self.output.write_json(MANIFEST, {"fingerprint": now, **(about or {})})
         for kind, serial in self.output.parts(FOLDER):
             for row in self.output.read_part(kind, serial, folder=FOLDER).to_pylist():
                 if not (retry_errors and row["status"] == "error"):

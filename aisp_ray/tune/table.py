@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -28,6 +28,7 @@ def trial_schema(space: Space) -> pa.Schema:
         "trial": (pa.int64(), "0 is the preset"),
         "method": (pa.string(), "preset of conf/method"),
         "settings": (pa.string(), "JSON of the searched keys"),
+        "setting": (pa.string(), "hash of all keys of the method: its rows in evaluations/"),
         "state": (pa.string(), "running, complete (all prompts), stopped (dropped at a rung) or invalid"),
         "reason": (pa.string(), "why it is invalid"),
         "objective": (pa.string(), "what is measured"),
@@ -55,8 +56,12 @@ def trial_table(
     objective: str,
     costs: Mapping[int, Mapping[str, float]],
     known: dict[Any, tuple[Estimate, Estimate]] | None = None,
+    hashes: Mapping[int, str] | None = None,
 ) -> pa.Table:
-    """The table. costs: sums of the ledger by trial number. known: keeps intervals from one call to the next."""
+    """The table. costs, hashes: sums of the ledger, hash of the setting, by trial number.
+
+    known: keeps intervals from one call to the next.
+    """
     import pyarrow as pa
 
     schema = trial_schema(space)
@@ -67,7 +72,8 @@ def trial_table(
         if at not in known:
             values = np.asarray(trial.values, dtype=np.float64)
             known[at] = estimate(values), estimate(trial.paired(trials[0]))
-        rows.append(_row(trial, space, objective, known[at], costs.get(trial.number, {})))
+        row = _row(trial, space, objective, known[at], costs.get(trial.number, {}))
+        rows.append(row | {"setting": (hashes or {}).get(trial.number)})
     for row in rows:
         for name in schema.names:
             if name.startswith("key.") and pa.types.is_string(schema.field(name).type) and row[name] is not None:
@@ -95,13 +101,20 @@ def _row(
     }
 
 
-def format_trials(table: pa.Table, most: int = 20) -> str:
-    """The best trials as lines of text; stopped ones follow those that saw every prompt."""
+def ranked(rows: Iterable[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
+    """Rows of the table, best first; stopped ones follow those that saw every prompt."""
     order = {"complete": 0, "running": 1, "stopped": 2, "invalid": 3}
-    rows = sorted(
-        table.to_pylist(),
-        key=lambda row: (order[row["state"]], -row["num_prompts"], -(row["value"] or -math.inf), row["trial"]),
-    )
+
+    def place(row: Mapping[str, Any]) -> tuple[float, ...]:
+        value = -math.inf if row["value"] is None else row["value"]
+        return order[row["state"]], -row["num_prompts"], -value, row["trial"]
+
+    return sorted(rows, key=place)
+
+
+def format_trials(table: pa.Table, most: int = 20) -> str:
+    """The best trials as lines of text."""
+    rows = ranked(table.to_pylist())
     lines = [("trial", "state", "prompts", "value", "95 % interval", "gain over preset", "settings")]
     for row in rows[:most]:
         settings = text_of(json.loads(row["settings"]))
