@@ -348,17 +348,26 @@ def drawn(measured: Measured, prefix: str = "") -> dict[str, Picture]:
     Raises:
         ImportError: matplotlib is not installed.
     """
+    pictures = {
+        drawing.name: draw_picture(lambda draw=drawing.draw: draw(measured), f"{prefix}{drawing.name}")
+        for drawing in DRAWINGS
+    }
+    return {name: picture for name, picture in pictures.items() if picture is not None}
+
+
+def draw_picture(draw: Callable[[], Figure | None], name: str) -> Picture | None:
+    """The figure that `draw` makes, in the look of the report; None if it makes none. name: of its ids in the SVG.
+
+    Raises:
+        ImportError: matplotlib is not installed.
+    """
     import matplotlib
 
-    pictures = {}
     names = ("text.color", "axes.edgecolor", "axes.labelcolor", "xtick.color", "ytick.color")
     look = {**dict.fromkeys(names, INK), "font.size": 10, "font.family": "sans-serif"}
-    for drawing in DRAWINGS:
-        with matplotlib.rc_context({**look, "svg.fonttype": "none", "svg.hashsalt": f"{prefix}{drawing.name}"}):
-            figure = drawing.draw(measured)
-            if figure is not None:
-                pictures[drawing.name] = Picture(svg_text(figure), png_bytes(figure))
-    return pictures
+    with matplotlib.rc_context({**look, "svg.fonttype": "none", "svg.hashsalt": name}):
+        figure = draw()
+        return None if figure is None else Picture(svg_text(figure), png_bytes(figure))
 
 
 def png_bytes(figure: Figure) -> bytes:

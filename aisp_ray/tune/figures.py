@@ -1,12 +1,14 @@
-"""What was tried, as one picture: the objective over each searched key, and a heat map where two keys make a grid.
+"""What was tried, as pictures: the objective and the paired gain over each searched key, heat maps where two keys make
+a grid, and how the best setting was come by.
 
-Drawn from `trials.parquet` alone, so that it can be drawn again from any output. matplotlib is imported when it is.
+Drawn from `trials.parquet` alone, so that they can be drawn again from any output. matplotlib is imported when one is.
 """
 
 from __future__ import annotations
 
+import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from aisp_ray.report.figures import COLOURS, GRID, blank, draw_point, finish
@@ -17,60 +19,243 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 _MOST_CELLS = 144  # of a heat map
+_MOST_LINES = 8  # with a colour and a name each
 
-Row = Mapping[str, Any]  # of trials.parquet
+Row = Mapping[str, Any]  # of trials.parquet, texts of searched keys decoded: `read_trials`
+VALUE, GAIN = "value", "gain"  # what a panel shows
+
+
+def read_trials(table: pa.Table) -> list[Row]:
+    """The rows of `trials.parquet` that have a value, the preset first; values of keys that are no numbers decoded."""
+    import pyarrow as pa
+
+    texts = [field.name for field in table.schema if field.name.startswith("key.") and pa.types.is_string(field.type)]
+    rows = [row for row in table.to_pylist() if row["value"] is not None]
+    return [row | {name: json.loads(row[name]) for name in texts if row[name] is not None} for row in rows]
+
+
+def searched_keys(rows: Sequence[Row]) -> list[str]:
+    """The columns of keys that took more than one value."""
+    return [name for name in (rows[0] if rows else ()) if name.startswith("key.") and len(levels(rows, name)) > 1]
+
+
+def levels(rows: Sequence[Row], key: str) -> list[Any]:
+    """The distinct values that a key took: numbers rising, then others by their text."""
+    values = {_name(row[key]): row[key] for row in rows}.values()
+    return sorted(values, key=lambda value: (not _is_number(value), value if _is_number(value) else 0, str(value)))
+
+
+def _name(value: Any) -> str:
+    """A value of a key as something that can be compared and counted."""
+    return json.dumps(value)
+
+
+def _preset(rows: Sequence[Row]) -> Row | None:
+    return rows[0] if rows and rows[0]["trial"] == 0 else None
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+# ---------------------------------------------------------------- the pictures
 
 
 def draw_trials(table: pa.Table) -> Figure | None:
-    """A panel per key that took more than one number, then the heat map; None if there is nothing to see."""
-    rows = [row for row in table.to_pylist() if row["value"] is not None]
-    keys = [name for name in table.column_names if name.startswith("key.") and len(numbers(rows, name)) > 1]
+    """A panel of the objective per searched key, then the heat map; None if there is nothing to see."""
+    rows = read_trials(table)
+    keys = searched_keys(rows)
     if not keys:
         return None
     pair = grid_keys(rows, keys)
-    count = len(keys) + (pair is not None)
+    figure, axes = _panels(len(keys) + (pair is not None))
+    for axis, key in zip(axes, keys, strict=False):
+        draw_key(axis, rows, key, VALUE)
+    if pair is not None:
+        draw_heat(figure, axes[len(keys)], rows, pair, VALUE)
+    return figure
+
+
+def draw_values(rows: Sequence[Row]) -> Figure | None:
+    """The objective over each searched key."""
+    return _draw_keys(rows, VALUE)
+
+
+def draw_gains(rows: Sequence[Row]) -> Figure | None:
+    """The paired gain over the preset, over each searched key."""
+    return _draw_keys(rows, GAIN)
+
+
+def draw_grid(rows: Sequence[Row]) -> Figure | None:
+    """Heat maps of the objective and of the gain; None unless two keys make a grid."""
+    pair = grid_keys(rows, searched_keys(rows))
+    if pair is None:
+        return None
+    wide = len(levels(on_grid(rows, pair), pair[0])) > 4
+    figure, axes = blank(2, width=6.4 if wide else 4.8, height=4.4)
+    for axis, what in zip(axes, (VALUE, GAIN), strict=True):
+        draw_heat(figure, axis, rows, pair, what)
+    return figure
+
+
+def draw_progress(rows: Sequence[Row]) -> Figure | None:
+    """Trials in the order in which they were proposed, and the best complete one so far; None for a sweep's few."""
+    complete = [row for row in rows if row["state"] == "complete"]
+    if len(rows) < 5 or not complete:
+        return None
+    figure, (axis,) = blank(width=7.2)
+    stopped = [row for row in rows if row["state"] == "stopped"]
+    _faint(axis, [row["trial"] for row in stopped], [row["value"] for row in stopped])
+    for row in complete:
+        draw_point(axis, (row["trial"], None), (row["value"], _span(row, VALUE)), "o", {"color": COLOURS[1]})
+    best = [max(row["value"] for row in complete[: i + 1]) for i in range(len(complete))]
+    steps = [row["trial"] for row in complete] + [max(row["trial"] for row in rows)]
+    axis.step(steps, [*best, best[-1]], where="post", color=COLOURS[2], linewidth=1.4, label="best so far")
+    finish(axis, "trial (0 is the preset)", _text(rows[0]["objective"]))
+    return figure
+
+
+PICTURES: Mapping[str, tuple[str, Callable[[Sequence[Row]], Any]]] = {
+    "gains": (
+        "Paired gain over the preset, on the prompts that a setting saw, with its 95 % interval. A setting whose bar "
+        "stays above zero did better than the preset on the tuning prompts. Lines join settings that differ in "
+        "nothing else; faint dots were stopped early.",
+        draw_gains,
+    ),
+    "values": (
+        "The objective itself, with its 95 % interval over prompts; grey the preset. These intervals hold what "
+        "prompts differ by, so settings are told apart by the gains, not here.",
+        draw_values,
+    ),
+    "grid": (
+        "Both over two keys: mean, and gain over the preset, with half of the 95 % interval. Empty cells were "
+        "stopped early or not tried.",
+        draw_grid,
+    ),
+    "progress": (
+        "Trials in the order of proposal. Whether the search had come to rest: has the line been flat for long?",
+        draw_progress,
+    ),
+}  # name -> (what a reader should see, how it is drawn)
+
+
+def _panels(count: int) -> tuple[Figure, list[Axes]]:
     columns = min(3, count)
     figure, axes = blank(columns, math.ceil(count / columns), width=4.8)
     for axis in axes[count:]:
         axis.set_axis_off()
+    return figure, axes
+
+
+def _draw_keys(rows: Sequence[Row], what: str) -> Figure | None:
+    keys = searched_keys(rows)
+    if not keys or all(row[what] is None for row in rows[1:]):
+        return None
+    figure, axes = _panels(len(keys))
     for axis, key in zip(axes, keys, strict=False):
-        draw_key(axis, rows, key)
-    if pair is not None:
-        draw_heat(figure, axes[len(keys)], rows, pair)
+        draw_key(axis, rows, key, what)
     return figure
 
 
-def numbers(rows: Sequence[Row], key: str) -> list[float]:
-    """The distinct numbers that a key took, rising."""
-    return sorted({row[key] for row in rows if isinstance(row[key], int | float)})
+# ---------------------------------------------------------------- one key
 
 
-def draw_key(axis: Axes, rows: Sequence[Row], key: str) -> None:
-    """Trials that saw every prompt with their interval, stopped ones as faint dots, the preset as a band."""
-    preset = rows[0]
-    if preset["value_low"] is not None:
-        axis.axhspan(preset["value_low"], preset["value_high"], color=COLOURS[0], alpha=0.1, linewidth=0)
-    axis.axhline(preset["value"], color=COLOURS[0], linewidth=1.2, label="preset")
-    shown = [row for row in rows if isinstance(row[key], int | float)]
+def draw_key(axis: Axes, rows: Sequence[Row], key: str, what: str) -> None:
+    """Complete trials with their interval, joined where they differ in this key alone; stopped ones as faint dots."""
+    shown = comparable(rows, key)
+    at = _places(axis, shown, key)
+    preset = _preset(rows)
+    if preset is not None:
+        span = _span(preset, what)
+        if what == VALUE and span is not None:
+            axis.axhspan(*span, color=COLOURS[0], alpha=0.1, linewidth=0)
+        axis.axhline(preset[what], color=COLOURS[0], linewidth=1.2, label="preset")
+    shown = [row for row in shown if row[what] is not None]
     stopped = [row for row in shown if row["state"] == "stopped"]
-    axis.scatter([row[key] for row in stopped], [row["value"] for row in stopped], s=12, color=GRID, alpha=0.6)
-    complete = sorted((row for row in shown if row["state"] == "complete"), key=lambda row: row[key])
-    for row in complete:
-        span = (row["value_low"], row["value_high"]) if row["value_low"] is not None else None
-        draw_point(axis, (row[key], None), (row["value"], span), "o", {"color": COLOURS[1]})
-    if len({row[key] for row in complete}) == len(complete):  # one trial a value: a curve
-        axis.plot([row[key] for row in complete], [row["value"] for row in complete], color=COLOURS[1], linewidth=1.4)
-    values = numbers(shown, key)
+    _faint(axis, [at[_name(row[key])] for row in stopped], [row[what] for row in stopped])
+    lines = curves(shown, key)
+    joined = [rest for rest, line in lines.items() if len(line) > 1]
+    many = len(joined) > _MOST_LINES
+    for rest, line in lines.items():
+        place = joined.index(rest) if rest in joined and not many else 0
+        look: dict[str, Any] = {"color": COLOURS[1 + place % (len(COLOURS) - 1)]}
+        points = [(at[_name(row[key])], row) for row in line]
+        for x, row in points:
+            draw_point(axis, (x, None), (row[what], _span(row, what)), "o", look)
+        if len(points) > 1:
+            name = {"label": _text(rest)} if len(joined) > 1 and not many else {}
+            axis.plot([x for x, _ in points], [row[what] for _, row in points], linewidth=1.4, **look, **name)
+    finish(axis, _text(key.removeprefix("key.")), _axis_name(rows, what))
+
+
+def comparable(rows: Sequence[Row], key: str) -> list[Row]:
+    """The trials for this key's panel: all, but of one-at-a-time sweeps those that have the preset's other values."""
+    keys = searched_keys(rows)
+
+    def moved(row: Row) -> set[str]:
+        return {name for name in keys if row[name] != rows[0][name]}
+
+    star = len(keys) > 1 and _preset(rows) is not None and all(len(moved(row)) <= 1 for row in rows)
+    return [row for row in rows if moved(row) <= {key}] if star else list(rows)
+
+
+def curves(rows: Sequence[Row], key: str) -> dict[str, list[Row]]:
+    """Complete trials by the values of the other keys in words, each list by rising value of this one."""
+    keys = searched_keys(rows)
+    found: dict[str, list[Row]] = {}
+    for row in rows:
+        if row["state"] == "complete":
+            rest = ", ".join(f"{name.removeprefix('key.')}={_plain(row[name])}" for name in keys if name != key)
+            found.setdefault(rest, []).append(row)
+    order = [_name(level) for level in levels(rows, key)]
+    for line in found.values():
+        line.sort(key=lambda row: order.index(_name(row[key])))
+    return found
+
+
+def _places(axis: Axes, rows: Sequence[Row], key: str) -> dict[str, float]:
+    """Where each value of the key stands: numbers at themselves (on a logarithm over a wide range), others in a row."""
+    values = levels(rows, key)
+    if not all(_is_number(value) for value in values):
+        axis.set_xticks(range(len(values)), [_text(_plain(value)) for value in values])
+        axis.margins(x=0.15)
+        return {_name(value): float(i) for i, value in enumerate(values)}
     if values[0] > 0 and values[-1] / values[0] > 8:
         axis.set_xscale("log")
-    finish(axis, key.removeprefix("key."), rows[0]["objective"])
+    return {_name(value): float(value) for value in values}
+
+
+def _faint(axis: Axes, x: Sequence[float], y: Sequence[float]) -> None:
+    axis.scatter(x, y, s=12, color=GRID, alpha=0.6)
+
+
+def _span(row: Row, what: str) -> tuple[float, float] | None:
+    low, high = row[f"{what}_low"], row[f"{what}_high"]
+    return None if low is None or high is None else (low, high)
+
+
+def _axis_name(rows: Sequence[Row], what: str) -> str:
+    objective = _text(rows[0]["objective"])
+    return objective if what == VALUE else f"gain in {objective} over the preset"
+
+
+def _plain(value: Any) -> str:
+    return f"{value:g}" if isinstance(value, float) else str(value)
+
+
+def _text(text: str) -> str:
+    """The text as matplotlib shows it: a dollar is a dollar."""
+    return text.replace("$", r"\$")
+
+
+# ---------------------------------------------------------------- two keys
 
 
 def grid_keys(rows: Sequence[Row], keys: Sequence[str]) -> tuple[str, str] | None:
     """The two keys whose complete trials fill a grid, if there are just two."""
     if len(keys) != 2:
         return None
-    cells = {(row[keys[0]], row[keys[1]]) for row in on_grid(rows, (keys[0], keys[1]))}
+    cells = {(_name(row[keys[0]]), _name(row[keys[1]])) for row in on_grid(rows, (keys[0], keys[1]))}
     size = len({cell[0] for cell in cells}) * len({cell[1] for cell in cells})
     return (keys[0], keys[1]) if 1 < size <= _MOST_CELLS and len(cells) >= 0.8 * size else None
 
@@ -78,27 +263,37 @@ def grid_keys(rows: Sequence[Row], keys: Sequence[str]) -> tuple[str, str] | Non
 def on_grid(rows: Sequence[Row], pair: tuple[str, str]) -> list[Row]:
     """Complete trials; the preset only where it shares both its values with others."""
     tried = [row for row in rows if row["state"] == "complete" and row["trial"] > 0]
-    xs, ys = ({row[key] for row in tried} for key in pair)
-    return [row for row in rows[:1] if row[pair[0]] in xs and row[pair[1]] in ys] + tried
+    xs, ys = ({_name(row[key]) for row in tried} for key in pair)
+    return [
+        row for row in rows if row["trial"] == 0 and _name(row[pair[0]]) in xs and _name(row[pair[1]]) in ys
+    ] + tried
 
 
-def draw_heat(figure: Figure, axis: Axes, rows: Sequence[Row], pair: tuple[str, str]) -> None:
-    """Means as a heat map with the number in each cell; empty where nothing was measured."""
+def draw_heat(figure: Figure, axis: Axes, rows: Sequence[Row], pair: tuple[str, str], what: str) -> None:
+    """A heat map with the mean, and half of its interval, in each cell; empty where nothing was measured."""
     import numpy as np
 
     complete = on_grid(rows, pair)
-    xs, ys = numbers(complete, pair[0]), numbers(complete, pair[1])
+    xs, ys = levels(complete, pair[0]), levels(complete, pair[1])
     means = np.full((len(ys), len(xs)), np.nan)
+    halves = np.full_like(means, np.nan)
     for row in complete:
-        means[ys.index(row[pair[1]]), xs.index(row[pair[0]])] = row["value"]
-    picture = axis.imshow(means, origin="lower", aspect="auto", cmap="viridis")
-    middle = (np.nanmin(means) + np.nanmax(means)) / 2
+        cell = ys.index(row[pair[1]]), xs.index(row[pair[0]])
+        span = _span(row, what)
+        means[cell] = math.nan if row[what] is None else row[what]
+        halves[cell] = math.nan if span is None else (span[1] - span[0]) / 2
+    reach = float(np.nanmax(np.abs(means), initial=0.0)) or 1.0
+    look = {"cmap": "viridis"} if what == VALUE else {"cmap": "RdBu", "vmin": -reach, "vmax": reach}
+    picture = axis.imshow(means, origin="lower", aspect="auto", **look)
     for (y, x), mean in np.ndenumerate(means):
         if math.isfinite(mean):
-            ink = "white" if mean < middle else "black"
-            axis.text(x, y, f"{mean:.2f}", ha="center", va="center", color=ink, fontsize="small")
-    axis.set_xticks(range(len(xs)), [f"{x:g}" for x in xs])
-    axis.set_yticks(range(len(ys)), [f"{y:g}" for y in ys])
+            red, green, blue, _ = picture.cmap(picture.norm(mean))
+            ink = "white" if 0.3 * red + 0.59 * green + 0.11 * blue < 0.5 else "black"
+            text = f"{mean:{'+' if what == GAIN else ''}z.2f}"
+            text += f"\n±{halves[y, x]:.2f}" if math.isfinite(halves[y, x]) else ""
+            axis.text(x, y, text, ha="center", va="center", color=ink, fontsize="small")
+    axis.set_xticks(range(len(xs)), [_text(_plain(x)) for x in xs])
+    axis.set_yticks(range(len(ys)), [_text(_plain(y)) for y in ys])
     axis.grid(False)
-    figure.colorbar(picture, ax=axis, label=rows[0]["objective"])
-    finish(axis, pair[0].removeprefix("key."), pair[1].removeprefix("key."), legend=False)
+    figure.colorbar(picture, ax=axis, label=_axis_name(rows, what))
+    finish(axis, _text(pair[0].removeprefix("key.")), _text(pair[1].removeprefix("key.")), legend=False)

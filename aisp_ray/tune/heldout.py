@@ -39,6 +39,15 @@ def confirm(preset: Trial, best: Trial) -> Confirmation:
     return Confirmation(*values, estimate(best.paired(preset)))
 
 
+def read_confirmation(values: Mapping[str, Mapping[str, Any]]) -> Confirmation:
+    """What `as_json` gave, again; null is NaN."""
+
+    def read(value: Mapping[str, Any]) -> Estimate:
+        return Estimate(**{name: math.nan if x is None else x for name, x in value.items()})
+
+    return Confirmation(*(read(values[name]) for name in ("preset", "best", "gain")))
+
+
 def disjoint(prompts: Sequence[Prompt], tuning: Sequence[Prompt]) -> list[Prompt]:
     """The prompts whose text no tuning prompt has."""
     seen = {prompt.text for prompt in tuning}

@@ -278,13 +278,13 @@ class Study:
         except ImportError:
             self.screen.say("no picture: matplotlib is not installed (pip install aisp-ray[report])")
             return
-        from aisp_ray.report.figures import png_bytes, svg_text
+        from aisp_ray.report.figures import draw_picture
         from aisp_ray.tune.figures import draw_trials
 
-        figure = draw_trials(table)
-        if figure is not None:
-            self.output.write("trials.svg", svg_text(figure).encode())
-            self.output.write("trials.png", png_bytes(figure))
+        picture = draw_picture(lambda: draw_trials(table), "trials")
+        if picture is not None:
+            self.output.write("trials.svg", picture.svg.encode())
+            self.output.write("trials.png", picture.png)
 
     def _finish(self, trials: Sequence[Trial], best: Trial, chosen: held.Confirmation | None, num_asked: int) -> int:
         plan = self.plan

@@ -28,7 +28,8 @@ def test_two_keys_on_a_grid_draw_a_heat_map_with_every_mean(tmp_path):
     shown = sorted(text.get_text() for text in heat.texts)
     cells = [row for row in table.to_pylist() if row["key.top_p"] in (0.5, 1.0)]
     assert len(cells) == 6
-    assert shown == sorted(f"{row['value']:.2f}" for row in cells)
+    halves = [(row["value_high"] - row["value_low"]) / 2 for row in cells]
+    assert shown == sorted(f"{row['value']:.2f}\n±{half:.2f}" for row, half in zip(cells, halves, strict=True))
 
 
 def test_scattered_trials_are_no_grid():
