@@ -67,9 +67,9 @@ class Meter:
     def line(self, pools: Mapping[str, Any], in_flight: int) -> str:
         """The progress line."""
         iterations, tokens, searches = self.rates()
-        done = (self.num_rows + self.num_earlier) / self.num_methods
-        total = "?" if self.num_rows_total is None else f"{self.num_rows_total / self.num_methods:g}"
-        parts = [f"prompts {done:.4g}/{total}", f"{iterations:.3g} iterations/s", f"{tokens:.0f} tokens/s"]
+        done = _plain((self.num_rows + self.num_earlier) / self.num_methods)
+        total = "?" if self.num_rows_total is None else _plain(self.num_rows_total / self.num_methods)
+        parts = [f"prompts {done}/{total}", f"{iterations:.3g} iterations/s", f"{tokens:.0f} tokens/s"]
         parts.append("best reward " + (f"{self.best:.4g}" if math.isfinite(self.best) else "-"))
         if self.num_errors:
             parts.append(f"{self.num_errors} error rows")
@@ -82,6 +82,11 @@ class Meter:
         if in_flight and quiet > _STALL:
             parts.append(f"nothing finished for {clock(quiet)}: {longest(pools)}")
         return " · ".join(parts)
+
+
+def _plain(count: float) -> str:
+    """12345.0 -> '12345', 2.5 -> '2.5'."""
+    return f"{count:.1f}".removesuffix(".0")
 
 
 def _actors(pool: Any) -> str:

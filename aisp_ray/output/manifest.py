@@ -62,13 +62,13 @@ def _manifest(plan: Plan) -> dict[str, Any]:
 def _go_on(plan: Plan, output: Output, before: Mapping[str, Any], now: dict[str, Any]) -> dict[str, Any]:
     lines = differences(before["fingerprint"], _as_json(now["fingerprint"]))
     lines += differences(before["data"], _as_json(now["data"]), "data")
-    if not lines:
-        return {**now, "chunk_rows": before["chunk_rows"], "runs": before["runs"]}
-    if plan.run.on_mismatch == "overwrite":
+    if lines and plan.run.on_mismatch == "overwrite":
         output.clear()
         return now
-    if plan.run.on_mismatch == "ignore":
-        return {**now, "chunk_rows": before["chunk_rows"], "runs": before["runs"], "ignored_differences": lines}
+    if not lines or plan.run.on_mismatch == "ignore":
+        mixed = [*before.get("ignored_differences", ()), *lines]  # what is mixed stays mixed
+        kept = {"chunk_rows": before["chunk_rows"], "runs": before["runs"]}
+        return {**now, **kept, **({"ignored_differences": mixed} if mixed else {})}
     shown = "\n".join(f"  {line}" for line in lines[:20])
     raise RefusedError(
         f"{plan.out} holds rows of another configuration:\n{shown}\n"

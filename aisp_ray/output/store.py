@@ -36,14 +36,18 @@ class Store:
         self.output = output
         self.chunks = Chunks(tuple(plan.methods), chunk_rows)
         self.tallies: dict[str, Tally] = {name: Tally() for name in plan.methods}
-        self.num_kept = 0  # rows in files of earlier runs that stay
+        self.num_kept = 0  # rows in files of earlier runs that stay, of prompts below the limit
+        self.num_beyond = 0  # rows of earlier runs whose prompts are not below this run's smaller limit; they stay too
         self.particles: dict[Key, list[Mapping[str, Any]]] = defaultdict(list)
         self._writers = ThreadPoolExecutor(_WRITERS, thread_name_prefix="write")
         self._writing: set[asyncio.Task[None]] = set()
         self._failure: BaseException | None = None
 
     def resume(self, run_id: str) -> tuple[dict[Key, Progress], list[Mapping[str, Any]]]:
-        """Look what earlier runs left: files, finished rows, searches under way (the last two from the snapshot)."""
+        """Look what earlier runs left: files, and from the snapshot searches under way and finished rows.
+
+        Returns the searches, and the finished rows of prompts below the limit that are in no file.
+        """
         for method, chunk in self.output.parts():
             if method in self.tallies:
                 self._keep(method, chunk)
@@ -66,7 +70,12 @@ class Store:
         }
         if self.plan.run.particles:
             searches = self._restore_particles(earlier, known, searches)
-        return searches, rows
+        within = [row for row in rows if self._within(row["ordinal"])]
+        self.num_beyond += len(rows) - len(within)
+        return searches, within
+
+    def _within(self, ordinal: int) -> bool:
+        return self.plan.limit is None or ordinal < self.plan.limit
 
     def _restore_particles(
         self, earlier: snapshots.Snapshot, finished: set[Key], searches: dict[Key, Progress]
@@ -94,7 +103,9 @@ class Store:
             kept.append(row["ordinal"])
             self.tallies[method].add(row["status"], row["reward"])
         self.chunks.keep((method, chunk), kept)
-        self.num_kept += len(kept)
+        within = sum(map(self._within, kept))
+        self.num_kept += within
+        self.num_beyond += len(kept) - within
 
     # ------------------------------------------------------------ rows
 

@@ -38,7 +38,6 @@ OK, FAILED, REFUSED, SOME_ERRORS, RETRY, INTERRUPTED, TERMINATED = 0, 1, 2, 3, 7
 
 _EXIT_SECONDS = 2.6  # after SIGTERM: `ray job stop` kills after 3 s
 _DESCRIBE_ATTEMPTS = 3
-_DESCRIBE_SECONDS = 10.0  # a very short run waits so long to show what its models read
 _PER_ACTOR = 8  # searches in flight per policy actor where its slots are not known
 _MOST_CALLS = 512  # threads of one actor
 
@@ -71,6 +70,9 @@ class Job:
         self._feed: Feed | None = None
         self._describing: asyncio.Task[None] | None = None
         self._background: list[asyncio.Task[None]] = []
+        self._saving = threading.Lock()
+        self._saved_last = False
+        self._resumed = False  # before that, a snapshot would overwrite what an earlier run left
 
     def run(self) -> int:
         """The exit code."""
@@ -114,11 +116,18 @@ class Job:
             pool.start()
         self._feed = Feed(self._read)
         searches, rows = self.store.resume(self.run_id)
+        self.driver.progress.update(searches)  # now: a snapshot taken while models load must hold them
+        self._resumed = True
         self.meter.num_earlier = self.store.num_kept + len(rows)
         if self.plan.limit is not None:
             self.meter.num_rows_total = self.plan.limit * len(self.plan.methods)
         if self.meter.num_earlier or searches:
             self.screen.say(f"going on: {self.meter.num_earlier} rows are done, {len(searches)} searches are under way")
+        if self.store.num_beyond:
+            beyond = (
+                f"{self.store.num_beyond} rows of prompts beyond limit={self.plan.limit} are there from an earlier run"
+            )
+            self.screen.say(f"{beyond}: they stay, and the table and the report show them too")
         self._every(run.snapshot_seconds, self._snapshot)
         self._every(self.screen.every, self._show)
         self.output.write_json(MANIFEST, self.manifest)
@@ -218,7 +227,14 @@ class Job:
     # ------------------------------------------------------------ the end
 
     async def _snapshot(self) -> None:
-        await asyncio.to_thread(snapshots.save, self.output, self._state(ended=False))
+        await asyncio.to_thread(self._save, self._state(ended=False))
+
+    def _save(self, state: Snapshot) -> None:
+        """Write a snapshot; none after the one of the end, however long its writing thread was held up."""
+        with self._saving:
+            if not self._saved_last:
+                snapshots.save(self.output, state)
+                self._saved_last = state.ended
 
     def _state(self, ended: bool) -> Snapshot:
         return Snapshot(
@@ -256,7 +272,9 @@ class Job:
 
     async def _close(self, code: int) -> None:
         done = code in (OK, SOME_ERRORS)
-        snapshots.save(self.output, self._state(ended=True))
+        if self._resumed:
+            with self._said("the last snapshot could not be written; the same command goes on from the one before"):
+                self._save(self._state(ended=True))
         for task in (*self._background, *filter(None, [self._describing])):
             task.cancel()
         if self._feed is not None:
@@ -264,12 +282,21 @@ class Job:
         if done:
             await asyncio.gather(*(pool.refresh() for pool in self.pools.values()))
         self._gauge()
-        self._write_summary(code)
+        with self._said(f"{SUMMARY} could not be written"):
+            self._write_summary(code)
         if self._stopped is not None:
             return  # the actors end with this process; there is no time to wait for anything
         for pool in self.pools.values():
             await pool.close()
         self.store.close()
+
+    @contextlib.contextmanager
+    def _said(self, what: str) -> Iterator[None]:
+        """A failure at the end is said and changes no exit code: the rows decide that."""
+        try:
+            yield
+        except Exception as error:
+            self.screen.say(f"warning: {what}: {error}")
 
     def _write_summary(self, code: int) -> None:
         seconds = time.monotonic() - self.meter.started

@@ -34,6 +34,11 @@ def test_the_line_counts_prompts_over_methods_and_estimates_the_end():
     assert line == "prompts 5/20 · 2 iterations/s · 10 tokens/s · best reward 1.5 · 0:20 gone, 1:00 left"
 
 
+def test_many_prompts_are_counted_in_full():
+    meter = meter_at(Clock(), num_rows_total=2_469_134, num_rows=24_691)
+    assert meter.line({}, 0).startswith("prompts 12345.5/1234567 ")
+
+
 def test_nothing_known_is_said_as_unknown():
     assert (
         meter_at(Clock()).line({}, 0) == "prompts 0/? · 0 iterations/s · 0 tokens/s · best reward - · 0:00 gone, ? left"

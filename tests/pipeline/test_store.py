@@ -62,7 +62,8 @@ def test_rows_beyond_a_smaller_limit_stay_and_are_told_apart(output, tmp_path):
     store.close()
 
 
-def test_that_configurations_were_mixed_is_never_forgotten(output, tmp_path):
+def test_that_configurations_were_mixed_is_never_forgotten(tmp_path):
+    output = Output(str(tmp_path))
     first = plan(tmp_path, fingerprint={"n": 1})
     output.write_json("manifest.json", open_manifest(first, output, "r1"))
     mixed = plan(tmp_path, fingerprint={"n": 2}, on_mismatch="ignore")

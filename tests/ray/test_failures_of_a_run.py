@@ -156,6 +156,20 @@ def test_a_killed_driver_loses_at_most_what_came_after_the_snapshot(settings, un
     assert rows_of(settings["out"]) == undisturbed()
 
 
+def test_a_restart_that_cannot_begin_keeps_what_was_under_way(settings, start_driver, cluster, capsys):
+    slow = {**settings, "policy": SLOW, "kappa": 8, "run": {"chunk_rows": 4, "snapshot_seconds": 0.3}}
+    driver = start_driver(slow, cluster.address)
+    driver.wait_for(lambda: sum(searches_under_way(settings)) > 4)
+    driver.process.send_signal(signal.SIGTERM)
+    assert driver.wait()[0] == 143
+    before = searches_under_way(settings)
+    assert sum(before) > 4
+    away = {**slow, "policy": {"load_seconds": 3.0}}  # snapshots are taken while it loads
+    away["run"] = {**slow["run"], "ready_timeout_seconds": 1.0}
+    assert run(make_plan(away)) == 75
+    assert searches_under_way(settings) == before
+
+
 def test_two_runs_on_one_output_never_double_a_row(settings, undisturbed, start_driver, cluster):
     slow = {**settings, "policy": {**SLOW, "slots": 4}}
     other = start_driver(slow, cluster.address)

@@ -100,6 +100,28 @@ def test_a_bad_row_is_one_error_row_and_can_be_redone(settings, tmp_path):
     assert rows_of(settings["out"]) == rows_of(clean["out"])
 
 
+def test_a_snapshot_that_cannot_be_written_costs_no_row_and_no_exit_code(settings, monkeypatch, capsys):
+    def full(*_):
+        raise OSError("no space left on device")
+
+    monkeypatch.setattr("aisp_ray.output.snapshot.save", full)
+    plan = make_plan({**settings, "limit": 8, "run": {**settings["run"], "snapshot_seconds": 0.05}})
+    assert run(plan) == 0
+    assert "the last snapshot could not be written" in capsys.readouterr().err
+    assert len(rows_of(settings["out"])) == 16
+    assert iterations(settings) == 64  # the summary is there
+
+
+def test_a_smaller_limit_says_that_more_rows_are_there(settings, capsys):
+    run(make_plan({**settings, "limit": 10}))
+    capsys.readouterr()
+    assert run(make_plan({**settings, "limit": 4})) == 0
+    said = capsys.readouterr().err
+    assert "12 rows of prompts beyond limit=4 are there from an earlier run" in said
+    assert "going on: 8 rows are done" in said
+    assert len(rows_of(settings["out"])) == 20
+
+
 def test_particles_are_a_second_table(settings, tmp_path):
     plan = make_plan({**settings, "limit": 5, "run": {**settings["run"], "particles": True}})
     assert run(plan) == 0
