@@ -20,7 +20,7 @@ import numpy as np
 from aisp_ray.controls import OpenLoop, WeightEntry, WeightLog
 from aisp_ray.methods._importance import control_cost, kl_info, live_lengths
 from aisp_ray.methods._stopping import expected_gain
-from aisp_ray.methods.base import Info, State, best_candidate, require
+from aisp_ray.methods.base import Info, State, best_candidate, check_horizon, check_rounds, check_sampling, require
 from aisp_ray.types import Prompt, Proposal, Rollouts, Sampling, Scores
 from aisp_ray.weights import effective_sample_size, importance_weights
 
@@ -49,18 +49,15 @@ class Aisp:
     diagnostics: bool = False  # also record kl_gaussian and kl_token_steered, nats; one more head pass a token
 
     def __post_init__(self) -> None:
-        require(self.n >= 1, f"n is {self.n}; give at least 1 particle")
-        require(self.kappa >= 1, f"kappa is {self.kappa}; give at least 1 iteration")
+        check_rounds(self.n, self.kappa, "particle", "iteration")
         require(self.sigma >= 0, f"sigma is {self.sigma}; it is a standard deviation, 0 or above")
         require(self.sigma > 0 or not self.adapt, "sigma is 0: nothing to adapt; set adapt=false for the plain decode")
         require(self.reward_temperature > 0, f"reward_temperature is {self.reward_temperature}; it must be above 0")
         require(0 <= self.alpha <= 1, f"alpha is {self.alpha}; it lies in [0, 1]")
-        require(self.horizon >= 1, f"horizon is {self.horizon}; control at least 1 position")
-        require(self.temperature >= 0, f"temperature is {self.temperature}; 0 is greedy, above 0 samples")
-        require(0 < self.top_p <= 1, f"top_p is {self.top_p}; it is a probability mass in (0, 1]")
+        check_horizon(self.horizon)
         require(self.early_stop >= 0, f"early_stop is {self.early_stop}; it is a reward, 0 never stops")
         require(self.early_stop == 0 or self.n > 1, "early_stop needs n above 1: one reward has no spread")
-        require(self.temperature > 0 or self.top_p == 1, "top_p has no effect at temperature=0; set temperature too")
+        check_sampling(self.temperature, self.top_p)
 
     @property
     def num_samples(self) -> int:

@@ -25,7 +25,7 @@ import numpy as np
 
 from aisp_ray.controls import Elite, HeadShape, OpenLoop, WeightEntry, WeightLog
 from aisp_ray.methods._importance import control_cost, kl_info, live_lengths
-from aisp_ray.methods.base import Info, State, best_candidate, require
+from aisp_ray.methods.base import Info, State, best_candidate, check_horizon, check_rounds, check_sampling, require
 from aisp_ray.types import Prompt, Proposal, Rollouts, Sampling, Scores
 from aisp_ray.weights import effective_sample_size, importance_weights, temperature_for_ess
 
@@ -78,14 +78,11 @@ class AispPlus:
     diagnostics: bool = False  # also record kl_gaussian and kl_token_steered, nats; one more head pass a token
 
     def __post_init__(self) -> None:
-        require(self.n >= 1, f"n is {self.n}; give at least 1 particle")
-        require(self.kappa >= 1, f"kappa is {self.kappa}; give at least 1 iteration")
+        check_rounds(self.n, self.kappa, "particle", "iteration")
         require(self.sigma > 0, f"sigma is {self.sigma}; it is a standard deviation above 0")
         require(0 <= self.alpha <= 1, f"alpha is {self.alpha}; it lies in [0, 1]")
-        require(self.horizon >= 1, f"horizon is {self.horizon}; control at least 1 position")
-        require(self.temperature >= 0, f"temperature is {self.temperature}; 0 is greedy, above 0 samples")
-        require(0 < self.top_p <= 1, f"top_p is {self.top_p}; it is a probability mass in (0, 1]")
-        require(self.temperature > 0 or self.top_p == 1, "top_p has no effect at temperature=0; set temperature too")
+        check_horizon(self.horizon)
+        check_sampling(self.temperature, self.top_p)
         self._check_temperature_of_rewards()
         self._check_switches()
 

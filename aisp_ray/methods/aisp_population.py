@@ -22,7 +22,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from aisp_ray.controls import OpenLoop
-from aisp_ray.methods.base import Info, State, best_candidate, require
+from aisp_ray.methods.base import Info, State, best_candidate, check_rounds, check_sampling, require
 from aisp_ray.rng import generator
 from aisp_ray.types import Control, Prompt, Proposal, Rollouts, Sampling, Scores
 from aisp_ray.weights import effective_sample_size, importance_weights, temperature_for_ess
@@ -60,13 +60,10 @@ class AispPopulation:
     fresh: float = 0.0  # share of each round's children without an ancestor, in [0, 1)
 
     def __post_init__(self) -> None:
-        require(self.n >= 1, f"n is {self.n}; give at least 1 response a round")
-        require(self.kappa >= 1, f"kappa is {self.kappa}; give at least 1 round")
+        check_rounds(self.n, self.kappa)
         require(self.memory >= 1, f"memory is {self.memory}; keep at least 1 response")
         require(1 <= self.ancestors <= self.memory, f"ancestors is {self.ancestors}; it lies in [1, memory]")
-        require(self.temperature >= 0, f"temperature is {self.temperature}; 0 is greedy, above 0 samples")
-        require(0 < self.top_p <= 1, f"top_p is {self.top_p}; it is a probability mass in (0, 1]")
-        require(self.temperature > 0 or self.top_p == 1, "top_p has no effect at temperature=0; set temperature too")
+        check_sampling(self.temperature, self.top_p)
         require(self.sigma >= 0, f"sigma is {self.sigma}; it is a standard deviation, 0 or above")
         require(self.sigma > 0 or self.temperature > 0, "temperature and sigma are both 0: all children would be equal")
         require(self.horizon >= 1, f"horizon is {self.horizon}; give at least 1 position")

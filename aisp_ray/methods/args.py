@@ -18,7 +18,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from aisp_ray.methods.base import Candidate, Info, State, require
+from aisp_ray.methods.base import Candidate, Info, State, check_sampling, require
 from aisp_ray.rng import generator
 from aisp_ray.types import Prompt, Proposal, Rollout, Rollouts, Sampling, Scores
 
@@ -43,7 +43,7 @@ class Args:
         require(self.k >= 1, f"k is {self.k}; try at least 1 token a step")
         require(self.weight >= 0, f"weight is {self.weight}; it is 0 or above, logits per unit of reward")
         require(self.max_new_tokens >= 1, f"max_new_tokens is {self.max_new_tokens}; give at least 1")
-        require(self.temperature >= 0, f"temperature is {self.temperature}; 0 is greedy, above 0 samples")
+        check_sampling(self.temperature)
 
     @property
     def num_samples(self) -> int:

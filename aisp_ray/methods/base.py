@@ -81,6 +81,37 @@ def require(condition: bool, message: str) -> None:
         raise ValueError(message)
 
 
+def check_rounds(n: int, kappa: int, one: str = "response a round", turn: str = "round") -> None:
+    """Ranges of `n` and `kappa`. one, turn: what the method calls a draw and a round.
+
+    Raises:
+        ValueError: either is below 1.
+    """
+    require(n >= 1, f"n is {n}; give at least 1 {one}")
+    require(kappa >= 1, f"kappa is {kappa}; give at least 1 {turn}")
+
+
+def check_sampling(temperature: float, top_p: float = 1.0) -> None:
+    """Ranges of `temperature` and `top_p` where temperature 0 decodes greedily.
+
+    Raises:
+        ValueError: one is out of range, or top_p is set and has no effect.
+    """
+    require(temperature >= 0, f"temperature is {temperature}; 0 is greedy, above 0 samples")
+    check_top_p(top_p)
+    require(temperature > 0 or top_p == 1, "top_p has no effect at temperature=0; set temperature too")
+
+
+def check_top_p(top_p: float) -> None:
+    """Raises ValueError unless `top_p` is a probability mass above 0."""
+    require(0 < top_p <= 1, f"top_p is {top_p}; it is a probability mass in (0, 1]")
+
+
+def check_horizon(horizon: int) -> None:
+    """Raises ValueError unless `horizon` controls a position."""
+    require(horizon >= 1, f"horizon is {horizon}; control at least 1 position")
+
+
 BUDGET_UNITS = ("samples", "reward_calls", "generated_tokens")
 
 

@@ -17,7 +17,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from aisp_ray.methods.base import Info, State, best_candidate, require
+from aisp_ray.methods.base import Info, State, best_candidate, check_rounds, check_top_p, require
 from aisp_ray.rng import generator
 from aisp_ray.types import Prompt, Proposal, Rollouts, Sampling, Scores
 
@@ -44,10 +44,9 @@ class BestOfN:
     beta: float | None = None  # soft: temperature in reward units; regularised: reward units a nat
 
     def __post_init__(self) -> None:
-        require(self.n >= 1, f"n is {self.n}; give at least 1 response a round")
-        require(self.kappa >= 1, f"kappa is {self.kappa}; give at least 1 round")
+        check_rounds(self.n, self.kappa)
         require(self.temperature > 0, f"temperature is {self.temperature}; best-of-n needs sampling, above 0")
-        require(0 < self.top_p <= 1, f"top_p is {self.top_p}; it is a probability mass in (0, 1]")
+        check_top_p(self.top_p)
         require(self.top_k >= 0, f"top_k is {self.top_k}; 0 keeps all tokens")
         require(self.select in SELECTIONS, f"select is {self.select!r}; it is one of {', '.join(SELECTIONS)}")
         if self.select == "best":

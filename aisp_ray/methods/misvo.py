@@ -21,7 +21,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from aisp_ray.controls import OpenLoop
-from aisp_ray.methods.base import Info, State, best_candidate, require
+from aisp_ray.methods.base import Info, State, best_candidate, check_horizon, require
 from aisp_ray.score_controls import PENALTIES, ScoreEntry, ScoreLog
 from aisp_ray.types import Prompt, Proposal, Rollouts, Sampling, Scores
 
@@ -52,7 +52,7 @@ class Misvo:
         require(self.step_size > 0, f"step_size is {self.step_size}; it must be above 0")
         require(self.penalty in PENALTIES, f"penalty is {self.penalty!r}; it is one of {', '.join(PENALTIES)}")
         require(self.strength >= 0, f"strength is {self.strength}; it is 0 or above")
-        require(self.horizon >= 1, f"horizon is {self.horizon}; control at least 1 position")
+        check_horizon(self.horizon)
         require(self.temperature > 0, f"temperature is {self.temperature}; the score function needs sampling, above 0")
 
     @property

@@ -17,7 +17,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from aisp_ray.methods.base import Candidate, Info, State, best_candidate, require
+from aisp_ray.methods.base import Candidate, Info, State, best_candidate, check_rounds, require
 from aisp_ray.rng import generator
 from aisp_ray.types import Prompt, Proposal, Rollouts, Sampling, Scores
 
@@ -40,8 +40,7 @@ class QAlign:
     select: str = "best"  # best: highest reward seen | last: the first chain's last state
 
     def __post_init__(self) -> None:
-        require(self.n >= 1, f"n is {self.n}; give at least 1 chain")
-        require(self.kappa >= 1, f"kappa is {self.kappa}; give at least 1 round")
+        check_rounds(self.n, self.kappa, "chain")
         require(self.beta > 0, f"beta is {self.beta}; it must be above 0 (reward units)")
         require(self.temperature > 0, f"temperature is {self.temperature}; the chain needs sampling, above 0")
         require(self.select in ("best", "last"), f"select is {self.select!r}; it is best or last")

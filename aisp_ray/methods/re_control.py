@@ -16,7 +16,7 @@ from pathlib import Path
 
 from aisp_ray.controls import Feedback
 from aisp_ray.methods._value_file import training_cost
-from aisp_ray.methods.base import Info, State, best_candidate, require
+from aisp_ray.methods.base import Info, State, best_candidate, check_horizon, check_rounds, check_sampling, require
 from aisp_ray.types import Prompt, Proposal, Rollouts, Sampling, Scores
 
 
@@ -36,18 +36,15 @@ class ReControl:
 
     def __post_init__(self) -> None:
         require(bool(self.value), "value is empty; give the .safetensors file that jobs/train_value.py wrote")
-        require(self.n >= 1, f"n is {self.n}; give at least 1 response a round")
-        require(self.kappa >= 1, f"kappa is {self.kappa}; give at least 1 round")
+        check_rounds(self.n, self.kappa)
         require(self.step_size > 0, f"step_size is {self.step_size}; it must be above 0")
         require(self.steps >= 1, f"steps is {self.steps}; make at least 1 gradient step")
-        require(self.temperature >= 0, f"temperature is {self.temperature}; 0 is greedy, above 0 samples")
-        require(0 < self.top_p <= 1, f"top_p is {self.top_p}; it is a probability mass in (0, 1]")
-        require(self.temperature > 0 or self.top_p == 1, "top_p has no effect at temperature=0; set temperature too")
+        check_sampling(self.temperature, self.top_p)
         require(
             self.temperature > 0 or self.num_samples == 1,
             f"{self.num_samples} greedy decodes would all be equal; set n=1 and kappa=1, or temperature above 0",
         )
-        require(self.horizon >= 1, f"horizon is {self.horizon}; control at least 1 position")
+        check_horizon(self.horizon)
         require(self.shared_by >= 1, f"shared_by is {self.shared_by}; give the number of prompts, at least 1")
 
     def check(self) -> list[str]:
