@@ -45,5 +45,5 @@ def test_a_nucleus_of_a_greedy_decode_is_an_error(name):
     greedy = {"temperature": 0.0, "top_p": 0.9, **({"sigma": 0.5} if name == "aisp_population" else {})}
     if name == "re_control":
         greedy |= {"n": 1, "kappa": 1}
-    with pytest.raises(ValueError, match="^top_p has no effect at temperature=0; set temperature too$"):
+    with pytest.raises(ValueError, match=r"^top_p has no effect at temperature=0; set temperature too$"):
         dataclasses.replace(built(name), **greedy)
