@@ -1,7 +1,7 @@
 """The command `python jobs/eval.py` (installed: `aisp-eval`): read, check, run, show the table.
 
-Exit codes: 0 all rows are ok, 2 the command or configuration is wrong, 3 some rows are errors, 75 try again (no
-machines were left), 143 stopped by a signal.
+Exit codes: 0 all rows are ok, 1 failed, 2 the command or configuration is wrong, 3 some rows are errors, 75 try again
+(no machines were left), 130 and 143 stopped by a signal.
 """
 
 from __future__ import annotations
@@ -93,7 +93,7 @@ def make_plan(composed: Composed) -> Plan:
             name: config.build(values, f"{group}.{name}" if many else group) for name, values in chosen.items()
         }
     top = composed.top
-    seed = config.convert(top["seed"], int, "seed")
+    seed = read_seed(top["seed"])
     limit = config.convert(top["limit"], int | None, "limit")
     if limit is not None and limit < 1:
         raise ConfigError(f"limit={limit}: give at least 1, or null for all prompts")
@@ -126,6 +126,14 @@ def make_plan(composed: Composed) -> Plan:
         config=composed.tree(),
         fingerprint=deciding,
     )
+
+
+def read_seed(value: Any) -> int:
+    """The run's seed, which is a column of 64 bits."""
+    seed = int(config.convert(value, int, "seed"))
+    if not -(2**63) <= seed < 2**63:
+        raise ConfigError(f"seed={seed}: give a whole number of at most 64 bits")
+    return seed
 
 
 def describe(settings: Any) -> dict[str, Any]:

@@ -21,7 +21,7 @@ class RunSettings:
     snapshot_seconds: float = 30.0  # how often the searches in flight are saved to <out>/_state/inflight.json
     progress_seconds: float = 15.0  # one progress line this often in a log; a terminal gets a live line
     json_logs: bool = False  # log lines as JSON with prompt and iteration ids
-    address: str | None = None  # null: join the cluster of RAY_ADDRESS or start a local one; "local" forces a local one
+    address: str | None = None  # null joins RAY_ADDRESS or this machine's `ray start`, else starts one, as local does
     ready_timeout_seconds: float = 900.0  # wait this long for the minimum of actors to load
     call_timeout_seconds: float = 1800.0  # an actor whose call takes longer counts as hung and is replaced
     starvation_timeout_seconds: float = 1800.0  # a pool empty for this long ends the run with exit code 75

@@ -58,6 +58,7 @@ def test_texts_are_taken_as_typed():
         (["method=aisp", "method.aisp.sigm=1"], ['Did you mean "sigma"']),
         (["method=aisp", "method.aisp.sigma=big"], ["method.aisp.sigma", "a number"]),
         (["seed=1.5"], ["seed", "a whole number"]),
+        (["seed=99999999999999999999"], ["seed=99999999999999999999", "64 bits"]),
         (["--seed=3"], ["seed=3"]),
         (["--seed", "3"], ["seed="]),
         (["seed"], ["key=value"]),

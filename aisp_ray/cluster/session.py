@@ -5,6 +5,8 @@ from __future__ import annotations
 import logging
 import math
 import os
+import socket
+import time
 import warnings
 from collections.abc import Mapping
 from pathlib import Path
@@ -18,6 +20,12 @@ from aisp_ray.types import Placement
 _ANY = Node(1e6, 1e6, None)  # where it cannot be known what an autoscaler may start
 _START_ATTEMPTS = 3  # Ray gives a local node 30 s to start, which an overloaded machine may exceed
 _LOCAL_OBJECT_STORE = 256 * 2**20  # bytes; a run moves kilobytes
+_KNOCKS = 3  # times that a head is looked for before it counts as gone; Ray itself would wait for minutes
+_KNOCK_SECONDS = 5.0
+
+
+class SessionError(ValueError):
+    """The cluster cannot be joined; one sentence that says which and what to change."""
 
 
 def quiet_environment() -> None:
@@ -40,9 +48,46 @@ def starts_local(address: str | None) -> bool:
     """Whether `connect` would start a local cluster, because there is none to join."""
     quiet_environment()
     import ray
+
+    return not ray.is_initialized() and _head_of(address) is None
+
+
+def origin(address: str | None) -> str:
+    """Where the address of a cluster comes from, in words."""
+    if address not in (None, "auto"):
+        return f"run.address={address}"
+    if os.environ.get("RAY_ADDRESS"):
+        return f"RAY_ADDRESS={os.environ['RAY_ADDRESS']}"
+    return "the last `ray start` on this machine"
+
+
+def _head_of(address: str | None) -> str | None:
+    """host:port of the head to join, None where there is none. Raises SessionError if it is no such address."""
     from ray._private.services import canonicalize_bootstrap_address
 
-    return not ray.is_initialized() and canonicalize_bootstrap_address(address) is None
+    try:
+        return canonicalize_bootstrap_address(address)
+    except Exception as error:  # an unknown form, a host that does not resolve
+        raise SessionError(
+            f"{origin(address)} is not host:port of a Ray head ({error}); for a cluster elsewhere submit the command "
+            f"with `ray job submit --address http://HOST:8265`, for one on this machine set run.address=local"
+        ) from error
+
+
+def _knock(head: str, address: str | None) -> None:
+    """Raises SessionError where nothing listens at the head's address, as after a head has died."""
+    host, _, port = head.rpartition(":")
+    for left in range(_KNOCKS, 0, -1):
+        try:
+            socket.create_connection((host.strip("[]"), int(port)), timeout=_KNOCK_SECONDS).close()
+            return
+        except OSError as error:
+            if left == 1:
+                raise SessionError(
+                    f"no Ray head answers at {head}, which comes from {origin(address)} ({error}); start one with "
+                    f"`ray start --head`, give another run.address, or start a local one with run.address=local"
+                ) from error
+            time.sleep(1.0)
 
 
 def local_node(asks: Mapping[str, Placement]) -> Node:
@@ -59,6 +104,9 @@ def connect(address: str | None, asks: Mapping[str, Placement], json_logs: bool 
     """Join the cluster at `address` (None: RAY_ADDRESS or a running one) or start a local one.
 
     Returns whether a session was opened here, which then is the caller's to end.
+
+    Raises:
+        SessionError: there is an address, and no cluster behind it that this process can join.
     """
     quiet_environment()
     import ray
@@ -68,7 +116,10 @@ def connect(address: str | None, asks: Mapping[str, Placement], json_logs: bool 
     options: dict[str, object] = {"log_to_driver": False, "logging_level": logging.ERROR}
     if json_logs:
         options["logging_config"] = ray.LoggingConfig(encoding="JSON", log_level="INFO")
-    if starts_local(address):
+    head = _head_of(address)
+    if head is not None:
+        _knock(head, address)
+    else:
         options |= {
             "num_cpus": int(local_node(asks).num_cpus),
             "include_dashboard": False,
@@ -79,6 +130,12 @@ def connect(address: str | None, asks: Mapping[str, Placement], json_logs: bool 
             ray.init(address=address, **options)
             break
         except Exception as error:  # Ray raises nothing narrower
+            if head is not None:
+                reason = " ".join(str(error).split())
+                raise SessionError(
+                    f"the Ray cluster at {head}, which comes from {origin(address)}, cannot be joined: {reason[:500]}; "
+                    f"give another run.address, or run.address=local to start one of its own"
+                ) from error
             if left == 1 or "timed out during startup" not in str(error):
                 raise
             ray.shutdown()

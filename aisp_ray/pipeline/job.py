@@ -137,6 +137,9 @@ class Job:
         await self.store.finish()
         for line in self.report.lines(self.plan.data):
             self.screen.say(line)
+        if self._feed.total == 0:
+            self.screen.say(f"error: data.path={self.plan.data.path} holds no row (split {self.plan.data.split})")
+            return REFUSED
         return SOME_ERRORS if any(tally.errors for tally in self.store.tallies.values()) else OK
 
     def _read(self) -> Iterator[Prompt]:

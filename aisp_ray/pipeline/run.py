@@ -13,7 +13,16 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from aisp_ray.cluster.placement import find_problems, most_actors
-from aisp_ray.cluster.session import connect, in_ray_job, local_node, nodes_now, quiet_data, starts_local
+from aisp_ray.cluster.session import (
+    SessionError,
+    connect,
+    in_ray_job,
+    local_node,
+    nodes_now,
+    origin,
+    quiet_data,
+    starts_local,
+)
 from aisp_ray.output.files import Output
 from aisp_ray.output.manifest import RefusedError
 from aisp_ray.plan import Plan
@@ -29,10 +38,18 @@ def run(plan: Plan) -> int:
     problems = check_output(plan)
     if problems:
         return refuse(problems)
-    opened = connect(plan.run.address, asks_of(plan), plan.run.json_logs)
+    try:
+        local = starts_local(plan.run.address)
+        opened = connect(plan.run.address, asks_of(plan), plan.run.json_logs)
+    except SessionError as error:
+        return refuse([str(error)])
     import ray
 
     try:
+        if opened and not local and not in_ray_job():
+            screen.say(
+                f"joined the Ray cluster of {origin(plan.run.address)}; run.address=local would start one of its own"
+            )
         nodes = nodes_now()
         problems = find_problems(asks_of(plan), nodes)
         if problems:
@@ -54,9 +71,12 @@ def preflight(plan: Plan) -> list[str]:
     problems = check_output(plan)
     if problems:
         return problems
-    if starts_local(plan.run.address):
-        return find_problems(asks_of(plan), [local_node(asks_of(plan))])
-    opened = connect(plan.run.address, asks_of(plan))
+    try:
+        if starts_local(plan.run.address):
+            return find_problems(asks_of(plan), [local_node(asks_of(plan))])
+        opened = connect(plan.run.address, asks_of(plan))
+    except SessionError as error:
+        return [str(error)]
     import ray
 
     try:

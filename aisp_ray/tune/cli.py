@@ -16,7 +16,7 @@ from typing import Any
 import yaml
 
 from aisp_ray import __version__, config
-from aisp_ray.cli import describe, read_yaml
+from aisp_ray.cli import describe, read_seed, read_yaml
 from aisp_ray.config import Composed, ConfigError
 from aisp_ray.plan import RunSettings
 from aisp_ray.tune.heldout import MARK
@@ -130,7 +130,7 @@ def make_plan(command: Command) -> TunePlan:
     if not isinstance(space, Space) or not isinstance(settings, RunSettings):
         raise ConfigError("tune and run must be presets of conf/tune and conf/run")
     workbench = Workbench(space, composed.groups["method"][space.method])
-    seed = config.convert(top["seed"], int, "seed")
+    seed = read_seed(top["seed"])
     out = config.convert(top["out"], str, "out")
     search = _one_of(top, "search", SEARCHES)
     return TunePlan(

@@ -70,10 +70,13 @@ def write_page(plan: TunePlan) -> None:
 def run_on_ray(plan: TunePlan, study: Study, prompts: tuple[list[Prompt], list[Prompt]]) -> int:
     """Joins a Ray session that is open here, else opens and closes one."""
     from aisp_ray.cluster.placement import find_problems, most_actors
-    from aisp_ray.cluster.session import connect, nodes_now
+    from aisp_ray.cluster.session import SessionError, connect, nodes_now
     from aisp_ray.tune.models import asks_of, shared_driver
 
-    opened = connect(plan.run.address, asks_of(plan), plan.run.json_logs)
+    try:
+        opened = connect(plan.run.address, asks_of(plan), plan.run.json_logs)
+    except SessionError as error:
+        return refuse([str(error)])
     import ray
 
     try:

@@ -112,6 +112,12 @@ def test_a_snapshot_that_cannot_be_written_costs_no_row_and_no_exit_code(setting
     assert iterations(settings) == 64  # the summary is there
 
 
+def test_an_input_without_a_row_is_refused(settings, tmp_path, capsys):
+    (tmp_path / "nothing.jsonl").touch()
+    assert run(make_plan({**settings, "path": str(tmp_path / "nothing.jsonl")})) == 2
+    assert "nothing.jsonl holds no row" in capsys.readouterr().err
+
+
 def test_a_smaller_limit_says_that_more_rows_are_there(settings, capsys):
     run(make_plan({**settings, "limit": 10}))
     capsys.readouterr()

@@ -1,0 +1,57 @@
+"""What is said where a cluster is named that cannot be joined."""
+
+import socket
+import time
+
+import pytest
+
+from aisp_ray.cluster import session
+from aisp_ray.cluster.session import SessionError, connect, starts_local
+
+
+@pytest.fixture(autouse=True)
+def no_session(monkeypatch):
+    import ray
+
+    monkeypatch.setattr(ray, "is_initialized", lambda: False)
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+
+
+@pytest.mark.parametrize("address", ["ray://host:10001", "http://127.0.0.1:8265"])
+def test_an_address_of_another_kind_is_refused_with_what_to_give(address, monkeypatch):
+    with pytest.raises(SessionError, match=r"run\.address=.* is not host:port of a Ray head.*ray job submit"):
+        connect(address, {})
+    monkeypatch.setenv("RAY_ADDRESS", address)
+    with pytest.raises(SessionError, match=r"^RAY_ADDRESS="):
+        starts_local(None)
+
+
+def test_a_head_that_is_gone_is_said_within_seconds(monkeypatch):
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    monkeypatch.setenv("RAY_ADDRESS", f"127.0.0.1:{port}")
+    started = time.monotonic()
+    with pytest.raises(SessionError, match=rf"no Ray head answers at .*:{port}.*RAY_ADDRESS=.*run\.address=local"):
+        connect(None, {})
+    assert time.monotonic() - started < 20
+
+
+def test_a_cluster_of_another_version_is_said_with_the_way_out(monkeypatch):
+    import ray
+
+    def other_version(*_, **__):
+        raise RuntimeError("Version mismatch: The cluster was started with:\n    Ray: 2.9.0\n")
+
+    monkeypatch.setattr(ray, "init", other_version)
+    with socket.socket() as head:
+        head.bind(("127.0.0.1", 0))
+        head.listen()
+        monkeypatch.setattr(session, "_head_of", lambda address: f"127.0.0.1:{head.getsockname()[1]}")
+        with pytest.raises(SessionError, match=r"last `ray start`.*Ray: 2\.9\.0.*run\.address=local"):
+            connect(None, {})
+
+
+def test_a_local_cluster_is_started_whatever_the_environment_says(monkeypatch):
+    monkeypatch.setenv("RAY_ADDRESS", "http://nowhere:8265")
+    assert starts_local("local")
