@@ -10,9 +10,10 @@ from typing import Any
 from aisp_ray import config
 from aisp_ray.config import ConfigError
 
-HELP = """Table, figures and one page from the rows of one or several evaluations.
+HELP = """Table, figures and one page from the rows of one or several evaluations, or of searches of settings.
 
   python jobs/report.py out=outputs/demo
+  python jobs/report.py out=outputs/tune
   python jobs/report.py out=[outputs/seed0,outputs/seed1] to=outputs/both baseline=best_of_n_tuned
   python jobs/report.py out=outputs/demo judges=[demo_gold] judge_curves=true
   python jobs/report.py out=outputs/demo metrics=[diversity,words,coherence] metric.coherence.encoder=path/to/encoder
@@ -24,7 +25,7 @@ GROUPS = {"metric": "metrics", "judges": "judges", "tracker": "trackers"}  # fol
 class ReportSettings:
     """Keys of a report."""
 
-    out: tuple[str, ...] = ()  # folders or URIs that jobs/eval.py wrote; several are compared in one report
+    out: tuple[str, ...] = ()  # folders or URIs that jobs/eval.py or jobs/tune.py wrote; several share one report
     to: str | None = None  # where the report goes; null: <first out>/report
     baseline: str = "best_of_n"  # method or line of the table that differences are against
     seed: int = 0  # names the draws of the bootstrap
@@ -62,6 +63,7 @@ def write(settings: ReportSettings, groups: Mapping[str, Mapping[str, Any]]) -> 
     """Write the report, hand it to the trackers, and return what the command prints."""
     from aisp_ray.report.formats import format_table
     from aisp_ray.report.rejudge import Rejudging
+    from aisp_ray.report.search_page import search_text
     from aisp_ray.report.write import make_report
 
     rejudging = Rejudging(
@@ -72,7 +74,11 @@ def write(settings: ReportSettings, groups: Mapping[str, Mapping[str, Any]]) -> 
     )  # fmt: skip
     for tracker in groups["tracker"].values():
         tracker.log(report)
-    return f"{format_table(report.records)}\npage     {report.page}\ntables   {report.to}/table.md .tex .csv"
+    texts = [search_text(search) for search in report.searches] + [format_table(report.records)]
+    texts.append(f"page     {report.page}")
+    if report.records:
+        texts.append(f"tables   {report.to}/table.md .tex .csv")
+    return "\n".join(filter(None, texts))
 
 
 # ---------------------------------------------------------------- key=value words of a small command

@@ -49,6 +49,7 @@ class Section:
     records: Sequence[MethodSummary]
     measured: Measured
     costs: Mapping[str, Cost]
+    of_search: bool = False  # its methods are presets and chosen settings of searches
 
 
 def sections(

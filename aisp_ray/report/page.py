@@ -7,7 +7,7 @@ import gzip
 import json
 import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from html import escape
 from importlib.resources import files
 from string import Template
@@ -31,31 +31,59 @@ def render(
     figures: Mapping[str, Sequence[tuple[str, str]]],
     notices: Sequence[str],
     runs: Mapping[str, Mapping[str, Any]],
+    searches: Mapping[str, str] | None = None,
 ) -> str:
     """The page as text.
 
     figures: dataset -> (inline SVG, caption). runs: output -> {"manifest.json": ..., "summary.json": ...}.
+    searches: a search's name -> its part of the page.
     """
+    searches = searches or {}
     folder = files("aisp_ray.report")
     total = sum(len(prompts_of(section)) for section in sections)
     scope = "Everything below is in this file; nothing is loaded from elsewhere. Numbers are rounded, the rows are not."
     if total > MAX_PROMPTS:
         scope += f" The first {MAX_PROMPTS:,} of {total:,} prompts are here; the table is of all."
     return Template(folder.joinpath("page.html").read_text(encoding="utf-8")).substitute(
-        title=escape(", ".join(section.dataset for section in sections)),
+        title=escape(", ".join(_titles(sections, searches))),
         meta=escape(f"{total:,} prompts, {len({r.method for s in sections for r in s.records})} methods"),
         css=folder.joinpath("page.css").read_text(encoding="utf-8"),
         js=folder.joinpath("page.js").read_text(encoding="utf-8"),
         notices=_notices(notices),
-        tables="\n".join(
-            _table(s, s.dataset if len(sections) > 1 else "Result") + _published_table(s, runs) for s in sections
-        ),
-        figures="\n".join(_figures(dataset, drawn) for dataset, drawn in figures.items())
-        or '<p class="note">No figures: matplotlib is not installed (pip install "aisp-ray[report]").</p>',
+        tables="\n".join(_tables(sections, searches, runs)),
+        figures=_all_figures(figures) if sections else "",
+        browser="" if total else "hidden",
         scope=escape(scope),
         facts="\n".join(_facts(out, values) for out, values in runs.items()),
         data=packed(payload(sections)),
     )
+
+
+def _titles(sections: Sequence[Section], searches: Mapping[str, str]) -> Iterator[str]:
+    yield from (section.dataset for section in sections if not section.of_search)
+    yield from (f"search of {name}" for name in searches)
+
+
+def _tables(
+    sections: Sequence[Section], searches: Mapping[str, str], runs: Mapping[str, Mapping[str, Any]]
+) -> Iterator[str]:  # fmt: skip
+    """Tables of evaluations, then searches, then what the searches chose on held-out prompts."""
+    many = len(sections) + len(searches) > 1
+    for section in sections:
+        if not section.of_search:
+            yield _table(section, section.dataset if many else "Result") + _published_table(section, runs)
+    yield from searches.values()
+    for section in sections:
+        if section.of_search:
+            yield _table(section, f"Presets and chosen settings: {section.dataset}")
+
+
+def _all_figures(figures: Mapping[str, Sequence[tuple[str, str]]]) -> str:
+    if not figures:
+        note = 'No figures: matplotlib is not installed (pip install "aisp-ray[report]").'
+        return f'<h2>Figures</h2><p class="note">{note}</p>'
+    head = "<h2>Figures: {}</h2>" if len(figures) > 1 else "<h2>Figures</h2>"
+    return "\n".join(head.format(escape(name)) + figure_grid(name, drawn) for name, drawn in figures.items())
 
 
 def _notices(notices: Sequence[str]) -> str:
@@ -74,14 +102,14 @@ def _table(section: Section, title: str) -> str:
     for record, row in zip(section.records, rows, strict=True):
         cells = [f"<td>{_swatch(section, record.method)}{escape(row[0])}</td>"]
         for column, cell in zip(columns[1:], row[1:], strict=True):
-            tone = _tone(record.paired.difference) if record.paired and column.head.startswith("vs ") else ""
-            cells.append(f"<td{tone}>{escape(_minus(cell))}</td>")
+            tone = tone_of(record.paired.difference) if record.paired and column.head.startswith("vs ") else ""
+            cells.append(f"<td{tone}>{escape(minus(cell))}</td>")
         lines.append(f"<tr>{''.join(cells)}</tr>")
     lines.append(f'</tbody></table></div><p class="note">{escape(footnote(section.records))}</p>')
     return "\n".join([*lines, _judge_table(section), _cost_table(section)])
 
 
-def _tone(difference: Estimate) -> str:
+def tone_of(difference: Estimate) -> str:
     """Coloured where the interval leaves zero out."""
     return ' class="better"' if difference.low > 0 else ' class="worse"' if difference.high < 0 else ""
 
@@ -96,10 +124,10 @@ def _judge_table(section: Section) -> str:
         gains = with_intervals([pair.difference for pair in pairs], sign=True)
         for record, pair, gain in zip(records, pairs, gains, strict=True):
             cells = [
-                f"<td{_tone(pair.difference)}>{escape(_minus(gain))}</td>",
+                f"<td{tone_of(pair.difference)}>{escape(minus(gain))}</td>",
                 f"<td>{pair.wins}/{pair.ties}/{pair.losses}</td>",
                 f"<td>{_number(pair.win_rate, '.0%')}</td>",
-                f"<td>{_minus(_number(against[record.method].rank_correlation, '.2f'))}</td>",
+                f"<td>{minus(_number(against[record.method].rank_correlation, '.2f'))}</td>",
             ]
             head = f"<td>{_swatch(section, record.method)}{escape(record.method)}</td><td>{escape(judge)}</td>"
             lines.append(f"<tr>{head}{''.join(cells)}</tr>")
@@ -110,7 +138,7 @@ def _judge_table(section: Section) -> str:
         "Rank correlation (Spearman): do the prompts that gained in the optimised reward gain in the judge too? "
         "Around 0 or below, the gain is the reward model's alone. A tie counts half a win."
     )
-    return _html_table("Held-out judges", heads, lines, note)
+    return html_table("Held-out judges", heads, lines, note)
 
 
 def _cost_table(section: Section) -> str:
@@ -133,18 +161,19 @@ def _cost_table(section: Section) -> str:
         head = f"<td>{_swatch(section, record.method)}{escape(record.method)}</td>"
         lines.append(f"<tr>{head}{''.join(f'<td>{cell}</td>' for cell in cells)}</tr>")
     note = "Tokens and reward calls a second of the models' busy time; seconds per prompt. – is never, or not measured."
-    return _html_table("Cost", heads, lines, note)
+    return html_table("Cost", heads, lines, note)
 
 
 def _published_table(section: Section, runs: Mapping[str, Mapping[str, Any]]) -> str:
     comparison = compare_first(section.records, runs)
     if comparison is None:
         return ""
-    lines = ["".join(f"<td>{escape(_minus(cell))}</td>" for cell in line) for line in comparison.lines]
-    return _html_table("Published", comparison.heads, [f"<tr>{line}</tr>" for line in lines], comparison.note)
+    lines = ["".join(f"<td>{escape(minus(cell))}</td>" for cell in line) for line in comparison.lines]
+    return html_table("Published", comparison.heads, [f"<tr>{line}</tr>" for line in lines], comparison.note)
 
 
-def _html_table(title: str, heads: Sequence[str], lines: Sequence[str], note: str) -> str:
+def html_table(title: str, heads: Sequence[str], lines: Sequence[str], note: str) -> str:
+    """A table under a heading; `lines` are rows in HTML, the other texts are escaped."""
     head = "".join(f"<th>{escape(text)}</th>" for text in heads)
     return (
         f'<h3>{escape(title)}</h3><div class="scroll"><table class="summary"><thead><tr>{head}</tr></thead>'
@@ -156,7 +185,7 @@ def _number(value: float, form: str) -> str:
     return format(value, form) if math.isfinite(value) else "–"
 
 
-def _minus(cell: str) -> str:
+def minus(cell: str) -> str:
     return cell.replace("-", "−") if cell[:1] == "-" and len(cell) > 1 else "–" if cell == "-" else cell
 
 
@@ -168,9 +197,10 @@ def colour_of(section: Section, label: str) -> str:
     return COLOURS[section.measured.labels.index(label) % len(COLOURS)]
 
 
-def _figures(dataset: str, drawn: Sequence[tuple[str, str]]) -> str:
+def figure_grid(name: str, drawn: Sequence[tuple[str, str]]) -> str:
+    """Figures, each an inline SVG, over their captions."""
     items = "".join(f"<figure{_wide(svg)}>{svg}<figcaption>{escape(text)}</figcaption></figure>" for svg, text in drawn)
-    return f'<div class="figures" data-dataset="{escape(dataset)}">{items}</div>'
+    return f'<div class="figures" data-dataset="{escape(name)}">{items}</div>'
 
 
 def _wide(svg: str) -> str:

@@ -97,7 +97,9 @@ def _read_one(path: str) -> pa.Table:
 
     table = read_parquet(path, "rows", ROW_SCHEMA)
     if table.num_rows == 0 and not path.endswith("/rows"):
-        raise ValueError(f"no rows in {path}/rows/*.parquet; give out=<the folder that jobs/eval.py wrote>")
+        raise ValueError(
+            f"no rows in {path}/rows/*.parquet; give out=<the folder that jobs/eval.py or jobs/tune.py wrote>"
+        )
     if table.num_rows == 0:
         return _read_one(path.removesuffix("/rows"))
     table = table.replace_schema_metadata(None)

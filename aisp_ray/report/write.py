@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import logging
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from aisp_ray.metrics.base import TextMetric
@@ -16,7 +16,9 @@ from aisp_ray.report.notices import notices
 from aisp_ray.report.page import render
 from aisp_ray.report.published import as_text, compare_first
 from aisp_ray.report.rejudge import Rejudging, rejudge
-from aisp_ray.report.rows import filesystem, label_map, output_list, read_json, read_rows
+from aisp_ray.report.rows import filesystem, label_map, output_list, parquet_files, read_json, read_rows
+from aisp_ray.report.search_page import search_html, search_json, search_pictures, trials_csv
+from aisp_ray.report.searches import Search, baseline_of, data_manifest, find_searches, read_compared, search_notices
 from aisp_ray.report.table import DEFAULT_METRICS, MethodSummary, summary_json
 
 log = logging.getLogger(__name__)
@@ -31,6 +33,7 @@ class Report:
     sections: Sequence[Section]
     notices: Sequence[str]
     runs: Mapping[str, Mapping[str, Any]]  # output -> its manifest.json and summary.json
+    searches: Sequence[Search] = ()  # of settings, by jobs/tune.py
 
     @property
     def records(self) -> list[MethodSummary]:
@@ -54,34 +57,78 @@ def make_report(
     metrics: Mapping[str, TextMetric] = DEFAULT_METRICS,
     rejudging: Rejudging | None = None,
 ) -> Report:
-    """Write the report of one or several outputs.
+    """Write the report of one or several outputs, of evaluations and of searches.
 
     `to` (default: <first output>/report) gets index.html, table.md, table.tex, table.csv, summary.json, figures/*.svg
-    and figures/*.png, and published.md where an experiment has published figures. Works on the output of a job that
-    still runs. Without matplotlib there are no figures.
+    and figures/*.png, published.md where an experiment has published figures, and trials.csv of a search. Works on the
+    output of a job that still runs. Without matplotlib there are no figures.
 
     Raises:
-        ValueError: an output has no rows, or a judge cannot score.
+        ValueError: an output has no rows and no trials, or a judge cannot score.
     """
     paths = output_list(outs)
     to = str(to).rstrip("/") if to is not None else f"{paths[0]}/report"
-    rows = read_rows(paths)
     runs = {path: {name: read_json(path, name) for name in ("manifest.json", "summary.json")} for path in paths}
-    if rejudging is not None and rejudging.judges:
-        rows = rejudge(rows, {path: run["manifest.json"] for path, run in runs.items()}, rejudging)
-    parts = sections(rows, label_map(paths, rows), baseline, seed, metrics)
-    told = notices(parts, runs)
+    searches = find_searches(paths)
+    evaluated = [path for path in paths if path not in searches or parquet_files(path, "rows")[1]]
+    parts: list[Section] = []
+    if evaluated:
+        rows = read_rows(evaluated)
+        if rejudging is not None and rejudging.judges:
+            rows = rejudge(rows, {path: runs[path]["manifest.json"] for path in evaluated}, rejudging)
+        parts += sections(rows, label_map(evaluated, rows), baseline, seed, metrics)
+    parts += _compared(list(searches.values()), baseline, seed, metrics, rejudging)
+    told = [text for search in searches.values() for text in search_notices(search)] + notices(parts, runs)
     shown = _write_figures(parts, to)
+    found = _write_searches(list(searches.values()), to)
     records = [record for part in parts for record in part.records]
-    for style, suffix in (("markdown", "md"), ("latex", "tex"), ("csv", "csv")):
+    for style, suffix in (("markdown", "md"), ("latex", "tex"), ("csv", "csv")) if records else ():
         _write(to, f"table.{suffix}", format_table(records, style).encode())
     beside = [comparison for part in parts if (comparison := compare_first(part.records, runs))]
     if beside:
         _write(to, "published.md", "\n".join(as_text(comparison, markdown=True) for comparison in beside).encode())
-    summary = {"table": summary_json(records), "notices": told}
+    summary = {"table": summary_json(records), "searches": list(map(search_json, searches.values())), "notices": told}
     _write(to, "summary.json", (json.dumps(summary, indent=1, ensure_ascii=False) + "\n").encode())
-    page = _write(to, "index.html", render(parts, shown, told, runs).encode())
-    return Report(page, to, parts, told, runs)
+    page = _write(to, "index.html", render(parts, shown, told, runs, found).encode())
+    return Report(page, to, parts, told, runs, list(searches.values()))
+
+
+def _compared(
+    searches: Sequence[Search],
+    baseline: str,
+    seed: int,
+    metrics: Mapping[str, TextMetric],
+    rejudging: Rejudging | None,
+) -> list[Section]:
+    """The searches' presets and chosen settings, side by side on the prompts that they share."""
+    rows = read_compared(searches)
+    if rows is None:
+        return []
+    base = baseline_of(rows["label"].to_pylist(), rows["method"].to_pylist(), baseline)
+    if rejudging is not None and rejudging.judges:
+        manifests = {search.out: data_manifest(search) for search in searches}
+        rows = rejudge(rows, manifests, replace(rejudging, baseline=base))
+    return [replace(part, of_search=True) for part in sections(rows, {}, base, seed, metrics)]
+
+
+def _write_searches(searches: Sequence[Search], to: str) -> dict[str, str]:
+    """Trials and figures as files, and each search's part of the page by its name."""
+    parts: dict[str, str] = {}
+    for number, search in enumerate(searches):
+        prefix = f"search{number}_" if len(searches) > 1 else "search_"
+        _write(to, f"{prefix.removeprefix('search_')}trials.csv", trials_csv(search).encode())
+        try:
+            pictures = search_pictures(search, prefix)
+        except ImportError:
+            log.warning("no figures: matplotlib is not installed (pip install 'aisp-ray[report]')")
+            pictures = {}
+        for name, (picture, _) in pictures.items():
+            _write(to, f"figures/{prefix}{name}.svg", picture.svg.encode())
+            _write(to, f"figures/{prefix}{name}.png", picture.png)
+        shown = [(inline_svg(each.svg, f"{prefix}{name}"), text) for name, (each, text) in pictures.items()]
+        name = search.name if search.name not in parts else f"{search.name} in {search.out}"
+        parts[name] = search_html(search, shown)
+    return parts
 
 
 def _write_figures(parts: Sequence[Section], to: str) -> dict[str, list[tuple[str, str]]]:

@@ -99,7 +99,7 @@ def draw_grid(rows: Sequence[Row]) -> Figure | None:
 
 
 def draw_progress(rows: Sequence[Row]) -> Figure | None:
-    """Trials in the order in which they were proposed, and the best complete one so far; None for a sweep's few."""
+    """Trials in the order in which they were proposed, and the best complete one so far; None for a few."""
     complete = [row for row in rows if row["state"] == "complete"]
     if len(rows) < 5 or not complete:
         return None
@@ -119,7 +119,7 @@ PICTURES: Mapping[str, tuple[str, Callable[[Sequence[Row]], Any]]] = {
     "gains": (
         "Paired gain over the preset, on the prompts that a setting saw, with its 95 % interval. A setting whose bar "
         "stays above zero did better than the preset on the tuning prompts. Lines join settings that differ in "
-        "nothing else; faint dots were stopped early.",
+        "nothing else (several lines are set a little apart); faint dots were stopped early.",
         draw_gains,
     ),
     "values": (
@@ -128,8 +128,8 @@ PICTURES: Mapping[str, tuple[str, Callable[[Sequence[Row]], Any]]] = {
         draw_values,
     ),
     "grid": (
-        "Both over two keys: mean, and gain over the preset, with half of the 95 % interval. Empty cells were "
-        "stopped early or not tried.",
+        "Both over two keys: mean, and gain over the preset, with half of the 95 % interval; blue is better "
+        "than the preset. Empty cells were stopped early or not tried.",
         draw_grid,
     ),
     "progress": (
@@ -141,7 +141,7 @@ PICTURES: Mapping[str, tuple[str, Callable[[Sequence[Row]], Any]]] = {
 
 def _panels(count: int) -> tuple[Figure, list[Axes]]:
     columns = min(3, count)
-    figure, axes = blank(columns, math.ceil(count / columns), width=4.8)
+    figure, axes = blank(columns, math.ceil(count / columns), width=(6.4, 5.4, 4.8)[columns - 1])
     for axis in axes[count:]:
         axis.set_axis_off()
     return figure, axes
@@ -179,13 +179,16 @@ def draw_key(axis: Axes, rows: Sequence[Row], key: str, what: str) -> None:
     for rest, line in lines.items():
         place = joined.index(rest) if rest in joined and not many else 0
         look: dict[str, Any] = {"color": COLOURS[1 + place % (len(COLOURS) - 1)]}
-        points = [(at[_name(row[key])], row) for row in line]
+        aside = place - (len(joined) - 1) / 2 if rest in joined and not many else 0.0
+        points = [(_aside(axis, at[_name(row[key])], aside, list(at.values())), row) for row in line]
         for x, row in points:
             draw_point(axis, (x, None), (row[what], _span(row, what)), "o", look)
         if len(points) > 1:
             name = {"label": _text(rest)} if len(joined) > 1 and not many else {}
             axis.plot([x for x, _ in points], [row[what] for _, row in points], linewidth=1.4, **look, **name)
-    finish(axis, _text(key.removeprefix("key.")), _axis_name(rows, what))
+    finish(axis, _text(key.removeprefix("key.")), _axis_name(rows, what), legend=len(joined) < 2 or many)
+    if len(joined) > 1 and not many:
+        axis.legend(frameon=False, fontsize="small", loc="upper left", bbox_to_anchor=(1, 1))
 
 
 def comparable(rows: Sequence[Row], key: str) -> list[Row]:
@@ -202,14 +205,12 @@ def comparable(rows: Sequence[Row], key: str) -> list[Row]:
 def curves(rows: Sequence[Row], key: str) -> dict[str, list[Row]]:
     """Complete trials by the values of the other keys in words, each list by rising value of this one."""
     keys = searched_keys(rows)
+    order = {name: [_name(level) for level in levels(rows, name)] for name in keys}
     found: dict[str, list[Row]] = {}
-    for row in rows:
+    for row in sorted(rows, key=lambda row: [order[name].index(_name(row[name])) for name in keys]):
         if row["state"] == "complete":
             rest = ", ".join(f"{name.removeprefix('key.')}={_plain(row[name])}" for name in keys if name != key)
             found.setdefault(rest, []).append(row)
-    order = [_name(level) for level in levels(rows, key)]
-    for line in found.values():
-        line.sort(key=lambda row: order.index(_name(row[key])))
     return found
 
 
@@ -223,6 +224,14 @@ def _places(axis: Axes, rows: Sequence[Row], key: str) -> dict[str, float]:
     if values[0] > 0 and values[-1] / values[0] > 8:
         axis.set_xscale("log")
     return {_name(value): float(value) for value in values}
+
+
+def _aside(axis: Axes, x: float, steps: float, values: Sequence[float]) -> float:
+    """x a little to the side, so that the bars of several lines do not hide each other."""
+    low, high = min(values), max(values)
+    if axis.get_xscale() == "log":
+        return x * (high / low) ** (0.012 * steps)
+    return x + 0.012 * steps * (high - low)
 
 
 def _faint(axis: Axes, x: Sequence[float], y: Sequence[float]) -> None:

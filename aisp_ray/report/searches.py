@@ -1,0 +1,219 @@
+"""Reads what searches of settings left (`jobs/tune.py`): the trials, the choice, and its rows on held-out prompts.
+
+Works on a search that still runs or was stopped; what is not there yet is None.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from aisp_ray.report.rows import filesystem, parquet_files, read_json, read_parquet
+from aisp_ray.tune.heldout import Confirmation, read_confirmation
+from aisp_ray.tune.space import text_of
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+HELDOUT, TUNING = "held-out prompts", "tuning prompts"
+
+
+@dataclass(frozen=True, slots=True)
+class Search:
+    """One search's output."""
+
+    out: str
+    table: pa.Table | None  # trials.parquet; None before the first trial
+    trials: Sequence[Mapping[str, Any]]  # its rows, in order of proposal
+    manifest: Mapping[str, Any]
+    summary: Mapping[str, Any]  # empty until the search has come to its end
+    best_yaml: str | None
+    num_evaluations: int  # rows in evaluations/, of this search and of earlier ones in the same output
+
+    @property
+    def keys(self) -> list[str]:
+        """The searched keys."""
+        names = self.table.column_names if self.table is not None else []
+        return [name.removeprefix("key.") for name in names if name.startswith("key.")]
+
+    @property
+    def method(self) -> str:
+        return self.trials[0]["method"] if self.trials else "a method"
+
+    @property
+    def name(self) -> str:
+        """'aisp over sigma, alpha'."""
+        return f"{self.method} over {', '.join(self.keys)}" if self.keys else self.out
+
+    @property
+    def finished(self) -> bool:
+        """Whether summary.json and best.yaml are of these trials: an earlier, smaller search may have left them."""
+        cost, rows = self.summary.get("cost") or {}, self.trials
+        seen = sum(row["num_prompts"] for row in rows)
+        return bool(rows) and (cost.get("settings"), cost.get("evaluations")) == (len(rows), seen)
+
+    @property
+    def best(self) -> Mapping[str, Any] | None:
+        """The chosen trial; while the search runs the best one so far that saw all prompts."""
+        complete = [row for row in self.trials if row["state"] == "complete" and row["value"] is not None]
+        if self.finished:
+            chosen = (self.summary.get("best") or {}).get("trial")
+            return next((row for row in complete if row["trial"] == chosen), None)
+        return max(complete, key=lambda row: (row["value"], -row["trial"]), default=None)
+
+    def confirmation(self, name: str) -> Confirmation | None:
+        """The preset and the chosen setting on `tuning` or `heldout` prompts; None where they were not measured."""
+        values = self.summary.get(name) if self.finished else None
+        return read_confirmation(values) if values else None
+
+
+def find_searches(outs: Sequence[str]) -> dict[str, Search]:
+    """Output -> its search, of the outputs that hold one."""
+    found = {out: read_search(out) for out in outs}
+    return {out: search for out, search in found.items() if search is not None}
+
+
+def read_search(out: str) -> Search | None:
+    """The search in an output; None where there is none."""
+    import pyarrow.parquet as pq
+
+    system, evaluations = parquet_files(out, "evaluations")
+    _, base = filesystem(out)
+    try:
+        with system.open_input_file(f"{base}/trials.parquet") as file:
+            table = pq.read_table(file)
+    except FileNotFoundError:
+        table = None
+    if table is None and not evaluations:
+        return None
+    return Search(
+        out=out,
+        table=table,
+        trials=table.to_pylist() if table is not None else [],
+        manifest=read_json(out, "manifest.json"),
+        summary=read_json(out, "summary.json"),
+        best_yaml=_read_text(out, "best.yaml"),
+        num_evaluations=sum(pq.ParquetFile(system.open_input_file(name)).metadata.num_rows for name in evaluations),
+    )
+
+
+def _read_text(out: str, name: str) -> str | None:
+    system, base = filesystem(out)
+    try:
+        with system.open_input_file(f"{base}/{name}") as file:
+            return file.read().decode()
+    except FileNotFoundError:
+        return None
+
+
+# ---------------------------------------------------------------- rows of presets and chosen settings
+
+
+def read_compared(searches: Sequence[Search]) -> pa.Table | None:
+    """The evaluations of presets and chosen settings as rows of a report, with the columns `out` and `label`.
+
+    On held-out prompts; where there are none (yet), on the tuning prompts. `dataset` says which. `method` is the
+    label too, but of a preset: it keeps its name, so that a report's baseline finds it. None without rows.
+    """
+    import pyarrow as pa
+
+    tables = [table for search in searches if (table := _rows_of(search)) is not None]
+    if not tables:
+        return None
+    rows = pa.concat_tables(tables)
+    columns = {name: rows[name].to_pylist() for name in rows.column_names}
+    # one name for two things (another policy, other keys that were set): the first output of each tells them apart
+    short = {search.out.rpartition("/")[2] for search in searches}
+    place = {s.out: s.out.rpartition("/")[2] if len(short) == len(searches) else s.out for s in searches}
+    meant: dict[str, dict[str, str]] = {}
+    for label, thing, out in zip(columns["label"], columns["thing"], columns["out"], strict=True):
+        meant.setdefault(label, {}).setdefault(thing, place[out])
+    labels = [
+        label if len(meant[label]) == 1 else f"{label} of {meant[label][thing]}"
+        for label, thing in zip(columns["label"], columns["thing"], strict=True)
+    ]
+    first: dict[tuple[Any, ...], int] = {}
+    names = (labels, columns["prompt_id"], columns["prompt"], columns["seed"])
+    for i, key in enumerate(zip(*names, strict=True)):
+        first.setdefault(key, i)
+    rows = rows.drop_columns(["thing", "label"]).append_column("label", pa.array(labels, pa.string()))
+    return rows.take(list(first.values()))
+
+
+def _rows_of(search: Search) -> pa.Table | None:
+    import pyarrow as pa
+    import pyarrow.compute as pc
+
+    from aisp_ray.results import ROW_SCHEMA
+    from aisp_ray.tune.store import FOLDER, SCHEMA
+
+    prompts = search.manifest.get("prompts") or {}
+    best = search.best
+    if best is None or best.get("setting") is None or not prompts:
+        return None
+    heldout = search.finished and bool(prompts.get("heldout"))
+    ids, where = (prompts["heldout"], HELDOUT) if heldout else (prompts.get("tuning") or [], TUNING)
+    table = read_parquet(search.out, FOLDER, SCHEMA)
+    parts = []
+    chosen = [(search.trials[0], f"{search.method} (preset)", search.method)]
+    if best["trial"] != search.trials[0]["trial"]:
+        label = f"{search.method} {text_of(json.loads(best['settings']))}"
+        chosen.append((best, label, label))
+    models = json.dumps([search.manifest.get("fingerprint", {}).get(k) for k in ("policy", "reward")], sort_keys=True)
+    for trial, label, method in chosen:
+        mask = pc.and_(pc.equal(table["setting"], trial["setting"]), pc.is_in(table["prompt_id"], pa.array(ids)))
+        rows = table.filter(mask).select(ROW_SCHEMA.names).replace_schema_metadata(None)
+        columns = {name: rows[name].to_pylist() for name in ("dataset",)}
+        given = {"dataset": [f"{name}, {where}" for name in columns["dataset"]], "method": [method] * rows.num_rows}
+        for name, values in given.items():
+            at = rows.schema.get_field_index(name)
+            rows = rows.set_column(at, rows.schema.field(at), pa.array(values, pa.string()))
+        more = {"out": search.out, "label": label, "thing": f"{trial['setting']} {models}"}
+        for name, value in more.items():
+            rows = rows.append_column(name, pa.array([value] * rows.num_rows, pa.string()))
+        parts.append(rows)
+    rows = pa.concat_tables(parts)
+    return rows if rows.num_rows else None
+
+
+def baseline_of(labels: Sequence[str], methods: Sequence[str], wanted: str) -> str:
+    """What the rows of `read_compared` are compared with: the baseline if it is among them, else the first preset."""
+    if wanted in labels or wanted in methods:
+        return wanted
+    return next((label for label in labels if "(preset)" in label), wanted)
+
+
+def data_manifest(search: Search) -> dict[str, Any]:
+    """The manifest of an evaluation on the prompts of `read_compared`, from which judges read them again."""
+    config = search.manifest.get("config") or {}
+    heldout = search.finished and (search.manifest.get("prompts") or {}).get("heldout")
+    if heldout and config.get("heldout"):
+        return {"config": {"data": config["heldout"]}, "fingerprint": {"limit": config.get("heldout_limit")}}
+    return {"config": {"data": config.get("data")}, "fingerprint": {"limit": None}}
+
+
+# ---------------------------------------------------------------- what a reader must know
+
+
+def search_notices(search: Search) -> Iterator[str]:
+    """What to know before quoting a search, a sentence each."""
+    rows = search.trials
+    name = f"search of {search.name}"
+    if not search.finished:
+        yield (
+            f"{name}: it has not come to its end ({len(rows)} trials, {search.num_evaluations:,} evaluations so far); "
+            "the same command goes on"
+        )
+    failed = sum(row["num_failed"] for row in rows)
+    if failed:
+        yield f"{name}: {failed} evaluations have no finite value and are in no mean; see the errors in evaluations/"
+    tuning, heldout = (search.confirmation(part) for part in ("tuning", "heldout"))
+    chosen = search.finished and search.best is not None and search.best["trial"] != 0
+    if chosen and heldout is None:
+        yield f"{name}: the choice was not measured on held-out prompts, so a part of its gain is luck"
+    if chosen and tuning is not None and heldout is not None and not heldout.gain.low > 0:
+        gain = f" ({heldout.gain.mean:+.3f})" if math.isfinite(heldout.gain.mean) else ""
+        yield f"{name}: the gain of the chosen setting was not confirmed on held-out prompts{gain}"
