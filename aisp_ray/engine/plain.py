@@ -117,9 +117,13 @@ class PlainEngine:
         control = request.proposal.control
         if not isinstance(control, OpenLoop) or control.mean is None:
             return None
-        source = Source(request.key, self.head, self.device, lambda ids: self.replay(request.prompt_ids, ids))
-        return control.mean.fold(source, control.horizon)  # [t, d]
+        return control.mean.fold(self.source(request), control.horizon)  # [t, d]
 
+    def source(self, request: RolloutRequest) -> Source:
+        """What a mean of this request's prompt is rebuilt from."""
+        return Source(request.key, self.head, self.device, lambda ids: self.replay(request.prompt_ids, ids))
+
+    @torch.no_grad()
     def replay(self, prompt_ids: Sequence[int], responses: Sequence[Sequence[int]]) -> list[Tensor]:
         """Base pre-logits of given responses by teacher forcing, float32 [num_tokens, d] each."""
         found = []

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from aisp_ray.controls import MeanSource, MeanSpec
+    from aisp_ray.controls import HeadShape, MeanSource, MeanSpec
 
 
 def gaussian(control_norm: float, sigma: float) -> float:
@@ -33,15 +33,23 @@ def best_of_n_bound(n: int) -> float:
     return math.log(n) - (n - 1) / n
 
 
-def token(source: MeanSource, mean: MeanSpec, horizon: int, token_ids: Sequence[Sequence[int]]) -> list[float]:
+def token(
+    source: MeanSource,
+    mean: MeanSpec,
+    horizon: int,
+    token_ids: Sequence[Sequence[int]],
+    shape: HeadShape | None = None,
+) -> list[float]:
     """Summed token KL of given responses under a mean, nats, one a response.
 
     token_ids drawn from the base policy give token_reference, drawn under the mean token_steered. One teacher-forced
-    pass; positions at or after the horizon add nothing.
+    pass; positions at or after the horizon add nothing. shape: of noise shaped by the head, whose mean is whitened.
     """
     import torch
 
     control = mean.fold(source, horizon)  # [t, d]
+    if shape is not None:
+        control = control @ shape.matrix(source.head_weight().detach())  # S is symmetric
     found = []
     with torch.no_grad():
         for z in source.replay(token_ids):
