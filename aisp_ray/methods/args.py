@@ -4,8 +4,9 @@ At every step the k most likely tokens each extend the response so far, the rewa
 and the token with the highest  logit(v) + weight * r(response, v)  is kept (greedy), or one is drawn from
 softmax of that over `temperature` (stochastic). Raw logits, as in the authors' code, not log-probabilities.
 
-This is the general path: texts are scored, so policy and reward may have different vocabularies. Its cost is in the
-ledger as it is: every step is k samples of one token, k reward calls, and one pass over the response so far.
+Texts are scored, so policy and reward may have different vocabularies. The cost is in the ledger as it is: every step
+is k samples of one token and k reward calls. A reward model that keeps keys and values reads only the end of each text
+(`read_on` of its settings), with a shared vocabulary one or a few tokens; any other reads k whole texts a step.
 
 Differs from the paper: a response ends at the policy's end token; the authors' code always decodes to the limit. A
 particle without a reward is never chosen. The result is the finished response; unfinished ones are not candidates.

@@ -36,6 +36,9 @@ class NeuralReward(RewardSpec):
     batch_tokens: int = 16384  # tokens read in one forward pass at most, padding included
     shared_prefix: bool = True  # decoders read the prompt once and keep it; false: padded batches of whole texts
     prefix_mb: int | None = None  # memory for kept prompts, MiB; null: a third of a GPU's free memory, 2048 on a CPU
+    read_on: bool | None = (
+        None  # responses that grow by a token (ARGS) are read from where they were; null: if possible
+    )
     across_prompts: bool = False  # batch several prompts together: scores then depend, by rounding, on what else waits
     trust_remote_code: bool = False  # run Python code that the checkpoint brings along
 
@@ -50,6 +53,8 @@ class NeuralReward(RewardSpec):
             raise ValueError(f"batch_tokens is {self.batch_tokens}; it must be at least 1")
         if self.prefix_mb is not None and self.prefix_mb < 0:
             raise ValueError(f"prefix_mb is {self.prefix_mb}; give MiB, 0 keeps nothing")
+        if self.read_on and (not self.shared_prefix or self.prefix_mb == 0):
+            raise ValueError("read_on=true needs shared_prefix=true and a prefix_mb that is not 0: nothing is kept")
 
     @property
     def source(self) -> str:

@@ -16,8 +16,11 @@ from typing import Any
 import torch
 from torch.nn import functional as F
 
+from aisp_ray.rewards._stems import BLOCK, Stem
+
 NAME = "aisp_ray_packed"
 Layers = dict[int, tuple[torch.Tensor, torch.Tensor]]  # layer -> keys and values, each [1, kv heads, length, width]
+Part = tuple[tuple[int, ...], Sequence[tuple[tuple[int, ...], int]], Stem | None]  # head, (row ids, shared), stem
 _active = threading.local()
 
 
@@ -170,28 +173,43 @@ def _repeat(part: torch.Tensor, groups: int) -> torch.Tensor:
 
 
 class PrefixStore:
-    """Keys and values of prompts by their tokens; the least recently used go when the bytes run out."""
+    """Keys and values of prompts and stems by their tokens; the least recently used go when the bytes run out."""
 
     def __init__(self, max_bytes: int):
         self.max_bytes = max_bytes
         self.bytes = self.hits = self.misses = 0
-        self._kept: OrderedDict[tuple[int, ...], tuple[Layers, int]] = OrderedDict()
+        self._kept: OrderedDict[tuple, tuple[Layers, int]] = OrderedDict()
 
-    def get(self, head: tuple[int, ...], read: Callable[[], Layers]) -> Layers:
+    def get(self, head: tuple, read: Callable[[], Layers]) -> Layers:
         """The kept layers of these tokens, or `read()`'s, which are kept from now on if they fit."""
-        if head in self._kept:
+        layers = self.find(head)
+        if layers is not None:
             self.hits += 1
-            self._kept.move_to_end(head)
-            return self._kept[head][0]
+            return layers
         self.misses += 1
         layers = read()
+        self.keep(head, layers)
+        return layers
+
+    def find(self, name: tuple) -> Layers | None:
+        """The kept layers, which count as used now; None if there are none."""
+        if name not in self._kept:
+            return None
+        self._kept.move_to_end(name)
+        return self._kept[name][0]
+
+    def keep(self, name: tuple, layers: Layers) -> None:
+        """Keep new layers if they fit."""
         size = sum(part.numel() * part.element_size() for pair in layers.values() for part in pair)
         if size <= self.max_bytes:
-            self._kept[head] = (layers, size)
+            self._kept[name] = (layers, size)
             self.bytes += size
             while self.bytes > self.max_bytes:
                 self.bytes -= self._kept.popitem(last=False)[1][1]
-        return layers
+
+    def drop(self, name: tuple) -> None:
+        if name in self._kept:
+            self.bytes -= self._kept.pop(name)[1]
 
     def clear(self) -> None:
         self._kept.clear()
@@ -211,13 +229,13 @@ class Packed:
         self.device = next(body.parameters()).device
         self.tokens_read = 0
 
-    def __call__(self, parts: Sequence[tuple[tuple[int, ...], Sequence[tuple[tuple[int, ...], int]]]]) -> torch.Tensor:
-        """Rewards [n] float32 on the CPU, of parts (head, [(row ids, shared tokens)]) in one pass."""
+    def __call__(self, parts: Sequence[Part]) -> torch.Tensor:
+        """Rewards [n] float32 on the CPU, of parts (head, [(row ids, shared tokens)], stem or None) in one pass."""
         layout = Layout([], [])
         ids: list[int] = []
         positions: list[int] = []
-        for head, rows in parts:
-            prefix = self.store.get(head, lambda head=head: self._prefill(head)) if _shares(rows) else None
+        for head, rows, stem in parts:
+            prefix = self._kept(head, stem) if _shares(rows) else None
             for row, shared in rows:
                 self._append(layout, len(ids), len(row) - shared, shared, prefix)
                 ids.extend(row[shared:])
@@ -235,6 +253,32 @@ class Packed:
             layout.segments[-1] = Segment(last.start, start + length, last.first_row, row + 1, shared, prefix)
         else:
             layout.segments.append(Segment(start, start + length, row, row + 1, shared, prefix))
+
+    def _kept(self, head: tuple[int, ...], stem: Stem | None) -> Layers:
+        """Keys and values of the prompt, or of the prompt's part of the stem and its blocks."""
+        if stem is None:
+            return self.store.get(head, lambda: self._prefill(head))
+        name = lambda size: (head, stem.start, stem.ids[:size])  # noqa: E731
+        held = ((size, self.store.find(name(size))) for size in stem.sizes())
+        size, layers = next(((size, found) for size, found in held if found is not None), (stem.start, None))
+        if layers is None:
+            layers = self.store.get(head, lambda: self._prefill(head))
+        for longer in range(size + BLOCK, len(stem.ids) + 1, BLOCK):
+            layers = self._grown(layers, stem.ids[:longer])
+            self.store.keep(name(longer), layers)
+            self.store.drop(name(longer - 2 * BLOCK))  # one before the last stays: a text may be cut into fewer tokens
+        return layers
+
+    def _grown(self, layers: Layers, ids: tuple[int, ...]) -> Layers:
+        """Keys and values of `ids`, of which all but the last block are in `layers`."""
+        known = len(ids) - BLOCK
+        layout = Layout([Segment(0, BLOCK, 0, 1, known, layers)], [BLOCK], record={})
+        self._forward(list(ids[known:]), list(range(known, len(ids))), layout)
+        join = lambda old, new: torch.cat([old[:, :, :known], new], dim=2)  # noqa: E731
+        return {
+            layer: (join(layers[layer][0], keys), join(layers[layer][1], values))
+            for layer, (keys, values) in layout.record.items()
+        }
 
     def _prefill(self, head: tuple[int, ...]) -> Layers:
         layout = Layout([Segment(0, len(head), 0, 1, 0, None)], [len(head)], record={})

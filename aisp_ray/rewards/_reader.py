@@ -5,12 +5,14 @@ from __future__ import annotations
 import logging
 import math
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import torch
 
-from aisp_ray.rewards._packed import CannotShareError, Packed
+from aisp_ray.rewards._packed import CannotShareError, Packed, Part
 from aisp_ray.rewards._padded import Padded, batches
+from aisp_ray.rewards._stems import BLOCK, Stem, stem_of
 from aisp_ray.rewards._tokens import Row
 
 if TYPE_CHECKING:
@@ -28,7 +30,10 @@ class Reader:
         model: the checkpoint.
         body: its decoder, whose last hidden state is scored; None for encoders.
         score: float32 rewards [n] from last hidden states, or from logits where `body` is None.
-        spec: batch_tokens, shared_prefix and prefix_mb are read.
+        spec: batch_tokens, shared_prefix, prefix_mb and read_on are read.
+
+    Raises:
+        ValueError: read_on is asked for and this model cannot do it.
     """
 
     def __init__(self, model: Any, body: Any | None, score: Callable[[torch.Tensor], torch.Tensor], spec: NeuralReward):
@@ -42,14 +47,22 @@ class Reader:
         self.max_rows = 1 if _rope_type(config) in ("longrope", "dynamic") else 1 << 30  # frequencies by batch maximum
         if spec.shared_prefix and body is not None:
             reason = self._try_packed(Packed(body, score, _prefix_bytes(spec.prefix_mb, self.padded.device)), config)
+            if reason and spec.read_on:
+                raise ValueError(
+                    f"reward.read_on=true is not possible, {type(model).__name__} has no shared prefix: {reason}"
+                )
             if reason:
                 logger.warning("%s is read in padded batches of whole texts: %s", type(model).__name__, reason)
+        if spec.read_on and self.packed is None:
+            raise ValueError(f"reward.read_on=true needs a decoder; {type(model).__name__} is read as a whole")
+        self.reads_on = spec.read_on is not False and spec.prefix_mb != 0
 
     def stats(self) -> dict[str, float]:
         stats = {"batch_halvings": float(self.halvings), "shared_prefix": float(self.packed is not None)}
         if self.packed is not None:
             store = self.packed.store
             stats |= {"prefix_hits": store.hits, "prefix_misses": store.misses, "prefix_bytes": store.bytes}
+            stats["tokens_read"] = self.packed.tokens_read
         return {name: float(value) for name, value in stats.items()}
 
     @torch.inference_mode()
@@ -72,10 +85,18 @@ class Reader:
         """Read what can be read with shared prefixes; returns the rest."""
         fits = [(g, r) for g, r in items if self.window is None or len(groups[g][1][r].ids) <= self.window]
         fits = [(g, r) for g, r in fits if self.window is None or len(groups[g][0]) <= self.window]
+        stems = [self._stem(rows) for _, rows in groups]
+        groups = [(head, _behind(stem, rows)) for (head, rows), stem in zip(groups, stems, strict=True)]
         for batch in _by_tokens(groups, fits, self.batch_tokens):
-            self._guarded(batch, lambda some: self.packed(_parts(groups, some)), rewards, errors)
+            self._guarded(batch, lambda some: self.packed(_parts(groups, some, stems)), rewards, errors)
         done = set(fits)
         return [item for item in items if item not in done]
+
+    def _stem(self, rows: Sequence[Row]) -> Stem | None:
+        """What the rows of a request share beyond the prompt, where that is kept."""
+        if not self.reads_on or (self.window is not None and any(len(row.ids) > self.window for row in rows)):
+            return None
+        return stem_of(rows)
 
     def _guarded(
         self,
@@ -122,11 +143,14 @@ class Reader:
         ids = [(7 * at + 3) % config.vocab_size for at in range(24)]
         head = tuple(ids[:9])
         rows = [Row(head + tuple(ids[9:18]), 9), Row(head + tuple(ids[18:]), 9), Row(head[:7] + tuple(ids[20:]), 7)]
+        grown = Stem(head[:7] + tuple(ids[10 : 10 + 2 * BLOCK]), 7)
+        rows += [Row((*grown.ids, ids[at]), len(grown.ids)) for at in (3, 4)]
         try:
-            shared = packed(_parts([(head, rows)], [(0, 0), (0, 1), (0, 2)]))
+            shared = packed(_parts([(head, rows)], [(0, 0), (0, 1), (0, 2)], [None]))
+            further = packed(_parts([(head, rows)], [(0, 3), (0, 4)], [grown]))
         except (CannotShareError, AttributeError, NotImplementedError, TypeError, RuntimeError, ValueError) as error:
             return str(error)
-        whole = self.padded(rows)
+        shared, whole = torch.cat([shared, further]), self.padded(rows)
         exact = next(packed.body.parameters()).dtype == torch.float32
         tolerance = (1e-4 if exact else 5e-2) * (1 + whole.abs().max())
         if not torch.allclose(shared, whole, rtol=0, atol=float(tolerance)):
@@ -141,9 +165,12 @@ def _rows(groups: Sequence[Group], items: Sequence[Item]) -> list[Row]:
     return [groups[g][1][r] for g, r in items]
 
 
-def _parts(
-    groups: Sequence[Group], items: Sequence[Item]
-) -> list[tuple[tuple[int, ...], list[tuple[tuple[int, ...], int]]]]:
+def _behind(stem: Stem | None, rows: Sequence[Row]) -> Sequence[Row]:
+    """The rows with all of the stem as what they share."""
+    return rows if stem is None else [replace(row, shared=len(stem.ids)) for row in rows]
+
+
+def _parts(groups: Sequence[Group], items: Sequence[Item], stems: Sequence[Stem | None]) -> list[Part]:
     """What `Packed` reads: the rows of a group together, those with equally much of the prompt next to each other."""
     parts: dict[int, list[tuple[tuple[int, ...], int]]] = {}
     for g, r in items:
@@ -152,7 +179,7 @@ def _parts(
     cut = {g for g in parts if all(groups[g][1][r].truncated for other, r in items if other == g)}
     # a prompt that nothing continues whole may be longer than the model can read
     return [
-        (groups[g][0][: max(shared for _, shared in rows)] if g in cut else groups[g][0], rows)
+        (groups[g][0][: max(shared for _, shared in rows)] if g in cut else groups[g][0], rows, stems[g])
         for g, rows in parts.items()
     ]
 

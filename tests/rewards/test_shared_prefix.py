@@ -196,7 +196,7 @@ def test_what_cannot_share_is_read_padded_and_says_so(name, caplog):
 
 def test_a_model_whose_attention_is_another_is_found_out_at_load(monkeypatch, caplog):
     """Shared-prefix attention that gave other scores is never taken into use."""
-    monkeypatch.setattr(Packed, "__call__", lambda self, parts: torch.zeros(sum(len(rows) for _, rows in parts)))
+    monkeypatch.setattr(Packed, "__call__", lambda self, parts: torch.zeros(sum(len(part[1]) for part in parts)))
     with caplog.at_level(logging.WARNING):
         reader = make(SHARING["llama"])
     assert reader.packed is None
@@ -212,7 +212,7 @@ def test_out_of_memory_halves_the_batch_and_goes_on(shared_prefix, monkeypatch):
     read, sizes = kind.__call__, []
 
     def tight(self, rows):
-        count = sum(len(part) for _, part in rows) if shared_prefix else len(rows)
+        count = sum(len(part[1]) for part in rows) if shared_prefix else len(rows)
         sizes.append(count)
         if count > 2:
             raise torch.OutOfMemoryError("CUDA out of memory")
