@@ -53,7 +53,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         settings, groups = read_words(words, ReportSettings, GROUPS)
         print(write(settings, groups))
-    except ValueError as error:
+    except (ValueError, OSError) as error:  # OSError: a place that cannot be read or written, in its own words
         print(f"error: {error}", file=sys.stderr)
         return 2
     return 0

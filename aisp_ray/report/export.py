@@ -91,8 +91,10 @@ def export(settings: ExportSettings) -> dict[str, int]:
     """Write the data set and return its rows by split.
 
     Raises:
-        ValueError: there are no rows, no particles where they are needed, or nothing passes the filters.
+        ValueError: there are no rows, no particles where they are needed, or nothing passes the filters. An export
+            that was in the folder is then still there.
     """
+    check_methods(settings)
     make = {"preference": preference_rows, "sft": sft_rows, "candidates": candidate_rows}[settings.format]
     needs_particles = settings.format != "sft"
     parts: dict[str, list[dict[str, Any]]] = {}
@@ -114,6 +116,19 @@ def export(settings: ExportSettings) -> dict[str, int]:
     return dict(writer.rows)
 
 
+def check_methods(settings: ExportSettings) -> None:
+    """Raises ValueError for a method that no row is of."""
+    from aisp_ray.report.rows import output_list, read_rows
+
+    known = {name for out in output_list(settings.out) for name in read_rows(out)["method"].unique().to_pylist()}
+    asked_for = [("methods", name) for name in settings.methods]
+    if settings.format == "preference" and settings.rejected == "base":
+        asked_for.append(("base", settings.base))
+    for key, name in asked_for:
+        if name not in known:
+            raise ValueError(f"{key}={name}: no rows of it; the rows are of {', '.join(sorted(known))}")
+
+
 # ---------------------------------------------------------------- rows of each format
 
 
@@ -121,7 +136,7 @@ def preference_rows(pool: Pool, settings: ExportSettings) -> Iterator[dict[str, 
     """`prompt chosen rejected`: the best responses against the worst, or against the plain policy's answer."""
     ranked = distinct(pool.responses, settings)
     if settings.rejected == "base":
-        low = [pool.first] if pool.first is not None else []
+        low = [pool.first] if pool.first is not None and usable(pool.first, settings) else []
     else:
         low = ranked[::-1][: len(ranked) // 2]
     for chosen, rejected in list(zip(ranked, low, strict=False))[: settings.pairs]:
@@ -174,10 +189,14 @@ def distinct(responses: Sequence[Response], settings: ExportSettings) -> list[Re
     """Usable responses, best first, each text once (its first draw); ties stay in the order of drawing."""
     first: dict[str, Response] = {}
     for response in responses:
-        cut = settings.complete and response.finish_reason == "length"
-        if response.text.strip() and not cut:
+        if usable(response, settings):
             first.setdefault(response.text, response)
     return sorted(first.values(), key=lambda response: -response.reward)
+
+
+def usable(response: Response, settings: ExportSettings) -> bool:
+    """Whether it holds text and, where that is asked for, came to its own end."""
+    return bool(response.text.strip()) and not (settings.complete and response.finish_reason == "length")
 
 
 def asked(prompt: str, messages: bool) -> Any:
@@ -320,21 +339,23 @@ class ShardWriter:
         self.system, self.base = filesystem(to)
         self.rows: dict[str, int] = {}
         self._shards: dict[str, int] = {}
-        self._clear()
+        self._earlier()
 
-    def _clear(self) -> None:
-        """An empty <to>/data: shards of an earlier export go, anything else is not ours to remove."""
+    def _earlier(self) -> list[str]:
+        """Shards of an earlier export, which go when there is something to put in their place.
+
+        Raises:
+            ValueError: there is something else, which is not ours to remove.
+        """
         from pyarrow import fs
 
-        self.system.create_dir(f"{self.base}/data", recursive=True)
-        infos = self.system.get_file_info(fs.FileSelector(f"{self.base}/data"))
+        infos = self.system.get_file_info(fs.FileSelector(f"{self.base}/data", allow_not_found=True))
         others = [info.base_name for info in infos if not re.fullmatch(r"(train|test)-\d{5}\.parquet", info.base_name)]
         if others:
             raise ValueError(
                 f"to={self.to}: its folder data holds {others[0]}, which no export wrote; give another `to`"
             )
-        for info in infos:
-            self.system.delete_file(info.path)
+        return [info.path for info in infos]
 
     def write(self, split: str, rows: Sequence[Mapping[str, Any]]) -> None:
         import pyarrow as pa
@@ -342,6 +363,10 @@ class ShardWriter:
 
         if not rows:
             return
+        if not self._shards:
+            self.system.create_dir(f"{self.base}/data", recursive=True)
+            for path in self._earlier():
+                self.system.delete_file(path)
         number = self._shards[split] = self._shards.get(split, -1) + 1
         table = pa.Table.from_pylist([dict(row) for row in rows], schema=self.schema)
         with self.system.open_output_stream(f"{self.base}/data/{split}-{number:05d}.parquet") as file:

@@ -27,7 +27,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         settings, _ = read_words(words, ExportSettings, {})
         rows = export(settings)
-    except ValueError as error:
+    except (ValueError, OSError) as error:  # OSError: a place that cannot be read or written, in its own words
         print(f"error: {error}", file=sys.stderr)
         return 2
     print(f"{settings.format}: {', '.join(f'{split} {count:,} rows' for split, count in rows.items())}")

@@ -116,7 +116,7 @@ def _prompts(record: MethodSummary) -> str:
 
 def _record(record: MethodSummary) -> str:
     pair = record.paired
-    return f"{pair.wins}/{pair.ties}/{pair.losses}" if pair else _NONE
+    return f"{pair.wins}/{pair.ties}/{pair.losses}" if pair and pair.difference.count else _NONE
 
 
 def _count(value: float) -> str:

@@ -30,8 +30,10 @@ def run_notices(run: Mapping[str, Mapping[str, Any]]) -> Iterator[str]:
     mixed = manifest.get("ignored_differences")
     if mixed:
         yield f"rows of different configurations are mixed in it (run.on_mismatch=ignore): {'; '.join(map(str, mixed))}"
-    code = summary.get("exit_code")
-    if code not in (None, 0, 3):
+    code, runs = summary.get("exit_code"), manifest.get("runs") or ()
+    if runs and summary.get("run_id") != runs[-1].get("run_id"):  # a run writes its summary when it ends
+        yield "the run has not come to its end: it goes on, or it was killed and the same command goes on"
+    elif code not in (None, 0, 3):
         yield f"the run has not come to its end (exit code {code}); the same command goes on"
     yield from run_warnings(summary)
 

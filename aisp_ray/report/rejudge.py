@@ -164,7 +164,10 @@ def prompts_of(
         )
         if baseline in (method, label)
     }
-    again = {out: read_again(manifest) for out, manifest in manifests.items()}
+    most: dict[str, int] = {}  # prompts to read of each output's data: up to the last one that has a row
+    for out, ordinal in zip(columns["out"], columns["ordinal"], strict=True):
+        most[out] = max(most.get(out, 0), (ordinal or 0) + 1)
+    again = {out: read_again(manifest, most.get(out)) for out, manifest in manifests.items()}
     names = ("out", "prompt_id", "ordinal", "dataset", "prompt")
     for out, prompt_id, ordinal, dataset, text in zip(*(columns[name] for name in names), strict=True):
         if (out, prompt_id) in found:
@@ -178,8 +181,8 @@ def prompts_of(
     return found
 
 
-def read_again(manifest: Mapping[str, Any]) -> dict[str, Prompt]:
-    """The run's prompts by id, read from its data again; what cannot be read is rebuilt from the rows' text."""
+def read_again(manifest: Mapping[str, Any], limit: int | None) -> dict[str, Prompt]:
+    """The run's first `limit` prompts by id, read from its data again; the rows' text stands for what is not there."""
     from aisp_ray import config
     from aisp_ray.data.stream import rows_locally
 
@@ -188,7 +191,6 @@ def read_again(manifest: Mapping[str, Any]) -> dict[str, Prompt]:
         return {}
     try:
         spec = config.build(values, "data")
-        limit = (manifest.get("fingerprint") or {}).get("limit")
         return {prompt.prompt_id: prompt for prompt in rows_locally(spec, limit)}
     except (ValueError, OSError) as error:
         log.warning("the data of the run cannot be read again (%s): judges see the prompts of the rows", error)

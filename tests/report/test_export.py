@@ -66,6 +66,40 @@ def test_the_base_is_the_first_draw_of_its_method(out, tmp_path):
         assert row["chosen"] == max(scored(ordinal, ("aisp",)), key=lambda r: r["reward"])["response"]
 
 
+def test_a_base_draw_that_was_cut_is_no_rejected_response(tmp_path):
+    drawn = [row for method in METHODS for ordinal in range(4) for row in made_particles(method, ordinal, 0)]
+    for row in drawn:
+        if (row["method"], row["ordinal"], row["iteration"], row["particle"]) == ("best_of_n", 2, 0, 0):
+            row["finish_reason"] = "length"
+    rows = [made_row(method, ordinal, 0) for method in METHODS for ordinal in range(4)]
+    out = str(write_output(tmp_path / "out", rows, None, drawn))
+    kept = load(out, tmp_path / "to", rejected="base")["train"]
+    assert sorted({int(row["prompt_id"][-8:]) for row in kept}) == [0, 3]
+    assert len(load(out, tmp_path / "all", rejected="base", complete=False)["train"]) == 3
+
+
+@pytest.mark.parametrize(
+    ("keys", "sentence"),
+    [
+        ({"methods": ("aips",)}, "methods=aips: no rows of it; the rows are of aisp, best_of_n"),
+        ({"rejected": "base", "base": "bon"}, "base=bon: no rows of it; the rows are of aisp, best_of_n"),
+        ({"min_reward": 1e9}, "nothing is left to export"),
+    ],
+)
+def test_an_export_that_cannot_be_made_says_why_and_leaves_the_earlier_one(out, tmp_path, keys, sentence):
+    load(out, tmp_path / "to")
+    before = {path: path.read_bytes() for path in (tmp_path / "to").rglob("*") if path.is_file()}
+    with pytest.raises(ValueError, match=sentence):
+        export(ExportSettings(out=(out,), to=str(tmp_path / "to"), **keys))
+    assert {path: path.read_bytes() for path in (tmp_path / "to").rglob("*") if path.is_file()} == before
+
+
+def test_a_mistyped_output_makes_no_folder(tmp_path):
+    with pytest.raises(ValueError, match="no rows in"):
+        export(ExportSettings(out=(str(tmp_path / "typo"),)))
+    assert not (tmp_path / "typo").exists()
+
+
 def test_margins_and_reward_limits_filter_pairs(out, tmp_path):
     margins = [max(r["reward"] for r in scored(i)) - min(r["reward"] for r in scored(i)) for i in range(20)]
     low, high = sorted(margins)[5], sorted(margins)[15]

@@ -6,12 +6,13 @@ import json
 import math
 from dataclasses import dataclass
 from pathlib import Path
+from unittest import mock
 
 import pytest
 from made_rows import made_particles, made_row, write_output
 
 from aisp_ray.report.command import main
-from aisp_ray.report.rejudge import Rejudging, rejudge
+from aisp_ray.report.rejudge import Rejudging, read_again, rejudge
 from aisp_ray.report.rows import read_json, read_rows
 from aisp_ray.report.write import make_report
 from aisp_ray.rewards.base import RewardSpec
@@ -132,6 +133,19 @@ def test_the_run_s_data_are_read_again_for_what_rows_do_not_hold(tmp_path):
     SEEN.clear()
     again(out)
     assert [request.prompt.meta for request in SEEN] == [{"answer": f"answer {i}"} for i in range(3)]
+
+
+def test_data_are_read_again_up_to_the_last_prompt_that_has_a_row(tmp_path):
+    data = tmp_path / "prompts.jsonl"
+    data.write_text("".join(json.dumps({"prompt": f"question {i}"}) + "\n" for i in range(500)))
+    spec = {"_target_": "aisp_ray.data.prompts.Prompts", "path": str(data), "name": "made", "split": "test"}
+    assert list(read_again({"config": {"data": spec}}, 3)) == [f"made/test/{i:08d}" for i in range(3)]
+    asked = []
+    rows = [made_row("aisp", i, 0) for i in (0, 4)]
+    out = str(write_output(tmp_path / "out", rows, {"data": spec}))
+    with mock.patch("aisp_ray.data.stream.rows_locally", lambda spec, limit: asked.append(limit) or iter(())):
+        again(out)
+    assert asked == [5]
 
 
 def test_curves_need_particles_and_judges(tmp_path, capsys):

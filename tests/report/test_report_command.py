@@ -34,6 +34,14 @@ def test_a_report_is_written_and_its_table_shown(out, capsys):
     assert f"{out}/report/index.html" in shown
 
 
+def test_a_place_that_cannot_be_written_is_one_sentence(out, tmp_path, capsys):
+    (tmp_path / "file").touch()
+    assert main([f"out={out}", f"to={tmp_path}/file/report"]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("error: ")
+    assert "file" in line
+
+
 @pytest.mark.parametrize(
     ("words", "sentence"),
     [

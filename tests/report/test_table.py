@@ -182,6 +182,12 @@ def test_what_is_unknown_is_empty_in_every_form():
     assert "nan" not in format_table(records).lower()
 
 
+def test_no_shared_prompt_is_no_record_of_wins(tmp_path):
+    rows = [made_row("best_of_n", i, 0) for i in range(3)] + [made_error("aisp", i, 0) for i in range(3)]
+    text = format_table(summary_table(pa.Table.from_pylist(rows, schema=ROW_SCHEMA)))
+    assert "0/0/0" not in text
+
+
 def test_two_datasets_are_two_tables(tmp_path):
     rows = [made_row("best_of_n", i, 0) for i in range(4)]
     other = [made_row("best_of_n", i, 0) | {"dataset": "other", "prompt_id": f"other/test/{i}"} for i in range(6)]

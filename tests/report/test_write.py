@@ -154,6 +154,17 @@ def test_unequal_budgets_are_said(tmp_path, no_figures):
     assert any("not a comparison at equal budget" in text and "aisp 16" in text for text in report.notices)
 
 
+def test_a_run_that_goes_on_or_was_killed_is_said_though_nobody_wrote_a_summary(tmp_path, no_figures):
+    out = write_output(tmp_path / "o", [made_row("aisp", 0, 0)])
+    runs = {"runs": [{"run_id": "first"}, {"run_id": "second"}]}
+    (out / "manifest.json").write_text(json.dumps(runs))
+    assert any("has not come to its end" in text for text in make_report(str(out)).notices)
+    (out / "summary.json").write_text(json.dumps({"exit_code": 0, "run_id": "first"}))  # of the one before
+    assert any("has not come to its end" in text for text in make_report(str(out)).notices)
+    (out / "summary.json").write_text(json.dumps({"exit_code": 0, "run_id": "second"}))
+    assert not any("has not come to its end" in text for text in make_report(str(out)).notices)
+
+
 def test_runs_that_stopped_or_mixed_configurations_are_said(tmp_path, no_figures):
     out = write_output(tmp_path / "o", [made_row("aisp", 0, 0)])
     (out / "summary.json").write_text(json.dumps({"exit_code": 143}))
