@@ -6,6 +6,7 @@ Drawn from `trials.parquet` alone, so that they can be drawn again from any outp
 
 from __future__ import annotations
 
+import itertools
 import json
 import math
 from collections.abc import Callable, Mapping, Sequence
@@ -20,6 +21,8 @@ if TYPE_CHECKING:
 
 _MOST_CELLS = 144  # of a heat map
 _MOST_LINES = 8  # with a colour and a name each
+_MOST_TICKS = 9  # values of a list that are named on the axis
+_CROWDED = 20  # the widest gap between neighbours over the narrowest, from which on a list's values stand in a row
 
 Row = Mapping[str, Any]  # of trials.parquet, texts of searched keys decoded: `read_trials`
 VALUE, GAIN = "value", "gain"  # what a panel shows
@@ -215,14 +218,25 @@ def curves(rows: Sequence[Row], key: str) -> dict[str, list[Row]]:
 
 
 def _places(axis: Axes, rows: Sequence[Row], key: str) -> dict[str, float]:
-    """Where each value of the key stands: numbers at themselves (on a logarithm over a wide range), others in a row."""
+    """Where each value of the key stands: numbers at themselves (on a logarithm over a wide range), others in a row.
+
+    So do numbers of a list that crowd at one end (0, 0.9, 0.99, 0.999).
+    """
     values = levels(rows, key)
-    if not all(_is_number(value) for value in values):
-        axis.set_xticks(range(len(values)), [_text(_plain(value)) for value in values])
-        axis.margins(x=0.15)
+    texts = [_text(_plain(value)) for value in values]
+    numbers = all(_is_number(value) for value in values)
+    listed = numbers and len(values) <= _MOST_TICKS and all(float(f"{value:.4g}") == value for value in values)
+    wide = numbers and values[0] > 0 and values[-1] / values[0] > 8
+    gaps = [b - a for a, b in itertools.pairwise(values)] if numbers else []
+    if not numbers or (listed and not wide and max(gaps, default=0) > _CROWDED * min(gaps, default=1)):
+        axis.set_xticks(range(len(values)), texts)
+        axis.margins(x=0.15 if len(values) < 4 else 0.05)
         return {_name(value): float(i) for i, value in enumerate(values)}
-    if values[0] > 0 and values[-1] / values[0] > 8:
+    if wide:
         axis.set_xscale("log")
+    if wide and listed:
+        axis.set_xticks(values, texts)
+        axis.minorticks_off()
     return {_name(value): float(value) for value in values}
 
 

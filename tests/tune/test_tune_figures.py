@@ -6,7 +6,9 @@ from tune_world import make, run
 
 pytest.importorskip("matplotlib")
 
-from aisp_ray.tune.figures import draw_trials, grid_keys
+from matplotlib.collections import LineCollection
+
+from aisp_ray.tune.figures import draw_gains, draw_grid, draw_trials, draw_values, grid_keys, read_trials
 
 
 def test_a_search_draws_a_panel_a_key(tmp_path):
@@ -30,6 +32,54 @@ def test_two_keys_on_a_grid_draw_a_heat_map_with_every_mean(tmp_path):
     assert len(cells) == 6
     halves = [(row["value_high"] - row["value_low"]) / 2 for row in cells]
     assert shown == sorted(f"{row['value']:.2f}\n±{half:.2f}" for row, half in zip(cells, halves, strict=True))
+
+
+def test_one_at_a_time_draws_each_key_with_the_others_at_the_preset(tmp_path):
+    space = "tune.keys={temperature: [0.3, 0.6, 1.4], top_p: [0.5, 0.8]}"
+    run(make(tmp_path, space, "tune.set={n: 2}", "search=one_at_a_time", "limit=4"))
+    rows = read_trials(pq.read_table(tmp_path / "trials.parquet"))
+    by_key = {row["key.temperature"]: row["gain"] for row in rows if row["key.top_p"] == 0.95}
+    axes = draw_gains(rows).axes
+    assert [axis.get_xlabel() for axis in axes] == ["temperature", "top_p"]
+    (curve,) = [line for line in axes[0].lines if len(line.get_xdata()) == 4]
+    assert list(curve.get_xdata()) == [0.3, 0.6, 1.0, 1.4]
+    assert list(curve.get_ydata()) == [by_key[x] for x in (0.3, 0.6, 1.0, 1.4)]
+    assert draw_grid(rows) is None
+
+
+def made(**keys):
+    """Complete trials in which the keys take these values together."""
+    rows = []
+    for i, values in enumerate(zip(*keys.values(), strict=True)):
+        row = {"trial": i, "state": "complete", "objective": "reward", "value": 1.0 + i, "gain": float(i)}
+        row |= {f"{name}_{end}": row[name] + side for name in ("value", "gain") for end, side in ENDS}
+        rows.append(row | {f"key.{name}": value for name, value in zip(keys, values, strict=True)})
+    return rows
+
+
+ENDS = (("low", -0.5), ("high", 0.5))
+
+
+def test_numbers_that_crowd_and_texts_stand_in_a_row():
+    for values in ([0.0, 0.9, 0.99, 0.999], ["a", "b", "c", None]):
+        (axis,) = draw_values(made(x=values)).axes
+        assert list(axis.get_xticks()) == [0, 1, 2, 3]
+    (axis,) = draw_values(made(x=[1.0, 2.0, 64.0])).axes
+    assert axis.get_xscale() == "log"
+    assert [text.get_text() for text in axis.get_xticklabels()] == ["1", "2", "64"]
+
+
+def test_intervals_are_those_of_the_table():
+    (axis,) = draw_gains(made(x=[1.0, 2.0, 3.0])).axes
+    bars = [bar for bar in axis.collections if isinstance(bar, LineCollection)]
+    spans = sorted(tuple(segment[:, 1]) for bar in bars for segment in bar.get_segments())
+    assert spans == [(-0.5, 0.5), (0.5, 1.5), (1.5, 2.5)]
+
+
+def test_a_preset_without_a_value_draws_the_others():
+    rows = made(x=[1.0, 2.0, 3.0])[1:]
+    assert draw_values(rows) is not None
+    assert draw_gains([row | {"gain": None} for row in rows]) is None
 
 
 def test_scattered_trials_are_no_grid():

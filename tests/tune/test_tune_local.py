@@ -24,6 +24,7 @@ def plan_of(folder, name, step_seconds=0.0):
         path.write_text("".join(json.dumps({"prompt": f"question {i}"}) + "\n" for i in range(14)))
     words = ["tune=any", "tune.method=aisp", "tune.keys={sigma: {low: 0.1, high: 2.0}}", "tune.samples=8", "local=true"]
     words += ["tune.set={n: 4}", "trials=10", "limit=8", "heldout=null", "heldout_limit=6", "run.snapshot_seconds=0.1"]
+    words += ["report=false"]
     words += ["data=prompts", f"data.path={path}", f"out={folder}/{name}", "batch=5", "first_rung=2"]
     plan = make_plan(read_command(words)[1])
     return dataclasses.replace(plan, policy=SleepPolicy(step_seconds=step_seconds), reward=SleepReward())
@@ -54,6 +55,19 @@ def test_a_killed_search_goes_on_to_the_table_of_an_undisturbed_one(tmp_path):
     after = pq.read_table(out / "evaluations").to_pylist()
     assert len(after) == len({(row["setting"], row["prompt_id"]) for row in after})
     assert json.loads((out / "summary.json").read_text())["cost"]["new"] == len(after) - before
+
+
+def test_a_search_ends_with_its_report_unless_told_not_to(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr("aisp_ray.report.figures.DRAWINGS", ())
+    plan = plan_of(tmp_path, "out")
+    assert run(plan) == 0
+    assert not (tmp_path / "out" / "report").exists()
+    assert run(dataclasses.replace(plan, report=True)) == 0
+    assert f"report   {tmp_path}/out/report/index.html" in capsys.readouterr().out
+    assert "Search of aisp over sigma" in (tmp_path / "out" / "report" / "index.html").read_text()
+    monkeypatch.setattr("aisp_ray.report.write.find_searches", lambda outs: 1 / 0)
+    assert run(dataclasses.replace(plan, report=True)) == 0, "a page that fails does not fail the search"
+    assert "report   not written (division by zero)" in capsys.readouterr().err
 
 
 def test_held_out_prompts_are_those_after_the_tuning_prompts(tmp_path):
