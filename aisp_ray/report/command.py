@@ -27,6 +27,7 @@ class ReportSettings:
 
     out: tuple[str, ...] = ()  # folders or URIs that jobs/eval.py or jobs/tune.py wrote; several share one report
     to: str | None = None  # where the report goes; null: <first out>/report
+    methods: tuple[str, ...] = ()  # only these methods' rows; []: all that are there
     baseline: str = "best_of_n"  # method or line of the table that differences are against
     seed: int = 0  # names the draws of the bootstrap
     metrics: tuple[str, ...] = ("diversity", "diversity_plus_one", "words")  # choices of conf/metric
@@ -70,14 +71,20 @@ def write(settings: ReportSettings, groups: Mapping[str, Mapping[str, Any]]) -> 
         judges=groups["judges"], baseline=settings.baseline, curves=settings.judge_curves, device=settings.device
     )
     report = make_report(
-        settings.out, settings.to, settings.baseline, settings.seed, groups["metric"], rejudging
-    )  # fmt: skip
+        settings.out,
+        settings.to,
+        settings.baseline,
+        settings.seed,
+        groups["metric"],
+        rejudging,
+        settings.methods,
+    )
     for tracker in groups["tracker"].values():
         tracker.log(report)
     texts = [search_text(search) for search in report.searches] + [format_table(report.records)]
     texts.append(f"page     {report.page}")
     if report.records:
-        texts.append(f"tables   {report.to}/table.md .tex .csv")
+        texts.append(f"tables   {report.to}/table.md .tex .csv, budgets.md")
     return "\n".join(filter(None, texts))
 
 

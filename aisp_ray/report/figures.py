@@ -60,7 +60,8 @@ class Drawing:
 def style(labels: Sequence[str], label: str) -> dict[str, Any]:
     """Colour and dash of a label: its place in the table decides, the same in every figure."""
     place = list(labels).index(label)
-    return {"color": COLOURS[place % len(COLOURS)], "linestyle": _DASHES[place % len(_DASHES)], "label": label}
+    dash = _DASHES[(place + 4 * (place // len(COLOURS))) % len(_DASHES)]  # a colour used again has another dash
+    return {"color": COLOURS[place % len(COLOURS)], "linestyle": dash, "label": label}
 
 
 def blank(columns: int = 1, rows: int = 1, width: float = 6.4, height: float = 3.8) -> tuple[Figure, list[Axes]]:
@@ -348,10 +349,13 @@ def drawn(measured: Measured, prefix: str = "") -> dict[str, Picture]:
     Raises:
         ImportError: matplotlib is not installed.
     """
-    pictures = {
-        drawing.name: draw_picture(lambda draw=drawing.draw: draw(measured), f"{prefix}{drawing.name}")
-        for drawing in DRAWINGS
-    }
+    import matplotlib
+
+    with matplotlib.rc_context({"text.parse_math": False}):  # names of settings are texts: a dollar is a dollar
+        pictures = {
+            drawing.name: draw_picture(lambda draw=drawing.draw: draw(measured), f"{prefix}{drawing.name}")
+            for drawing in DRAWINGS
+        }
     return {name: picture for name, picture in pictures.items() if picture is not None}
 
 

@@ -12,6 +12,7 @@ import numpy as np
 from aisp_ray.metrics.base import TextMetric
 from aisp_ray.metrics.cost import prompts_reached, rate, samples_to_reach
 from aisp_ray.metrics.overoptimisation import Transfer, transfer
+from aisp_ray.report.budgets import AtSamples, at_shares
 from aisp_ray.report.figures import Measured
 from aisp_ray.report.rows import Label
 from aisp_ray.report.series import curves, gain_curves, trace_matrix
@@ -49,6 +50,7 @@ class Section:
     records: Sequence[MethodSummary]
     measured: Measured
     costs: Mapping[str, Cost]
+    budgets: Mapping[str, Sequence[AtSamples]]  # label -> after parts of the samples
     of_search: bool = False  # its methods are presets and chosen settings of searches
 
 
@@ -77,7 +79,8 @@ def sections(
             settings={name: (label.method, dict(label.differing)) for name, label in labels.items()},
             baseline=base,
         )
-        found.append(Section(dataset, columns, own, measured, costs(columns, grid, measured)))
+        spent = costs(columns, grid, measured)
+        found.append(Section(dataset, columns, own, measured, spent, at_shares(columns, grid, base, seed)))
     return found
 
 

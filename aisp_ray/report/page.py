@@ -17,6 +17,7 @@ import yaml
 
 from aisp_ray.metrics.base import Estimate
 from aisp_ray.metrics.paired import TIE
+from aisp_ray.report.budgets import NOTE, budget_cells
 from aisp_ray.report.figures import COLOURS
 from aisp_ray.report.formats import POLICY_SECONDS, REWARD_SECONDS, columns_of, footnote, with_intervals
 from aisp_ray.report.measure import Section
@@ -106,12 +107,22 @@ def _table(section: Section, title: str) -> str:
             cells.append(f"<td{tone}>{escape(minus(cell))}</td>")
         lines.append(f"<tr>{''.join(cells)}</tr>")
     lines.append(f'</tbody></table></div><p class="note">{escape(footnote(section.records))}</p>')
-    return "\n".join([*lines, _judge_table(section), _cost_table(section)])
+    return "\n".join([*lines, _budget_table(section), _judge_table(section), _cost_table(section)])
 
 
 def tone_of(difference: Estimate) -> str:
     """Coloured where the interval leaves zero out."""
     return ' class="better"' if difference.low > 0 else ' class="worse"' if difference.high < 0 else ""
+
+
+def _budget_table(section: Section) -> str:
+    """Best reward so far at parts of the budget."""
+    heads, rows = budget_cells(section.budgets, section.measured.baseline)
+    lines = []
+    for label, *cells in rows:
+        shown = "".join(f"<td>{escape(minus(cell))}</td>" for cell in cells)
+        lines.append(f"<tr><td>{_swatch(section, label)}{escape(label)}</td>{shown}</tr>")
+    return html_table("At a part of the samples", heads, lines, NOTE) if lines else ""
 
 
 def _judge_table(section: Section) -> str:

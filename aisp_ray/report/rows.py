@@ -31,6 +31,22 @@ def read_rows(out: str | Sequence[str]) -> pa.Table:
     return _first_of_each(table.append_column("label", pa.array(list(map(str, labels)), pa.string())))
 
 
+def only(rows: pa.Table, methods: Sequence[str]) -> pa.Table:
+    """The rows of these methods (all of them for an empty list).
+
+    Raises:
+        ValueError: a method has no rows.
+    """
+    import pyarrow as pa
+    import pyarrow.compute as pc
+
+    there = rows["method"].unique().to_pylist()
+    for name in methods:
+        if name not in there:
+            raise ValueError(f"methods: there are no rows of {name!r}; there are {', '.join(there)}")
+    return rows.filter(pc.is_in(rows["method"], pa.array(methods, pa.string()))) if methods else rows
+
+
 def output_list(out: str | Sequence[str]) -> list[str]:
     """Outputs as a list of texts without repeats, in order."""
     return list(dict.fromkeys(str(path).rstrip("/") for path in ([out] if isinstance(out, str | Path) else out)))

@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from aisp_ray.metrics.base import TextMetric
+from aisp_ray.report.budgets import budgets_markdown
 from aisp_ray.report.figures import DRAWINGS, drawn, inline_svg
 from aisp_ray.report.formats import format_table
 from aisp_ray.report.measure import Section, sections
@@ -16,7 +17,7 @@ from aisp_ray.report.notices import notices
 from aisp_ray.report.page import render
 from aisp_ray.report.published import as_text, compare_first
 from aisp_ray.report.rejudge import Rejudging, rejudge
-from aisp_ray.report.rows import filesystem, label_map, output_list, parquet_files, read_json, read_rows
+from aisp_ray.report.rows import filesystem, label_map, only, output_list, parquet_files, read_json, read_rows
 from aisp_ray.report.search_page import search_html, search_json, search_pictures, trials_csv
 from aisp_ray.report.searches import Search, baseline_of, data_manifest, find_searches, read_compared, search_notices
 from aisp_ray.report.table import DEFAULT_METRICS, MethodSummary, summary_json
@@ -56,15 +57,16 @@ def make_report(
     seed: int = 0,
     metrics: Mapping[str, TextMetric] = DEFAULT_METRICS,
     rejudging: Rejudging | None = None,
+    methods: Sequence[str] = (),
 ) -> Report:
     """Write the report of one or several outputs, of evaluations and of searches.
 
-    `to` (default: <first output>/report) gets index.html, table.md, table.tex, table.csv, summary.json, figures/*.svg
-    and figures/*.png, published.md where an experiment has published figures, and trials.csv of a search. Works on the
-    output of a job that still runs. Without matplotlib there are no figures.
+    `to` (default: <first output>/report) gets index.html, table.md, table.tex, table.csv, budgets.md, summary.json,
+    figures/*.svg and figures/*.png, published.md where an experiment has published figures, and trials.csv of a search.
+    Works on the output of a job that still runs. Without matplotlib there are no figures. methods: only their rows.
 
     Raises:
-        ValueError: an output has no rows and no trials, or a judge cannot score.
+        ValueError: an output has no rows and no trials, none of a method of `methods`, or a judge cannot score.
     """
     paths = output_list(outs)
     to = str(to).rstrip("/") if to is not None else f"{paths[0]}/report"
@@ -73,7 +75,7 @@ def make_report(
     evaluated = [path for path in paths if path not in searches or parquet_files(path, "rows")[1]]
     parts: list[Section] = []
     if evaluated:
-        rows = read_rows(evaluated)
+        rows = only(read_rows(evaluated), methods)
         if rejudging is not None and rejudging.judges:
             rows = rejudge(rows, {path: runs[path]["manifest.json"] for path in evaluated}, rejudging)
         parts += sections(rows, label_map(evaluated, rows), baseline, seed, metrics)
@@ -84,6 +86,9 @@ def make_report(
     records = [record for part in parts for record in part.records]
     for style, suffix in (("markdown", "md"), ("latex", "tex"), ("csv", "csv")) if records else ():
         _write(to, f"table.{suffix}", format_table(records, style).encode())
+    spent = [budgets_markdown(part.budgets, part.measured.baseline, part.dataset) for part in parts]
+    if any(spent):
+        _write(to, "budgets.md", "\n".join(filter(None, spent)).encode())
     beside = [comparison for part in parts if (comparison := compare_first(part.records, runs))]
     if beside:
         _write(to, "published.md", "\n".join(as_text(comparison, markdown=True) for comparison in beside).encode())

@@ -95,7 +95,7 @@ def test_the_same_rows_give_the_same_files(out, tmp_path, monkeypatch):
     monkeypatch.setattr("aisp_ray.report.figures.DRAWINGS", DRAWINGS[:1])
     first, second = (Path(write_report(str(out), str(tmp_path / name))).parent for name in ("a", "b"))
     names = [path.relative_to(first) for path in first.rglob("*") if path.is_file()]
-    assert len(names) == 7
+    assert len(names) == 8
     assert all((first / name).read_bytes() == (second / name).read_bytes() for name in names)
 
 
@@ -146,6 +146,18 @@ def test_without_matplotlib_there_is_a_page_without_figures(out, tmp_path, monke
     page = Path(write_report(str(out), str(tmp_path / "plain"))).read_text()
     assert "matplotlib is not installed" in page
     assert not (tmp_path / "plain" / "figures").exists()
+
+
+def test_texts_of_a_run_are_shown_and_never_run(tmp_path):
+    evil = "</script><img src=x onerror=alert(1)> $\\frac{$ & <b>"
+    made = [(method, i) for method in ("best_of_n", "aisp") for i in range(4)]
+    rows = [made_row(method, i, 0) | {"dataset": evil, "prompt": f"{evil}{i}", "response": evil} for method, i in made]
+    outs = [write_output(tmp_path / str(k), rows, {"method": {"aisp": {"x": x}}}) for k, x in enumerate((evil, "y"))]
+    report = make_report([str(out) for out in outs], str(tmp_path / "to"))
+    assert f"aisp x={evil}" in [record.method for record in report.records]
+    page = Path(report.page).read_text(encoding="utf-8")
+    assert page.count("</script>") == 2  # the page's own
+    assert "<img" not in page
 
 
 def test_unequal_budgets_are_said(tmp_path, no_figures):
