@@ -86,30 +86,41 @@ class WeightLog:
     entries: tuple[WeightEntry, ...] = ()
 
     def fold(self, source: MeanSource, horizon: int) -> Tensor:
-        import torch
-
-        parent = self.parent()
-        if parent is None:
-            return torch.zeros(horizon, source.dim, device=source.device)
-        return self.advance(parent.fold(source, horizon), source, horizon)
+        return self._means(len(self.entries), source, horizon)[-1]
 
     def parent(self) -> WeightLog | None:
         return WeightLog(self.entries[:-1]) if self.entries else None
 
     def advance(self, mean: Tensor, source: MeanSource, horizon: int) -> Tensor:
         entry = self.entries[-1]
-        past = [self._drawn(elite, source, horizon) for elite in entry.elites]
-        return mean + _update(entry, past, mean, source, horizon)
+        latest = max((self._index(elite) + 1 for elite in entry.elites), default=0)
+        means = self._means(latest, source, horizon) if latest else []
+        return mean + _update(entry, self._drawn(entry, means, source, horizon), mean, source, horizon)
 
-    def _drawn(self, elite: Elite, source: MeanSource, horizon: int) -> Tensor:
-        """v of an earlier particle, [horizon, d]. The mean it was drawn around is folded anew: elites cost that."""
-        index = [entry.iteration for entry in self.entries].index(elite.iteration)
-        entry, who = self.entries[index], elite.particle
-        mean = WeightLog(self.entries[:index]).fold(source, horizon)
-        eps = signed_noise(source, entry.iteration, [who], horizon, entry.antithetic)[0]
-        mean_scale = 1.0 if entry.mean_scales is None else entry.mean_scales[who]
-        noise_scale = 1.0 if entry.noise_scales is None else entry.noise_scales[who]
-        return mean_scale * mean + noise_scale * entry.sigma * eps
+    def _means(self, count: int, source: MeanSource, horizon: int) -> list[Tensor]:
+        """U before the first entry, after it, ... and after `count` of them, [horizon, d] each."""
+        import torch
+
+        means = [torch.zeros(horizon, source.dim, device=source.device)]
+        for entry in self.entries[:count]:
+            past = self._drawn(entry, means, source, horizon)
+            means.append(means[-1] + _update(entry, past, means[-1], source, horizon))
+        return means
+
+    def _index(self, elite: Elite) -> int:
+        return [entry.iteration for entry in self.entries].index(elite.iteration)
+
+    def _drawn(self, entry: WeightEntry, means: list[Tensor], source: MeanSource, horizon: int) -> list[Tensor]:
+        """v of an entry's elites as they were drawn, around the mean of their iteration, [horizon, d] each."""
+        found = []
+        for elite in entry.elites:
+            index, who = self._index(elite), elite.particle
+            drawn = self.entries[index]
+            eps = signed_noise(source, drawn.iteration, [who], horizon, drawn.antithetic)[0]
+            mean_scale = 1.0 if drawn.mean_scales is None else drawn.mean_scales[who]
+            noise_scale = 1.0 if drawn.noise_scales is None else drawn.noise_scales[who]
+            found.append(mean_scale * means[index] + noise_scale * drawn.sigma * eps)
+        return found
 
 
 def _update(entry: WeightEntry, past: list[Tensor], mean: Tensor, source: MeanSource, horizon: int) -> Tensor:
@@ -201,7 +212,8 @@ class OpenLoop(Control):
     """v_t = mean_scale_i * u_t + noise_scale_i * sigma * eps_t at positions t < horizon, then nothing.
 
     sigma: standard deviation (the papers quote sigma^2). mean None is zero. sigma 0 applies the mean alone (MISVO).
-    shape: S v_t is added in place of v_t; None adds v_t itself.
+    shape: S v_t is added in place of v_t; None adds v_t itself. decay: what is added at t is multiplied by decay^t, so
+    that the noise shrinks (or grows) along the response. As with a shape, all else lives in the coordinates v.
     """
 
     mean: Any = None  # MeanSpec | None
@@ -210,6 +222,7 @@ class OpenLoop(Control):
     noise_scales: tuple[float, ...] | None = None
     antithetic: bool = False
     shape: HeadShape | None = None
+    decay: float = 1.0
 
 
 @dataclass(frozen=True, slots=True)

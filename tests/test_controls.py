@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import numpy as np
 import torch
 
-from aisp_ray.controls import WeightEntry, WeightLog, signed_noise
+from aisp_ray.controls import Elite, WeightEntry, WeightLog, signed_noise
 
 
 class Source:
@@ -68,3 +70,26 @@ def test_positions_without_a_living_particle_keep_their_mean():
 
 def test_a_log_is_hashable_so_that_an_engine_can_cache_its_mean():
     assert {WeightLog((entry(0),)): 1}[WeightLog((entry(0),))] == 1
+
+
+def test_many_elites_of_many_rounds_cost_no_more_than_the_rounds():
+    """Every mean of a fold is computed once, however many elites were drawn around it."""
+    rounds, calls = 24, []
+
+    class Counting(Source):
+        def noise(self, iteration, particles, horizon):
+            calls.append(iteration)
+            return super().noise(iteration, particles, horizon)
+
+    entries = [entry(0)]
+    for k in range(1, rounds):
+        elites = tuple(Elite(j, j % 8, 0.1 / k, 6) for j in range(k))
+        entries.append(dataclasses.replace(entry(k), weights=tuple(0.9 * w for w in entry(k).weights), elites=elites))
+    log = WeightLog(tuple(entries))
+    whole = log.fold(Counting(), 6)
+    assert len(calls) == rounds + rounds * (rounds - 1) / 2
+    means = [torch.zeros(6, 3)]
+    for k in range(1, rounds + 1):
+        part = WeightLog(log.entries[:k])
+        means.append(part.advance(means[-1], Source(), 6))
+    torch.testing.assert_close(means[-1], whole, rtol=0, atol=0)

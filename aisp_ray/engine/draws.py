@@ -52,7 +52,8 @@ def noise(rows: Sequence[Row], steps: Tensor, dim: int) -> Tensor:
 def controls(rows: Sequence[Row], width: int, dim: int, device: Any) -> tuple[Tensor, np.ndarray]:
     """The next `width` controls of open-loop rows, float32 [S, rows, d], and (u.v, |u|^2), float64 [S, rows, 2].
 
-    What is added is v, or S v where noise is shaped; the sums are of u and v. Zero from a row's horizon on.
+    What is added is v, decay^t v, or S of that where noise is shaped; the sums are of u and v. From a row's horizon on
+    it is zero.
     """
     steps = torch.tensor([row.step for row in rows], device=device)[:, None] + torch.arange(width, device=device)
     laws = [row.active.request.proposal.control for row in rows]
@@ -72,6 +73,10 @@ def controls(rows: Sequence[Row], width: int, dim: int, device: Any) -> tuple[Te
         u = u.double()
         sums[:, :, 0] = ((u * v.double()).sum(-1) * live).t().cpu().numpy()
         sums[:, :, 1] = (u.square().sum(-1) * live).t().cpu().numpy()
+    if any(law.decay != 1 for law in laws):
+        v *= torch.tensor([law.decay for law in laws], dtype=torch.float64, device=device)[:, None].pow(steps)[
+            ..., None
+        ]
     for shape in {id(row.active.shape): row.active.shape for row in rows if row.active.shape is not None}.values():
         mine = [i for i, row in enumerate(rows) if row.active.shape is shape]
         v[mine] = apply(shape, v[mine])

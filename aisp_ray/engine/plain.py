@@ -165,6 +165,8 @@ class PlainEngine:
         u, v = self.control(request, rows, z, t, known)
         shape = self.shapes.get(proposal.control)
         added = v if v is None or shape is None else apply(shape, v)
+        if added is not None and isinstance(proposal.control, OpenLoop):
+            added = added * proposal.control.decay**t
         logits = self.head(z if added is None else z.float() + added)  # [rows, V]
         want_base = bool(proposal.want & {"logprob", "token_kl"}) or proposal.sampling.branch_first
         base = logits if v is None or not want_base else self.head(z)

@@ -7,7 +7,8 @@
   as control codes on model-predictive path integrals do (Williams et al., 2017). Such a particle is not a draw of the
   proposal; its weight pulls the mean towards itself, a data-driven damping.
 - step_size: the mean goes only part of the way, u <- u + step_size * (sum_i w_i v^i - u).
-- sigma_final: the noise shrinks geometrically to it over the rounds. sigma_ratio: particles explore at different
+- sigma_final: the noise shrinks geometrically to it over the rounds. sigma_decay: it shrinks along the response; what
+  is added is decay^t v_t, and all else lives in the coordinates v. sigma_ratio: particles explore at different
   scales, from sigma / sigma_ratio to sigma * sigma_ratio.
 - antithetic: particles come in pairs with mirrored noise.
 - noise_shape: the noise is shaped by the LM head, so that it moves the logits equally far in every direction that the
@@ -68,6 +69,7 @@ class AispPlus:
     mean_particle: bool = False  # particle 0 of later rounds decodes under the mean without noise
     step_size: float = 1.0  # share of the way that the mean goes, in (0, 1]
     sigma_final: float | None = None  # standard deviation in the last round; null: sigma throughout
+    sigma_decay: float = 1.0  # sigma's factor from a position to the next; 0.98 leaves 0.27 of it after 64 positions
     sigma_ratio: float = 1.0  # particles' sigmas spread geometrically over [sigma / ratio, sigma * ratio]
     antithetic: bool = False  # mirrored pairs of noise
     noise_shape: str = "isotropic"  # isotropic | head: noise that moves the logits equally far in all directions
@@ -97,6 +99,7 @@ class AispPlus:
         require(0 < self.step_size <= 1, f"step_size is {self.step_size}; it lies in (0, 1]")
         last = self.sigma_final
         require(last is None or last > 0, f"sigma_final is {last}; it is a standard deviation above 0")
+        require(self.sigma_decay > 0, f"sigma_decay is {self.sigma_decay}; it is a factor above 0, 1 keeps sigma")
         require(self.sigma_ratio >= 1, f"sigma_ratio is {self.sigma_ratio}; it is 1 (no spread) or above")
         require(self.elites >= 0, f"elites is {self.elites}; it is a count")
         require(self.elites == 0 or self.alpha == 1, "elites need alpha=1: their control cost is not known any more")
@@ -132,6 +135,7 @@ class AispPlus:
             noise_scales=self._noise_scales(state.iteration),
             antithetic=self.antithetic,
             shape=self._shape(),
+            decay=self.sigma_decay,
         )
         want = frozenset({"token_kl"}) if self.diagnostics else frozenset()
         return Proposal(state.iteration, self.n, control, Sampling(self.temperature, self.top_p), want=want)

@@ -96,6 +96,20 @@ def test_tokens_equal_generate_under_the_shaped_noise(name):
     assert [item.token_ids for item in isotropic.items] != expected
 
 
+def test_a_decay_shrinks_what_is_added_along_the_response():
+    model = tiny("llama")
+    one = request(9, N, TOKENS, OpenLoop(TOKENS, LOG, 2.0, decay=0.8), iteration=2)
+    source = Source(one.key, Head(model), model.device, lambda _: [])
+    v = LOG.fold(source, TOKENS) + 2.0 * source.noise(2, range(N), TOKENS)
+    expected = generate(model, one.prompt_ids, v * torch.tensor([0.8**t for t in range(TOKENS)])[:, None], ())
+    found = PlainEngine(model).run(one)
+    assert [item.token_ids for item in found.items] == expected
+    even = PlainEngine(model).run(request(9, N, TOKENS, OpenLoop(TOKENS, LOG, 2.0), iteration=2))
+    assert [item.token_ids for item in even.items] != expected
+    for item, other in zip(found.items, even.items, strict=True):  # all else is of the coordinates v
+        assert item.control_inner == pytest.approx(other.control_inner, rel=1e-5)
+
+
 WORK = {
     "noise": [request(9, N, TOKENS, OpenLoop(TOKENS, None, 1.0, shape=SHAPE), want=WANT)],
     "mean and noise": [request(9, N, TOKENS, OpenLoop(TOKENS, LOG, 1.0, shape=SHAPE), iteration=2, want=WANT)],
@@ -104,6 +118,11 @@ WORK = {
         request(
             9, N, TOKENS, OpenLoop(7, LOG, 1.0, (0.0,) + (1.0,) * 5, (1.0,) * 5 + (2.0,), True, SHAPE), iteration=2
         ),
+    ],
+    "decaying": [
+        request(9, N, TOKENS, OpenLoop(TOKENS, LOG, 1.0, decay=0.9), iteration=2, want=WANT),
+        request(9, N, TOKENS, OpenLoop(TOKENS, LOG, 0.5, shape=SHAPE, decay=1.1), iteration=2, seed=1),
+        request(5, N, TOKENS, OpenLoop(TOKENS, None, 1.0), seed=2),
     ],
     "sampled": [request(9, N, TOKENS, OpenLoop(TOKENS, None, 0.7, shape=SHAPE), sampling=Sampling(0.8))],
     "two shapes and none at once": [

@@ -106,6 +106,12 @@ def test_noise_shaped_by_the_head_changes_the_control_and_nothing_else():
         assert told[0] == told[1]
 
 
+def test_a_decay_along_the_response_is_handed_to_the_engine():
+    method = AispPlus(**SMALL, ess_fraction=0.3, sigma_decay=0.9)
+    assert method.ask(method.init(prompt(), 0)).control.decay == 0.9
+    assert AispPlus(**SMALL, ess_fraction=0.3).ask(method.init(prompt(), 0)).control.decay == 1.0
+
+
 def test_elites_take_part_in_later_updates_as_they_were_drawn():
     policy = ToyPolicy(ends=False)
     method = AispPlus(**SMALL, alpha=1.0, reward_temperature=2.0, elites=2)
@@ -160,6 +166,7 @@ def test_everything_at_once_survives_a_snapshot_at_every_iteration():
         ({"ess_fraction": 0.3, "base_rounds": 2}, "go together"),
         ({"ess_fraction": 1.5}, "share of n"),
         ({"ess_fraction": 0.3, "step_size": 0.0}, "step_size"),
+        ({"ess_fraction": 0.3, "sigma_decay": 0.0}, "sigma_decay"),
         ({"ess_fraction": 0.3, "noise_shape": "round"}, "isotropic or head"),
         ({"ess_fraction": 0.3, "shape_ridge": 0.1}, "no effect without noise_shape=head"),
         ({"ess_fraction": 0.3, "noise_shape": "head", "shape_ridge": 0.0}, "above 0"),
