@@ -224,6 +224,13 @@ class OpenLoop(Control):
     shape: HeadShape | None = None
     decay: float = 1.0
 
+    def added(self, v: Tensor, weight: Tensor) -> Tensor:
+        """What v, float32 [t, d] at positions 0, 1, ..., adds to the pre-logits before W = weight [V, d], plainly."""
+        import torch
+
+        scale = torch.tensor([self.decay**t for t in range(len(v))], dtype=v.dtype, device=v.device)[:, None]
+        return scale * (v if self.shape is None else v @ self.shape.matrix(weight))  # S is symmetric
+
 
 @dataclass(frozen=True, slots=True)
 class Feedback(Control):

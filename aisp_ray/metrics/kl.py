@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from aisp_ray.controls import HeadShape, MeanSource, MeanSpec
+    from aisp_ray.controls import MeanSource, MeanSpec, OpenLoop
 
 
 def gaussian(control_norm: float, sigma: float) -> float:
@@ -38,23 +38,24 @@ def token(
     mean: MeanSpec,
     horizon: int,
     token_ids: Sequence[Sequence[int]],
-    shape: HeadShape | None = None,
+    control: OpenLoop | None = None,
 ) -> list[float]:
     """Summed token KL of given responses under a mean, nats, one a response.
 
     token_ids drawn from the base policy give token_reference, drawn under the mean token_steered. One teacher-forced
-    pass; positions at or after the horizon add nothing. shape: of noise shaped by the head, whose mean is whitened.
+    pass; positions at or after the horizon add nothing. control: the law that the mean belongs to, where
+    its noise has a shape or a decay.
     """
     import torch
 
-    control = mean.fold(source, horizon)  # [t, d]
-    if shape is not None:
-        control = control @ shape.matrix(source.head_weight().detach())  # S is symmetric
+    u = mean.fold(source, horizon)  # [t, d]
+    if control is not None:
+        u = control.added(u, source.head_weight().detach())
     found = []
     with torch.no_grad():
         for z in source.replay(token_ids):
             length = min(len(z), horizon)
-            found.append(float(token_kl(source.head(z[:length] + control[:length]), source.head(z[:length])).sum()))
+            found.append(float(token_kl(source.head(z[:length] + u[:length]), source.head(z[:length])).sum()))
     return found
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from aisp_ray.controls import HeadShape, WeightLog
+from aisp_ray.controls import HeadShape, OpenLoop, WeightLog
 from aisp_ray.metrics import kl
 
 PAGE = (Path(__file__).parent.parent.parent / "docs" / "methods.md").read_text(encoding="utf-8")
@@ -23,17 +23,17 @@ def found():
 
 
 @torch.no_grad()
-def by_hand(found, shape=None):
+def by_hand(found, shape=None, decay=1.0):
     """The sum over one response of KL(steered | base), a forward over the whole text at each position."""
     loaded, request, ids = found["loaded"], found["request"], found["drawn"][3]
     mean = found["state"].log.fold(loaded.engine.source(request), found["method"].horizon)
     if shape is not None:
-        mean = mean @ shape.matrix(loaded.engine.head_weight)
+        mean = mean @ shape.matrix(loaded.engine.head.weight.detach())
     total = 0.0
     for t in range(len(ids)):
         text = torch.tensor([[*request.prompt_ids, *ids[:t]]])
         z = loaded.engine.model.base_model(input_ids=text).last_hidden_state[0, -1]
-        base, steered = (torch.log_softmax(loaded.engine.head(x), -1).double() for x in (z, z + mean[t]))
+        base, steered = (torch.log_softmax(loaded.engine.head(x), -1).double() for x in (z, z + decay**t * mean[t]))
         total += float((steered.exp() * (steered - base)).sum())
     return total
 
@@ -51,8 +51,7 @@ def test_it_is_the_kl_of_the_searchs_mean_on_the_base_policys_own_responses(foun
 
 
 def test_a_shaped_mean_is_mapped_before_the_head(found):
-    shape, engine = HeadShape(), found["loaded"].engine
-    engine.head_weight = engine.head.weight.detach()
-    mapped = kl.token(engine.source(found["request"]), found["state"].log, 16, found["drawn"], shape)
-    assert mapped[3] == pytest.approx(by_hand(found, shape), rel=1e-4)
+    source, control = found["loaded"].engine.source(found["request"]), OpenLoop(shape=HeadShape(), decay=0.9)
+    mapped = kl.token(source, found["state"].log, 16, found["drawn"], control)
+    assert mapped[3] == pytest.approx(by_hand(found, HeadShape(), 0.9), rel=1e-4)
     assert mapped[3] != pytest.approx(found["token_reference"][3], rel=1e-2)
