@@ -27,7 +27,7 @@ class ReportSettings:
 
     out: tuple[str, ...] = ()  # folders or URIs that jobs/eval.py or jobs/tune.py wrote; several share one report
     to: str | None = None  # where the report goes; null: <first out>/report
-    methods: tuple[str, ...] = ()  # only these methods' rows; []: all that are there
+    methods: tuple[str, ...] = ()  # only these methods' rows of evaluations; []: all that are there
     baseline: str = "best_of_n"  # method or line of the table that differences are against
     seed: int = 0  # names the draws of the bootstrap
     metrics: tuple[str, ...] = ("diversity", "diversity_plus_one", "words")  # choices of conf/metric
@@ -38,7 +38,7 @@ class ReportSettings:
 
     def __post_init__(self) -> None:
         if not self.out:
-            raise ValueError("out is empty; give out=<the folder that jobs/eval.py wrote>")
+            raise ValueError("out is empty; give out=<the folder that jobs/eval.py or jobs/tune.py wrote>")
         if self.judge_curves and not self.judges:
             raise ValueError("judge_curves has no effect without judges; give judges=[...] too")
         if self.device not in ("cpu", "cuda"):

@@ -74,11 +74,15 @@ def make_report(
     searches = find_searches(paths)
     evaluated = [path for path in paths if path not in searches or parquet_files(path, "rows")[1]]
     parts: list[Section] = []
+    if methods and not evaluated:
+        raise ValueError(f"methods={list(methods)} has no effect: it chooses rows of evaluations, and out holds none")
     if evaluated:
         rows = only(read_rows(evaluated), methods)
         if rejudging is not None and rejudging.judges:
             rows = rejudge(rows, {path: runs[path]["manifest.json"] for path in evaluated}, rejudging)
         parts += sections(rows, label_map(evaluated, rows), baseline, seed, metrics)
+    if evaluated and rejudging is not None:
+        rejudging = replace(rejudging, curves=False)  # a search keeps no particles
     parts += _compared(list(searches.values()), baseline, seed, metrics, rejudging)
     told = [text for search in searches.values() for text in search_notices(search)] + notices(parts, runs)
     shown = _write_figures(parts, to)

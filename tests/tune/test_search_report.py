@@ -306,6 +306,11 @@ def test_judges_score_what_was_chosen(searched, no_figures):
     assert judged("baseline") == [0.0, 0.0], "the preset's responses are what comparing judges get"
 
 
+def test_what_has_no_effect_on_a_search_is_refused(searched, capsys):
+    assert main([f"out={searched}", "methods=[aisp]"]) == 2
+    assert "methods=['aisp'] has no effect" in capsys.readouterr().err
+
+
 def test_outputs_without_a_search_are_none(tmp_path):
     assert find_searches([str(tmp_path), str(tmp_path / "nowhere")]) == {}
 
