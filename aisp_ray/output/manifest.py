@@ -29,10 +29,12 @@ def open_manifest(plan: Plan, output: Output, run_id: str) -> dict[str, Any]:
     """The manifest of this run on this output; that of earlier runs is gone on with.
 
     Raises:
-        RefusedError: the output holds rows of another configuration and `run.on_mismatch` is refuse.
+        RefusedError: the output holds rows of another configuration and `run.on_mismatch` is refuse, or a search.
     """
     now = _manifest(plan)
     before = output.read_json(MANIFEST)
+    if before is not None and "methods" not in before:
+        raise RefusedError(f"{plan.out} holds a search of settings (jobs/tune.py); give another out")
     if before is not None:
         now = _go_on(plan, output, before, now)
     elif output.parts():

@@ -65,10 +65,12 @@ class Evaluations:
         about: what the manifest says of the search besides the fingerprint.
 
         Raises:
-            MixedError: it was made under another fingerprint, and on_mismatch is refuse.
+            MixedError: it was made under another fingerprint, and on_mismatch is refuse; or it is an evaluation's.
         """
         now = json.loads(json.dumps(fingerprint, default=str))
         before = self.output.read_json(MANIFEST)
+        if before is not None and "methods" in before:
+            raise MixedError(f"{self.output.out} holds an evaluation (jobs/eval.py); give another out")
         lines = [] if before is None else differences(before.get("fingerprint"), now)
         if lines and on_mismatch == "refuse":
             shown = "\n".join(f"  {line}" for line in lines[:20])

@@ -7,7 +7,10 @@ import pytest
 from tune_world import PEAK, FakePolicy, make, prompts, read_preset, run
 
 from aisp_ray import config
+from aisp_ray.cli import make_plan as make_evaluation
+from aisp_ray.cli import read_command as read_evaluation
 from aisp_ray.output.files import Output
+from aisp_ray.output.manifest import RefusedError, open_manifest
 from aisp_ray.tune.store import Evaluations, MixedError
 
 
@@ -85,6 +88,18 @@ def test_another_seed_is_refused_with_the_difference_and_overwritten_on_request(
     store = Evaluations(Output(str(tmp_path)))
     store.open(make(tmp_path, "seed=1").fingerprint)
     assert {row["seed"] for row in store.rows.values()} == {1}
+
+
+def test_searches_and_evaluations_keep_out_of_each_other_s_outputs(tmp_path):
+    run(make(tmp_path / "searched", "trials=2", "limit=4"))
+    plan = make_evaluation(read_evaluation([f"out={tmp_path}/searched", "limit=1"])[1])
+    with pytest.raises(RefusedError, match="holds a search of settings"):
+        open_manifest(plan, Output(plan.out), "run")
+    plan = make_evaluation(read_evaluation([f"out={tmp_path}/evaluated", "limit=1"])[1])
+    output = Output(plan.out)
+    output.write_json("manifest.json", open_manifest(plan, output, "run"))
+    with pytest.raises(MixedError, match="holds an evaluation"):
+        run(make(tmp_path / "evaluated", "trials=2", "limit=4", "run.on_mismatch=overwrite"))
 
 
 def test_two_searches_in_one_output_do_not_overwrite_each_other(tmp_path):
