@@ -71,9 +71,9 @@ class RewardWorker:
     def _score(self, batch: list[tuple[ScoreRequest, Future[Scores]]]) -> None:
         started = time.perf_counter()
         try:
-            results = self.scorer.score([request for request, _ in batch])
-            if len(results) != len(batch):
-                raise RuntimeError(f"the scorer returned {len(results)} results for {len(batch)} requests")
+            requests = [request for request, _ in batch]
+            results = self.scorer.score(requests)
+            _check(results, requests)
         except Exception as error:
             if len(batch) == 1:
                 batch[0][1].set_exception(error)
@@ -88,3 +88,15 @@ class RewardWorker:
         for (request, future), scores in zip(batch, results, strict=True):
             self.num_scored += len(request.responses)
             future.set_result(scores)
+
+
+def _check(results: list[Scores], requests: list[ScoreRequest]) -> None:
+    """Raises RuntimeError where a scorer, perhaps somebody's own, did not answer all of what it was asked."""
+    if len(results) != len(requests):
+        raise RuntimeError(f"the scorer returned {len(results)} results for {len(requests)} requests")
+    for scores, request in zip(results, requests, strict=True):
+        asked = len(request.responses)
+        if len(scores.rewards) != asked:
+            raise RuntimeError(f"the scorer returned {len(scores.rewards)} rewards for {asked} responses")
+        if scores.errors and len(scores.errors) != asked:
+            raise RuntimeError(f"the scorer returned {len(scores.errors)} error texts for {asked} responses")

@@ -75,6 +75,29 @@ def test_a_broken_scorer_tells_its_callers_and_the_thread_goes_on(word, text):
     worker.close()
 
 
+class Sloppy:
+    """A scorer that forgets a reward or an error text of some prompts."""
+
+    def score(self, requests):
+        cut = {"no reward": (1, 0), "no text": (0, 1)}
+        found = []
+        for one in requests:
+            rewards, texts = cut.get(one.prompt.text, (0, 0))
+            found.append(Scores((1.0, 2.0)[rewards:], (None, None)[texts:]))
+        return found
+
+
+def test_scores_that_do_not_fit_their_responses_are_an_error_of_that_request_alone():
+    worker = RewardWorker(Sloppy)
+    texts = ("good", "no reward", "no text")
+    futures = {text: worker.submit(ScoreRequest(Prompt("p", 0, "d", text), ("a", "b"))) for text in texts}
+    assert futures["good"].result(10).rewards == (1.0, 2.0)
+    for text, said in (("no reward", "1 rewards for 2 responses"), ("no text", "1 error texts for 2 responses")):
+        with pytest.raises(RuntimeError, match=said):
+            futures[text].result(10)
+    worker.close()
+
+
 def test_a_cancelled_request_is_not_scored_and_stops_nobody():
     worker = RewardWorker(Gate)
     _, (gone, kept) = waiting(worker, ("a",), ("bb",))
