@@ -11,18 +11,19 @@ exact zero, so skipping changes no bit.
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import AttentionInterface
 
 if TYPE_CHECKING:
     from aisp_ray.engine.rowcache import RowCache
 
 NAME = "aisp_shared_prefix"
+VECTORS = 64  # elements that PyTorch's elementwise kernels take in one go on a CPU (fewer in float32)
 _active = threading.local()
 
 
@@ -67,12 +68,13 @@ def shared_prefix_attention(
     found = cache.prefixes.part(module.layer_idx, grouped, softcap)
     for block in range(cache.num_blocks):
         mask = cache.suffix_mask(block, layout.window, query.device)  # [B, 1, 1, T]
-        span = partial(grouped, layer.key_blocks[block], layer.value_blocks[block], mask, softcap)
+        keys, values = layer.key_blocks[block][:rows], layer.value_blocks[block][:rows]
+        span = partial(grouped, keys, values, mask, softcap)
         found = merge(found, span)
     out, mass = found
     sinks = options.get("s_aux")
     if sinks is not None:  # one more logit a head, which takes mass and gives nothing
-        out = out * torch.sigmoid(mass - sinks.float().view(1, layout.num_heads, -1, 1))
+        out = out * whole_vectors(torch.sigmoid, mass - sinks.float().view(1, layout.num_heads, -1, 1))
     return out.to(query.dtype).reshape(rows, 1, heads, -1), None
 
 
@@ -103,7 +105,21 @@ def fused(query: Tensor, keys: Tensor, values: Tensor, mask: Tensor | None) -> P
 
 def merge(a: Part, b: Part) -> Part:
     """Attention over both spans. A span whose mass is nothing beside the other's leaves that one as it is, exactly."""
-    return torch.lerp(a[0], b[0], torch.sigmoid(b[1] - a[1])), torch.logaddexp(a[1], b[1])
+    share = whole_vectors(torch.sigmoid, b[1] - a[1])
+    return torch.lerp(a[0], b[0], share), whole_vectors(torch.logaddexp, a[1], b[1])
+
+
+def whole_vectors(function: Callable[..., Tensor], *tensors: Tensor) -> Tensor:
+    """An elementwise function of tensors of one shape, its bits the same in whatever shape on a CPU.
+
+    PyTorch computes what does not fill its last vectors one by one, with other rounding: so they are filled.
+    """
+    first = tensors[0]
+    rest = first.numel() % VECTORS
+    if rest == 0 or not first.is_cpu:
+        return function(*tensors)
+    padded = [nn.functional.pad(t.reshape(-1), (0, VECTORS - rest)) for t in tensors]
+    return function(*padded)[: first.numel()].view(first.shape)
 
 
 AttentionInterface.register(NAME, shared_prefix_attention)

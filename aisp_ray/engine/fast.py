@@ -32,6 +32,7 @@ from aisp_ray.engine.rowcache import RowCache
 from aisp_ray.engine.rows import Active, Row
 from aisp_ray.engine.support import require_supported
 from aisp_ray.engine.tile import Body, Tile
+from aisp_ray.engine.widths import equal_widths
 from aisp_ray.loading import locate
 from aisp_ray.types import Rollouts
 
@@ -84,6 +85,8 @@ class FastEngine:
         self.means = Means()
         self._body = build_body(model, self.tile_rows, self.device.type == "cuda" and one_device(model))
         self._tiles: list[Tile] = []
+        # numbers of slots that a step may run on, the last is the whole tile
+        self._widths: tuple[int, ...] = (self.tile_rows,) if self._capacity else ()
         self._captures: dict[int, Capture] = {}
         self._queue: deque[Active] = deque()
         self._active: dict[int, Active] = {}
@@ -96,11 +99,14 @@ class FastEngine:
             "device": self.device.type,
             "tile": self.tile_rows,
             "packed": len(self._body.packing) > 0,
+            "widths": self._widths,
             "max_new_tokens": max_new_tokens,
             "threads": torch.get_num_threads() if self.device.type == "cpu" else 0,
             "torch": torch.__version__,
             "transformers": transformers.__version__,
         }
+        if not self._capacity:
+            self._new_tile()  # finds out the widths
 
     @property
     def longest_prompt(self) -> int | None:
@@ -154,7 +160,8 @@ class FastEngine:
             try:
                 if self._phase == 0:
                     tile.refresh()
-                tile.prepare()
+                tile.fit()
+                tile.plan_rows()
                 self._decode(tile)
             except torch.OutOfMemoryError as error:
                 self._shrink(tile, error)
@@ -209,15 +216,23 @@ class FastEngine:
         if (len(self._tiles) + 1) * self.tile_rows > self.slots:
             return None
         try:
-            capacity = self._capacity or None
-            cache = RowCache(self._probe, self._layouts, self.tile_rows, self.max_new_tokens, capacity)
-            tile = Tile(self._body, self.head, cache, RING)
+            tile = self._new_tile()
         except torch.OutOfMemoryError as error:
             if not self._tiles:
                 raise
             self.slots = len(self._tiles) * self.tile_rows
             log.warning("out of memory: going on with %d slots (%s)", self.slots, error)
             return None
+        return tile
+
+    def _new_tile(self) -> Tile:
+        cache = RowCache(self._probe, self._layouts, self.tile_rows, self.max_new_tokens, self._capacity or None)
+        tile = Tile(self._body, self.head, cache, RING)
+        if self._widths[-1:] != (self.tile_rows,):
+            # a captured step has one shape
+            self._widths = (self.tile_rows,) if self._capacity else equal_widths(tile, self._probe)
+            log.info("engine: a step runs on %s slots", ", ".join(map(str, self._widths)))
+        tile.widths = self.fingerprint["widths"] = self._widths
         self._tiles.append(tile)
         self._captures[id(tile)] = Capture(tile, self._body.captures)
         return tile
@@ -277,6 +292,7 @@ class FastEngine:
 
     def _decode(self, tile: Tile) -> None:
         if self._capacity:
+            tile.place_lanes()
             furthest = max(row.step for _, row in tile.live) + RING - 1
             found = self._captures[id(tile)].run(RING, tile.cache.blocks_for(furthest))
             self._read(tile, Readout(found, tile.control_sums))
@@ -285,6 +301,8 @@ class FastEngine:
         self._read(tile, Readout(found, tile.control_sums[self._phase : self._phase + 1]))
         steps = [row.step - 1 for _, row in tile.live]
         if steps:
+            tile.fit()  # rows have ended
+            tile.place_lanes()
             tile.forward(tile.cache.blocks_for(max(steps)))
 
     def _read(self, tile: Tile, readout: Readout) -> None:
@@ -299,7 +317,7 @@ class FastEngine:
                     self._save(tile, slot, row)
                     tile.retire(slot)
                     row.active.num_done += 1
-        count = len(readout) * len(tile.rows)
+        count = len(readout) * tile.width
         self._row_steps += count
         self._busy_row_steps += count * waiting
         self._busy_useful_row_steps += (self._useful_row_steps - before) * waiting

@@ -18,15 +18,19 @@ from aisp_ray.engine.memory import free_bytes
 
 
 class Packing:
-    """Packed copies of a model's linear layers for `rows` rows; empty where packing is not to be had."""
+    """Packed copies of a model's linear layers for `rows` rows; empty where packing is not to be had.
+
+    widths: numbers of rows that they are used for, others are computed the model's own way.
+    """
 
     def __init__(self, model: nn.Module, rows: int):
+        self.widths: frozenset[int] = frozenset((rows,))
         self._forwards: list[tuple[nn.Module, Callable[[Tensor], Tensor]]] = []
         linears = [m for m in model.modules() if type(m) is nn.Linear]
         needed = sum(m.weight.nbytes for m in linears)
         plain = all(m.weight.device.type == "cpu" and m.weight.dtype == torch.float32 for m in linears)
         if linears and plain and needed <= free_bytes(torch.device("cpu")) // 4 and _packs(rows):
-            self._forwards = [(m, _packed(m, rows)) for m in linears]
+            self._forwards = [(m, _packed(m, rows, self)) for m in linears]
 
     def __len__(self) -> int:
         return len(self._forwards)
@@ -43,13 +47,13 @@ class Packing:
                 module.__dict__.pop("forward", None)
 
 
-def _packed(module: nn.Linear, rows: int) -> Callable[[Tensor], Tensor]:
+def _packed(module: nn.Linear, rows: int, owner: Packing | None = None) -> Callable[[Tensor], Tensor]:
     weight = torch.ops.mkldnn._reorder_linear_weight(module.weight.detach(), rows)
     bias, width = module.bias, module.out_features
 
     def forward(x: Tensor) -> Tensor:
         flat = x.reshape(-1, x.shape[-1])
-        if flat.shape[0] != rows:  # packed for another shape
+        if owner is not None and flat.shape[0] not in owner.widths:
             return nn.functional.linear(x, module.weight, bias)
         out = torch.ops.mkldnn._linear_pointwise(flat, weight, bias, "none", [], "")
         return out.view(*x.shape[:-1], width)

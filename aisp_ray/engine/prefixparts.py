@@ -13,6 +13,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any, Protocol
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -21,6 +22,7 @@ from aisp_ray.engine.prefixes import LayerLayout, Prefix
 
 LANE = 16  # rows of one prompt that share a product with its keys
 HIDDEN = -1e30  # added to the logit of a key that a row may not see: finite, so that a span with none stays a number
+_LANE_WIDTHS = (2, 4, 6, 8, 10, 12, 14)  # of lanes that are not full, where the bits are those of a full one
 _FUSED_DTYPES = (torch.float32, torch.bfloat16)
 
 
@@ -81,17 +83,6 @@ class Lanes:
         self._moved.clear()
 
 
-def indices(lanes: Sequence[tuple[Prefix, list[int]]], rows: int) -> tuple[list[int], list[int]]:
-    """(row of each place of the lanes, place of each row). Places left over repeat the lane's first row."""
-    gather: list[int] = []
-    scatter = [0] * rows
-    for _, members in lanes:
-        for place, row in enumerate(members):
-            scatter[row] = len(gather) + place
-        gather += members + [members[0]] * (LANE - len(members))
-    return gather, scatter
-
-
 def window_mask(at: Tensor, index: Tensor, window: int) -> Tensor | None:
     """`HIDDEN` where a key at position `index` [..., L] lies before the window of a query at `at` [..., 1], else 0."""
     return (index <= at - window) * HIDDEN
@@ -112,52 +103,119 @@ def to_rows(lanes: Tensor, scatter: Tensor, group: int) -> Tensor:
 
 
 class LoopedPrefixes(Lanes):
-    """One product a lane, on the prompt's own tensors."""
+    """One product a lane, on the prompt's own tensors. A lane that is not full is computed as narrow as its rows allow
+    and its bits stay the same, which is tried out once for each prompt length."""
 
     num_bytes = 0
+
+    def __init__(self, rows: int, step: Tensor, length: int, layouts: Sequence[LayerLayout | None]):
+        super().__init__(rows, step, length, layouts)
+        self._rows: list[list[int]] = []  # of each lane, the first repeated where the lane has more places
+        self._scatter: list[int] = []  # place of each row
+        self._kinds: dict[int, tuple[int, float | None]] = {}  # by layer: query heads a group, soft-cap
+        self._equal: dict[int, tuple[int, ...]] = {}  # by prompt length: widths that give a full lane's bits
+        self._placed: dict[Any, Tensor] = {}  # index tensors, until rows change
 
     def assign(self, owners: Sequence[Prefix | None]) -> None:
         lanes = self.group(owners)
         self.lanes = [prefix for prefix, _ in lanes]
-        gather, scatter = indices(lanes, self.rows)
-        self._gather = torch.tensor(gather, dtype=torch.int64, device=self.step.device)
-        self._scatter = torch.tensor(scatter, dtype=torch.int64, device=self.step.device)
-        self.forget_copies()
+        self._rows, self._scatter, place = [], [0] * len(owners), 0
+        for prefix, members in lanes:
+            width = next(width for width in self._widths(prefix) if width >= len(members))
+            for i, row in enumerate(members):
+                self._scatter[row] = place + i
+            self._rows.append(members + members[:1] * (width - len(members)))
+            place += width
+        self._placed.clear()
 
     def room(self, owners: Sequence[Prefix | None], prefix: Prefix) -> int:
         return self.rows
 
     def part(self, layer_index: int, query: Tensor, softcap: float | None) -> Part:
-        group, device = query.shape[2], query.device
-        lanes = to_lanes(query, self.on(self._gather, device))
-        parts = []
-        for lane, prefix in enumerate(self.lanes):
-            keys, values = prefix.keys[layer_index], prefix.values[layer_index]
-            mask = self._mask(lane, layer_index, group, device)
-            one = lanes[lane : lane + 1]
-            if softcap is None and keys.dtype in _FUSED_DTYPES and keys.is_cpu and keys.shape == values.shape:
-                parts.append(fused(one, keys, values, mask if mask is None else mask.to(query.dtype)))
-            else:
-                parts.append(partial(one, keys, values, mask, softcap))
-        scatter = self.on(self._scatter, device)
-        joined = parts[0] if len(parts) == 1 else [torch.cat([part[i] for part in parts]) for i in (0, 1)]
-        return to_rows(joined[0], scatter, group).float(), to_rows(joined[1], scatter, group)
+        heads, group, dim = query.shape[1:]
+        self._kinds[layer_index] = (group, softcap)
+        gather, scatter = self._indices(heads, group, query.device)
+        flat, start, parts = query.reshape(-1, group, dim).index_select(0, gather), 0, []
+        for lane, (prefix, rows) in enumerate(zip(self.lanes, self._rows, strict=True)):
+            one = flat[start : start + heads * len(rows)].view(1, heads, -1, dim)  # [1, Hkv, rows * g, D]
+            start += heads * len(rows)
+            mask = self._mask(lane, layer_index, group, query.device)
+            parts.append(_product(one, prefix.keys[layer_index], prefix.values[layer_index], mask, softcap))
+        joined = [torch.cat([part[i].transpose(1, 2) for part in parts], 1) for i in (0, 1)]  # [1, places * g, Hkv, X]
+        rows = [t.view(-1, t.shape[-1]).index_select(0, scatter).view(-1, heads, group, t.shape[-1]) for t in joined]
+        return rows[0].float(), rows[1]
+
+    def _indices(self, heads: int, group: int, device: torch.device) -> tuple[Tensor, Tensor]:
+        """Where the lanes' queries come from in [B * Hkv], head by head, and where each (row, head, query) went."""
+        name = (heads, group, device)
+        if ("gather", *name) not in self._placed:
+            head = np.arange(heads)[:, None]
+            at = np.concatenate([(np.array(rows) * heads + head).ravel() for rows in self._rows])  # [lanes, Hkv, rows]
+            to = np.array(self._scatter)[:, None, None] * group + np.arange(group)  # [B, 1, g]
+            to = (to * heads + head).ravel()  # [B, Hkv, g]
+            self._placed["gather", *name] = torch.from_numpy(at).to(device)
+            self._placed["scatter", *name] = torch.from_numpy(to).to(device)
+        return self._placed["gather", *name], self._placed["scatter", *name]
+
+    def _widths(self, prefix: Prefix) -> tuple[int, ...]:
+        """Rows that a lane of this prefix may have, ascending. The first step of all has full lanes and shows what the
+        layers ask for."""
+        if len(self._kinds) < sum(layout is not None for layout in self.layouts):
+            return (LANE,)
+        if prefix.length not in self._equal:
+            found, kinds = list(_LANE_WIDTHS), set()
+            for index, (group, softcap) in self._kinds.items():
+                keys, values, masked = prefix.keys[index], prefix.values[index], self._is_masked(prefix, index)
+                kind = (keys.shape, values.shape, keys.dtype, group, softcap, masked)
+                if kind not in kinds:
+                    kinds.add(kind)
+                    found = [width for width in found if width in equal_lanes(keys, values, group, softcap, masked)]
+            self._equal[prefix.length] = (*found, LANE)
+        return self._equal[prefix.length]
+
+    def _is_masked(self, prefix: Prefix, layer_index: int) -> bool:
+        window = self.layouts[layer_index].window
+        return window is not None and prefix.length + self.length > window
 
     def _mask(self, lane: int, layer_index: int, group: int, device: torch.device) -> Tensor | None:
-        """Which keys the rows of a lane still see through the layer's window, float32 [1, 1, G * g, L]."""
+        """Which keys the rows of a lane still see through the layer's window, float32 [1, 1, rows * g, L]."""
         prefix, window = self.lanes[lane], self.layouts[layer_index].window
-        if window is None or prefix.length + self.length <= window:
+        if not self._is_masked(prefix, layer_index):
             return None
         name = (lane, window, group, device)
         if name not in self.memo:
-            members = self.on(self._gather, device)[lane * LANE : (lane + 1) * LANE]
-            at = self.step.to(device)[members] + prefix.length  # [G]
+            at = self.step.to(device)[self._rows[lane]] + prefix.length  # [rows]
             start, count = prefix.starts[layer_index], prefix.keys[layer_index].shape[-2]
-            hidden = window_mask(at[:, None], torch.arange(start, start + count, device=device), window)  # [G, L]
+            hidden = window_mask(at[:, None], torch.arange(start, start + count, device=device), window)  # [rows, L]
             if hidden is None:
                 return None
             self.memo[name] = hidden.repeat_interleave(group, 0)[None, None]
         return self.memo[name]
+
+
+def equal_lanes(keys: Tensor, values: Tensor, group: int, softcap: float | None, masked: bool) -> list[int]:
+    """Rows of a lane that come out bit for bit as in a full one: random queries on a prompt's keys [1, Hkv, L, D]."""
+    heads, count, dim = keys.shape[1:]
+    draw = torch.Generator().manual_seed(0)
+    query = torch.randn(1, heads, LANE * group, dim, generator=draw).to(keys)
+    mask = torch.zeros(1, 1, LANE * group, count, device=keys.device) if masked else None
+    if mask is not None and count > 1:
+        mask[..., 0] = HIDDEN
+    whole = _product(query, keys, values, mask, softcap)
+    found = []
+    for width in _LANE_WIDTHS:
+        some = width * group
+        part = _product(query[:, :, :some].clone(), keys, values, mask if mask is None else mask[:, :, :some], softcap)
+        if all(torch.equal(mine, theirs[:, :, :some]) for mine, theirs in zip(part, whole, strict=True)):
+            found.append(width)
+    return found
+
+
+def _product(query: Tensor, keys: Tensor, values: Tensor, mask: Tensor | None, softcap: float | None) -> Part:
+    """Attention of one lane [1, Hkv, rows * g, D] over its prompt."""
+    if softcap is None and keys.dtype in _FUSED_DTYPES and keys.is_cpu and keys.shape == values.shape:
+        return fused(query, keys, values, mask if mask is None else mask.to(query.dtype))
+    return partial(query, keys, values, mask, softcap)
 
 
 class StackedPrefixes(Lanes):

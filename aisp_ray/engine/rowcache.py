@@ -63,8 +63,19 @@ class StateLayer(LinearAttentionLayer):
         self.is_recurrent_states_initialized = dict(prefix_layer.is_recurrent_states_initialized)
         self.has_previous_state = dict(prefix_layer.has_previous_state)
         grow = lambda state: None if state is None else state.new_zeros((rows, *state.shape[1:]))  # noqa: E731
-        self.conv_states = {i: grow(state) for i, state in prefix_layer.conv_states.items()}
-        self.recurrent_states = {i: grow(state) for i, state in prefix_layer.recurrent_states.items()}
+        self._conv = {i: grow(state) for i, state in prefix_layer.conv_states.items()}
+        self._recurrent = {i: grow(state) for i, state in prefix_layer.recurrent_states.items()}
+        self.take(rows)
+
+    def take(self, width: int) -> None:
+        """Let the model see the states of the first `width` rows; it writes them in place."""
+        first = lambda state: None if state is None else state[:width]  # noqa: E731
+        self.conv_states = {i: first(state) for i, state in self._conv.items()}
+        self.recurrent_states = {i: first(state) for i, state in self._recurrent.items()}
+
+    def states(self) -> list[Tensor]:
+        """The states of all rows, in the order of `states_of`."""
+        return [state for state in (*self._conv.values(), *self._recurrent.values()) if state is not None]
 
 
 class RowCache(Cache):
@@ -91,6 +102,7 @@ class RowCache(Cache):
         super().__init__(layers=layers)
         self.layouts = list(layouts)
         self.num_blocks = 1
+        self.width = rows  # rows that the step runs on, from the first on
         self.step: Tensor = torch.zeros(rows, dtype=torch.int64, device=probe.hidden.device)  # suffix position, [B]
         self.prefixes: PrefixPart = (
             LoopedPrefixes(rows, self.step, length, layouts)
@@ -105,31 +117,38 @@ class RowCache(Cache):
     @property
     def num_bytes(self) -> int:
         """Bytes of keys and values: rows x length tokens, rounded up to whole blocks."""
-        tensors = [
-            t for layer in self.layers if isinstance(layer, SuffixLayer) for t in (layer.key_blocks, layer.value_blocks)
-        ]
-        return sum(t.nbytes for t in tensors) + self.prefixes.num_bytes
+        return sum(t.nbytes for t in self.buffers()) + self.prefixes.num_bytes
+
+    def buffers(self) -> list[Tensor]:
+        """Keys and values of all layers."""
+        suffixes = [layer for layer in self.layers if isinstance(layer, SuffixLayer)]
+        return [t for layer in suffixes for t in (layer.key_blocks, layer.value_blocks)]
 
     def blocks_for(self, step: int) -> int:
         """Suffix blocks that a row at this position reads."""
         return min(step, self.length - 1) // self.block + 1
 
-    def begin_step(self, num_blocks: int) -> None:
-        """Forget the last step's index tensors. num_blocks: as many as the furthest row reads."""
+    def begin_step(self, num_blocks: int, width: int) -> None:
+        """Forget the last step's index tensors. num_blocks: as many as the furthest row reads. width: rows stepped."""
         self._memo.clear()
         self.prefixes.begin_step()
         self.num_blocks = num_blocks
+        if width != self.width:
+            self.width = width
+            for layer in self.layers:
+                if isinstance(layer, StateLayer):
+                    layer.take(width)
 
     def states(self) -> list[Tensor]:
         """Convolution and recurrent states of all layers."""
-        return [state for layer in self.layers if isinstance(layer, StateLayer) for state in states_of(layer)]
+        return [state for layer in self.layers if isinstance(layer, StateLayer) for state in layer.states()]
 
     def write_index(self, heads: int, device: torch.device) -> Tensor:
-        """Where each (row, head) writes in the flattened [blocks, B, heads, block] buffers, int64 [B * heads]."""
+        """Where each (row, head) stepped writes in the flattened [blocks, B, heads, block] buffers, int64."""
         name = ("write", heads, device)
         if name not in self._memo:
-            at = self.step.to(device)
-            row = torch.arange(self.rows, device=device)
+            at = self.step[: self.width].to(device)
+            row = torch.arange(self.width, device=device)
             block = at // self.block
             base = ((block * self.rows + row) * heads)[:, None] + torch.arange(heads, device=device)  # [B, heads]
             self._memo[name] = (base * self.block + (at - block * self.block)[:, None]).flatten()
@@ -141,7 +160,7 @@ class RowCache(Cache):
             window = None
         name = ("suffix", block, window, device)
         if name not in self._memo:
-            at = self.step.to(device)[:, None]
+            at = self.step[: self.width].to(device)[:, None]
             index = torch.arange(block * self.block, (block + 1) * self.block, device=device)
             hidden = index > at
             mask = hidden * HIDDEN
@@ -180,7 +199,7 @@ class RowCache(Cache):
         """Take over a row of another tile, bit for bit."""
         for mine, theirs in zip(self.layers, other.layers, strict=True):
             if isinstance(mine, StateLayer):
-                for state, from_state in zip(states_of(mine), states_of(theirs), strict=True):
+                for state, from_state in zip(mine.states(), theirs.states(), strict=True):
                     state[row].copy_(from_state[source])
             else:
                 mine.key_blocks[:, row].copy_(theirs.key_blocks[:, source])

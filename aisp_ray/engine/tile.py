@@ -1,6 +1,7 @@
 """A tile: a fixed number of slots stepped by one forward of a fixed shape.
 
 A row's numbers depend on the tile's shape and on the row alone: not on who sits beside it, nor in which slot or tile.
+Where fewer slots give the same bits (`widths.py` finds out), a step runs on no more than the rows need.
 """
 
 from __future__ import annotations
@@ -108,7 +109,8 @@ class Body:
 class Tile:
     """Slots, their tensors and the decode step. `ring` steps are drawn ahead and read back together.
 
-    Shapes: B slots, S = ring, d pre-logit width.
+    A step runs on the first `width` slots, one of `widths`: numbers of slots whose rows come out bit for bit as out of
+    the whole tile. Shapes: B slots, W = width, S = ring, d pre-logit width.
     """
 
     def __init__(self, body: Body, head: Head, cache: RowCache, ring: int):
@@ -122,8 +124,10 @@ class Tile:
         self.uniform = torch.zeros(ring, size, dtype=torch.float64, device=device)  # [S, B]
         self.base_length = torch.zeros(size, dtype=torch.int64, device=device)  # [B] prompt tokens
         self.token = torch.zeros(size, dtype=torch.int64, device=device)  # [B]
+        self.widths: tuple[int, ...] = (size,)  # ascending, the last is B
+        self.width = size
         self.plan = Plan()
-        self._changed = True
+        self._plan_is_old = self._lanes_are_old = True
 
     @property
     def live(self) -> list[tuple[int, Row]]:
@@ -151,28 +155,33 @@ class Tile:
         left = self.ring - phase
         active = row.active
         self.control[phase:, slot].zero_()
+        self.control_sums[phase:, slot] = 0.0
         if active.first_control is not None:
             self.control[phase:, slot].copy_(active.first_control[:left, row.index])
             self.control_sums[phase:, slot] = active.first_sums[:left, row.index]
         if active.first_uniform is not None:
             self.uniform[phase:, slot].copy_(active.first_uniform[:left, row.index])
-        self._changed = True
+        self._changed()
 
     def move(self, slot: int, other: Tile, source: int) -> None:
         """Take over a row of another tile, with all its numbers."""
         self.rows[slot], other.rows[source] = other.rows[source], None
-        for mine, theirs in ((self.hidden, other.hidden), (self.base_length, other.base_length)):
-            mine[slot].copy_(theirs[source])
+        for name in ("hidden", "base_length", "token"):
+            getattr(self, name)[slot].copy_(getattr(other, name)[source])
         self.control[:, slot].copy_(other.control[:, source])
         self.control_sums[:, slot] = other.control_sums[:, source]
         self.uniform[:, slot].copy_(other.uniform[:, source])
         self.cache.step[slot].copy_(other.cache.step[source])
         self.cache.copy_row(slot, other.cache, source)
-        self._changed = other._changed = True
+        self._changed()
+        other._changed()
 
     def retire(self, slot: int) -> None:
         self.rows[slot] = None
-        self._changed = True
+        self._changed()
+
+    def _changed(self) -> None:
+        self._plan_is_old = self._lanes_are_old = True
 
     def refresh(self) -> None:
         """Draw the next S steps of every row. Called when the phase is back at 0."""
@@ -191,25 +200,43 @@ class Tile:
             slots = [slot for slot, _ in rows]
             self.uniform[:, slots] = uniforms([row for _, row in rows], self.ring, self.device)
 
-    def prepare(self) -> None:
-        """Bring plan and lanes up to date after rows changed."""
-        if self._changed:
-            self.plan = Plan.of(self.rows, self.device)
-            self.cache.prefixes.assign(self.owners)
-            self._changed = False
+    def fit(self) -> None:
+        """Take the smallest width that holds the rows; those behind it move into free slots."""
+        count = len(self.rows) - self.rows.count(None)
+        width = next(width for width in self.widths if width >= count)
+        free = [slot for slot in range(width) if self.rows[slot] is None]
+        for source in range(width, len(self.rows)):
+            if self.rows[source] is not None:
+                self.move(free.pop(0), self, source)
+        if width != self.width:
+            self.width = width
+            self._changed()
+
+    def plan_rows(self) -> None:
+        """Bring the plan up to date, which `pick` goes by."""
+        if self._plan_is_old:
+            self.plan = Plan.of(self.rows[: self.width], self.device)
+            self._plan_is_old = False
+
+    def place_lanes(self) -> None:
+        """Bring the lanes up to date, which `forward` goes by."""
+        if self._lanes_are_old:
+            self.cache.prefixes.assign(self.owners[: self.width])
+            self._lanes_are_old = False
 
     def pick(self, phase: int) -> dict[str, Tensor]:
-        """Choose the next token of every row. Returns tensors [B] by name, `token` among them."""
-        plan, hidden, at = self.plan, self.hidden, self.cache.step
+        """Choose the next token of every row. Returns tensors [W] by name, `token` among them."""
+        plan, hidden, at = self.plan, self.hidden[: self.width], self.cache.step[: self.width]
         found: dict[str, Tensor] = {}
-        z = hidden.float() + self.control[phase] if plan.controlled else hidden
+        z = hidden.float() + self.control[phase, : self.width] if plan.controlled else hidden
         for law, mine, horizon in plan.laws:
-            u = law(hidden.float()) * (mine & (at < horizon))[:, None]
+            # anybody's code: it always sees the whole tile
+            u = law(self.hidden.float())[: self.width] * (mine & (at < horizon))[:, None]
             z = z.float() + u
             square = u.double().square().sum(-1)
             found["feedback"] = found["feedback"] + square if "feedback" in found else square
         with self.body.packing.used():
-            logits = self.head(z)  # [B, V]
+            logits = self.head(z)  # [W, V]
             base = self.head(hidden) if plan.wants_base and z is not hidden else logits
         allowed = logits
         for ids, mine, minimum in plan.stop_ids:
@@ -217,7 +244,7 @@ class Tile:
             early = (mine & (at < minimum))[:, None]
             allowed[:, ids] = torch.where(early, -torch.inf, allowed[:, ids])
         token = self._token(allowed, phase, at)
-        self.token.copy_(token)
+        self.token[: self.width].copy_(token)
         found["token"] = token
         if plan.wants_base:
             chosen = base.gather(1, token[:, None])
@@ -235,7 +262,8 @@ class Tile:
         plan = self.plan
         token = None
         for sampling, mine in plan.samplings:
-            picked = pick(allowed, sampling, self.uniform[phase] if sampling.temperature > 0 else None)
+            drawn = self.uniform[phase, : self.width] if sampling.temperature > 0 else None
+            picked = pick(allowed, sampling, drawn)
             token = picked if token is None else torch.where(mine, picked, token)
         if plan.branches is not None:
             first, rank = plan.branches
@@ -247,7 +275,7 @@ class Tile:
         return token
 
     def run(self, count: int, num_blocks: int) -> dict[str, Tensor]:
-        """`count` steps from phase 0 without a look at the host. Returns tensors [count, B, ...] by name."""
+        """`count` steps from phase 0 without a look at the host. Returns tensors [count, W, ...] by name."""
         found = []
         for phase in range(count):
             found.append(self.pick(phase))
@@ -260,11 +288,16 @@ class Tile:
 
     def forward(self, num_blocks: int) -> None:
         """Run the body on the picked tokens: pre-logits of every row's next position."""
-        self.cache.begin_step(num_blocks)
-        position = (self.base_length + self.cache.step)[:, None]
+        self.hidden[: self.width].copy_(self.run_body(num_blocks))
+        self.cache.step[: self.width].add_(1).clamp_(max=self.cache.length - 1)
+
+    def run_body(self, num_blocks: int) -> Tensor:
+        """What the body makes of the picked tokens, [W, d]; writes keys, values and states only."""
+        width = self.width
+        self.cache.begin_step(num_blocks, width)
+        position = (self.base_length[:width] + self.cache.step[:width])[:, None]
         with decoding(self.body.configs, self.cache), self.body.packing.used():
             out = self.body.model.base_model(
-                input_ids=self.token[:, None], position_ids=position, past_key_values=self.cache, use_cache=True
+                input_ids=self.token[:width, None], position_ids=position, past_key_values=self.cache, use_cache=True
             )
-        self.hidden.copy_(out.last_hidden_state[:, -1])
-        self.cache.step.add_(1).clamp_(max=self.cache.length - 1)
+        return out.last_hidden_state[:, -1]
