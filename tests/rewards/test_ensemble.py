@@ -4,6 +4,7 @@ import math
 
 import pytest
 
+from aisp_ray.cli import describe
 from aisp_ray.config import build
 from aisp_ray.rewards.base import ScoreRequest
 from aisp_ray.rewards.callable import CallableReward
@@ -56,6 +57,16 @@ def test_members_are_names_or_mappings():
 def test_pinning_pins_the_members():
     named = Ensemble(members=("demo", "demo_gold")).pinned()
     assert [type(member).__name__ for member in named.members] == ["SequenceClassifier", "DemoGold"]
+
+
+def test_members_from_the_hub_are_pinned_to_their_commits(monkeypatch):
+    from aisp_ray import hub
+
+    monkeypatch.setattr(hub, "look_up", lambda name, *rest, **more: f"commit of {name}")
+    mapping = {"_target_": "aisp_ray.rewards.sequence_classifier.SequenceClassifier", "model": "owner/reward"}
+    pinned = Ensemble(members=("demo", mapping)).pinned()
+    assert [member.revision for member in pinned.specs] == [None, "commit of owner/reward"]
+    assert describe(pinned)["members"][1]["revision"] == "commit of owner/reward"  # what the manifest keeps
 
 
 @pytest.mark.parametrize(
