@@ -301,6 +301,7 @@ def test_judges_score_what_was_chosen(searched, no_figures):
         report = make_report(str(searched), f"{searched}/judged", rejudging=Rejudging(judges=judges))
         return [record.judges["count"].mean for record in report.records]
 
+    SEEN.clear()
     assert judged(None) == [1.0, 1.0]
     assert {request.prompt.prompt_id for request in SEEN} == {f"heldout/test/{i:08d}" for i in range(8)}
     assert judged("baseline") == [0.0, 0.0], "the preset's responses are what comparing judges get"
