@@ -7,7 +7,6 @@ Exit codes: 0 all rows are ok, 1 failed, 2 the command or configuration is wrong
 from __future__ import annotations
 
 import dataclasses
-import os
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -18,7 +17,7 @@ import yaml
 from aisp_ray import __version__, config
 from aisp_ray.config import Composed, ConfigError
 from aisp_ray.methods.base import check_budgets, fit_budgets, read_budget
-from aisp_ray.plan import Plan, RunSettings
+from aisp_ray.plan import Plan, RunSettings, absolute
 from aisp_ray.types import Placement
 
 # where models run does not change what they say
@@ -120,9 +119,7 @@ def make_plan(composed: Composed) -> Plan:
         run=run,
         seed=seed,
         limit=limit,
-        out=out
-        if "://" in out or "RAY_JOB_CONFIG_JSON_ENV_VAR" in os.environ
-        else str(Path(out).expanduser().resolve()),
+        out=absolute(out),
         config=composed.tree(),
         fingerprint=deciding,
     )

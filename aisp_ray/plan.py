@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 
@@ -57,3 +59,13 @@ class Plan:
     def config_hash(self) -> str:
         text = json.dumps(self.fingerprint, sort_keys=True, default=str)
         return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def in_ray_job() -> bool:
+    """Whether `ray job submit` started this process: its working folder is then a throw-away copy."""
+    return "RAY_JOB_CONFIG_JSON_ENV_VAR" in os.environ
+
+
+def absolute(out: str) -> str:
+    """`out` as an absolute path; a URI stays, and so does a relative path in a Ray job, which is refused later."""
+    return out if "://" in out or in_ray_job() else str(Path(out).expanduser().resolve())

@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any
 from aisp_ray import config
 from aisp_ray.config import ConfigError
 from aisp_ray.methods._value_file import value_file
+from aisp_ray.plan import in_ray_job
 from aisp_ray.rng import derive_seed
 from aisp_ray.types import DataError, Policy, Prompt, Proposal, Reward, Sampling
 
@@ -148,11 +149,9 @@ def config_defaults() -> dict[str, str]:
 
 
 def check_out(settings: ValueTraining) -> list[str]:
-    import os
-
     if not settings.out.endswith(".safetensors"):
         return [f"out={settings.out}: the file's name must end in .safetensors"]
-    if "RAY_JOB_ID" in os.environ and not settings.out.startswith("/"):
+    if in_ray_job() and not settings.out.startswith("/"):
         return [
             f"out={settings.out} is relative, and the working folder of a Ray job is thrown away; give an absolute path"
         ]

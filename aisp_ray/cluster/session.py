@@ -39,11 +39,6 @@ def quiet_environment() -> None:
     os.environ.setdefault("RAY_worker_niceness", "0")
 
 
-def in_ray_job() -> bool:
-    """Whether `ray job submit` started this process: its working folder is then a throw-away copy."""
-    return "RAY_JOB_CONFIG_JSON_ENV_VAR" in os.environ
-
-
 def starts_local(address: str | None) -> bool:
     """Whether `connect` would start a local cluster, because there is none to join."""
     quiet_environment()

@@ -109,6 +109,19 @@ class Job:
             await self._close(code)
         return code
 
+    def _say_what_is_there(self, num_searches: int) -> None:
+        """What an earlier run of this output left, and what of this run's command therefore has no effect."""
+        if self.meter.num_earlier or num_searches:
+            self.screen.say(f"going on: {self.meter.num_earlier} rows are done, {num_searches} searches are under way")
+        kept, asked = self.manifest["chunk_rows"], self.plan.run.chunk_rows
+        if kept != asked:
+            self.screen.say(f"run.chunk_rows stays {kept}, with which {self.plan.out} was begun, and not {asked}")
+        if self.store.num_beyond:
+            beyond = (
+                f"{self.store.num_beyond} rows of prompts beyond limit={self.plan.limit} are there from an earlier run"
+            )
+            self.screen.say(f"{beyond}: they stay, and the table and the report show them too")
+
     async def _go(self) -> int:
         run = self.plan.run
         self._announce()
@@ -121,13 +134,7 @@ class Job:
         self.meter.num_earlier = self.store.num_kept + len(rows)
         if self.plan.limit is not None:
             self.meter.num_rows_total = self.plan.limit * len(self.plan.methods)
-        if self.meter.num_earlier or searches:
-            self.screen.say(f"going on: {self.meter.num_earlier} rows are done, {len(searches)} searches are under way")
-        if self.store.num_beyond:
-            beyond = (
-                f"{self.store.num_beyond} rows of prompts beyond limit={self.plan.limit} are there from an earlier run"
-            )
-            self.screen.say(f"{beyond}: they stay, and the table and the report show them too")
+        self._say_what_is_there(len(searches))
         self._every(run.snapshot_seconds, self._snapshot)
         self._every(self.screen.every, self._show)
         self.output.write_json(MANIFEST, self.manifest)

@@ -16,7 +16,6 @@ from aisp_ray.cluster.placement import find_problems, most_actors
 from aisp_ray.cluster.session import (
     SessionError,
     connect,
-    in_ray_job,
     local_node,
     nodes_now,
     origin,
@@ -25,7 +24,7 @@ from aisp_ray.cluster.session import (
 )
 from aisp_ray.output.files import Output
 from aisp_ray.output.manifest import RefusedError
-from aisp_ray.plan import Plan
+from aisp_ray.plan import Plan, in_ray_job
 from aisp_ray.progress import Screen
 from aisp_ray.types import Placement
 

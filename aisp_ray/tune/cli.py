@@ -1,16 +1,15 @@
 """The command `python jobs/tune.py`: read, check, search, measure the best setting again, write it as a preset.
 
-Exit codes: 0 all evaluations are ok, 2 the command or configuration is wrong, 3 some are errors, 75 try again (no
-machines were left), 143 stopped by a signal.
+Exit codes: 0 all evaluations are ok, 1 failed, 2 the command or configuration is wrong, 3 some are errors, 75 try again
+(no machines were left), 130 and 143 stopped by a signal. The same command goes on where it stopped.
 """
 
 from __future__ import annotations
 
-import os
+import dataclasses
 import re
 import sys
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import yaml
@@ -18,7 +17,7 @@ import yaml
 from aisp_ray import __version__, config
 from aisp_ray.cli import describe, read_seed, read_yaml
 from aisp_ray.config import Composed, ConfigError
-from aisp_ray.plan import RunSettings
+from aisp_ray.plan import RunSettings, absolute
 from aisp_ray.tune.heldout import MARK
 from aisp_ray.tune.objective import make_objective
 from aisp_ray.tune.plan import TunePlan
@@ -49,6 +48,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         problems = check(plan)
         if problems:
             raise ConfigError("\n".join(problems))
+        plan = pin(plan)
     except ConfigError as error:
         for line in str(error).split("\n"):
             print(f"error: {line}", file=sys.stderr)
@@ -144,7 +144,7 @@ def make_plan(command: Command) -> TunePlan:
         run=settings,
         local=config.convert(top["local"], bool, "local"),
         seed=seed,
-        out=out if "://" in out or "RAY_JOB_ID" in os.environ else str(Path(out).expanduser().resolve()),
+        out=absolute(out),
         search=search,
         trials=_trials(top, search),
         rules=_rules(top, search),
@@ -211,6 +211,16 @@ def check(plan: TunePlan) -> list[str]:
     if plan.save_as is not None:
         found += _check_save_as(plan.save_as)
     return found
+
+
+def pin(plan: TunePlan) -> TunePlan:
+    """The plan with the commits of all that comes from the hub written in, so that a search goes on with the same."""
+    parts = {name: getattr(plan, name).pinned() for name in ("policy", "reward", "data")}
+    parts["heldout"] = plan.heldout.pinned() if plan.heldout is not None else None
+    judges = {name: judge.pinned() for name, judge in plan.judges.items()}
+    named = {name: describe(part) if part is not None else None for name, part in parts.items()}
+    named["judges"] = {name: describe(judge) for name, judge in judges.items()}
+    return dataclasses.replace(plan, **parts, judges=judges, fingerprint={**plan.fingerprint, **named})
 
 
 def _any_valid(plan: TunePlan) -> None:

@@ -118,6 +118,14 @@ def test_an_input_without_a_row_is_refused(settings, tmp_path, capsys):
     assert "nothing.jsonl holds no row" in capsys.readouterr().err
 
 
+def test_files_keep_the_number_of_rows_that_the_output_was_begun_with(settings, capsys):
+    run(make_plan({**settings, "limit": 6, "run": {**settings["run"], "chunk_rows": 4}}))
+    parts = sorted(path.name for path in Path(settings["out"], "rows").iterdir())
+    assert run(make_plan({**settings, "limit": 6, "run": {**settings["run"], "chunk_rows": 2}})) == 0
+    assert "run.chunk_rows stays 4" in capsys.readouterr().err
+    assert sorted(path.name for path in Path(settings["out"], "rows").iterdir()) == parts
+
+
 def test_a_smaller_limit_says_that_more_rows_are_there(settings, capsys):
     run(make_plan({**settings, "limit": 10}))
     capsys.readouterr()

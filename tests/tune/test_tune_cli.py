@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from aisp_ray.tune.cli import main
+from aisp_ray.tune.cli import main, make_plan, pin, read_command
 
 ROOT = Path(__file__).parent.parent.parent
 
@@ -54,6 +54,21 @@ def test_the_configuration_can_be_shown(capsys):
     shown = capsys.readouterr().out
     assert "horizon: 32" in shown
     assert "demo_tuning" in shown
+
+
+def test_what_comes_from_the_hub_is_pinned(monkeypatch):
+    monkeypatch.setattr("aisp_ray.hub.look_up", lambda name, *rest: f"commit of {name}")
+    words = ["policy.model=owner/model", "reward=skywork_v2_qwen3_0_6b", "reward.model=owner/reward"]
+    plan = pin(make_plan(read_command(words)[1]))
+    assert plan.policy.revision == "commit of owner/model"
+    assert plan.fingerprint["policy"]["revision"] == "commit of owner/model"
+    assert plan.fingerprint["reward"]["revision"] == "commit of owner/reward"
+
+
+def test_a_relative_output_of_a_ray_job_is_refused(monkeypatch, capsys):
+    monkeypatch.setenv("RAY_JOB_CONFIG_JSON_ENV_VAR", "{}")
+    assert main(["out=outputs/here", "local=true"]) == 2
+    assert "out=outputs/here is relative" in capsys.readouterr().err
 
 
 def test_help_lists_every_key_and_space(capsys):
