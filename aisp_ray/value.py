@@ -177,14 +177,17 @@ async def collect(prompts: Iterable[Prompt], policy: Policy, reward: Reward, set
     """
     found = Collected()
     running: set[asyncio.Task[None]] = set()
-    for prompt in prompts:
-        if len(running) >= settings.in_flight:
-            done, running = await asyncio.wait(running, return_when=asyncio.FIRST_COMPLETED)
-            for task in done:
-                task.result()
-        running.add(asyncio.create_task(_one(prompt, (policy, reward), settings, found)))
-    for task in running:
-        await task
+    try:
+        for prompt in prompts:
+            if len(running) >= settings.in_flight:
+                done, running = await asyncio.wait(running, return_when=asyncio.FIRST_COMPLETED)
+                await asyncio.gather(*done)
+            running.add(asyncio.create_task(_one(prompt, (policy, reward), settings, found)))
+        await asyncio.gather(*running)
+    finally:  # one failed: what the others find is of no use
+        for task in running:
+            task.cancel()
+        await asyncio.gather(*running, return_exceptions=True)
     # what finishes first must not decide the order of the data
     for part in (found.train, found.held_out):
         part.sort(key=lambda pair: pair[0])

@@ -57,7 +57,7 @@ def test_the_configuration_can_be_shown(capsys):
 
 
 def test_what_comes_from_the_hub_is_pinned(monkeypatch):
-    monkeypatch.setattr("aisp_ray.hub.look_up", lambda name, *rest: f"commit of {name}")
+    monkeypatch.setattr("aisp_ray.hub.look_up", lambda name, *_, **__: f"commit of {name}")
     words = ["policy.model=owner/model", "reward=skywork_v2_qwen3_0_6b", "reward.model=owner/reward"]
     plan = pin(make_plan(read_command(words)[1]))
     assert plan.policy.revision == "commit of owner/model"
