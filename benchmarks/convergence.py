@@ -21,6 +21,7 @@ from aisp_ray.metrics.base import estimate
 
 BARS = (0.003, 0.01, 0.03, 0.1, 0.2, 0.3)  # reward units
 PATIENCE = (2, 4, 8)  # iterations without a better response
+SHARES = (0.05, 0.1, 0.25, 0.5, 0.75)  # of prompts whose final reward lies below the rewards tried as `stop_at`
 
 
 class Searches:
@@ -88,6 +89,8 @@ def rules(runs: Searches) -> None:
     print("|---|---|---|---|")
     whole = [runs.loss(np.full(runs.num_prompts, k)).mean() for k in range(runs.kappa)]
     stops = {f"early_stop={bar}": runs.first(runs.expected < bar) for bar in BARS}
+    for target in dict.fromkeys(np.round(np.quantile(runs.best[:, -1], SHARES), 1 if runs.best.std() > 1 else 2)):
+        stops[f"stop_at={target:g}"] = runs.first(runs.best >= target)
     stops |= {f"no better response in {rounds} iterations": patience(runs, rounds) for rounds in PATIENCE}
     for name, at in stops.items():
         used = float((at + 1).mean())

@@ -46,6 +46,7 @@ class Aisp:
     top_p: float = 1.0  # nucleus mass when temperature is above 0
     adapt: bool = True  # false: the mean stays 0 (the noise-only ablation)
     early_stop: float = 0.0  # stop when all remaining rounds are expected to gain less, reward units; 0: never
+    stop_at: float | None = None  # stop when the best reward is at least this, reward units; null: never
     diagnostics: bool = False  # also record kl_gaussian and kl_token_steered, nats; one more head pass a token
 
     def __post_init__(self) -> None:
@@ -56,6 +57,7 @@ class Aisp:
         require(0 <= self.alpha <= 1, f"alpha is {self.alpha}; it lies in [0, 1]")
         check_horizon(self.horizon)
         require(self.early_stop >= 0, f"early_stop is {self.early_stop}; it is a reward, 0 never stops")
+        require(self.stop_at is None or np.isfinite(self.stop_at), f"stop_at is {self.stop_at}; give a reward or null")
         require(self.early_stop == 0 or self.n > 1, "early_stop needs n above 1: one reward has no spread")
         check_sampling(self.temperature, self.top_p)
 
@@ -84,6 +86,8 @@ class Aisp:
             gain = expected_gain(scores.rewards, best.reward, (self.kappa - iteration) * self.n)
             done = done or gain < self.early_stop
             info = {**info, "expected_gain": gain}
+        if self.stop_at is not None and best is not None:
+            done = done or best.reward >= self.stop_at
         carried = replace(state, iteration=iteration, done=done, best=best)
         if not self.adapt or not np.isfinite(scores.rewards).any():
             return carried, info

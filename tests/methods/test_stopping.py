@@ -60,6 +60,22 @@ def test_aisp_stops_where_no_gain_is_expected_and_not_before():
     assert "expected_gain" not in full[0][3]
 
 
+@pytest.mark.parametrize("bar", [0.35, 0.44, 0.62])
+def test_aisp_stops_once_the_best_reward_is_there(bar):
+    reward = lambda ids: 0.1 * len(ids) + 0.01 * ids[0]  # noqa: E731
+    _, full = drive(Aisp(n=4, kappa=12, sigma=0.5, horizon=4), ToyPolicy(), reward)
+    best = np.maximum.accumulate([max(scores.rewards) for _, _, scores, _ in full])
+    state, history = drive(Aisp(n=4, kappa=12, sigma=0.5, horizon=4, stop_at=bar), ToyPolicy(), reward)
+    assert len(history) == (int(np.argmax(best >= bar)) + 1 if best[-1] >= bar else 12)
+    assert [scores for _, _, scores, _ in history] == [scores for _, _, scores, _ in full[: len(history)]]
+    assert state.done
+
+
+def test_stop_at_is_a_reward():
+    with pytest.raises(ValueError, match="stop_at is nan"):
+        Aisp(stop_at=math.nan)
+
+
 def test_the_best_response_survives_the_stop():
     state, history = drive(Aisp(n=4, kappa=12, sigma=0.5, horizon=4, early_stop=1e9), ToyPolicy(), len)
     assert state.iteration == 1
