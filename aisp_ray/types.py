@@ -58,7 +58,7 @@ class Control:
 
 @dataclass(frozen=True, slots=True)
 class Proposal:
-    """What a method wants drawn next for one prompt: a few hundred bytes.
+    """What a method wants drawn next for one prompt: names, numbers and token ids, no tensor.
 
     Particle i of iteration k draws noise and tokens named (run seed, prompt id, k, i), wherever it runs.
     """
