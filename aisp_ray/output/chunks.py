@@ -17,11 +17,10 @@ Part = tuple[str, int]  # method, chunk
 
 @dataclass(frozen=True)
 class Complete:
-    """A part to write: its new rows by ordinal, and the ordinals to keep of the file that is there."""
+    """A part to write: its new rows by ordinal. What else its file holds stays."""
 
     part: Part
     rows: tuple[Row, ...]
-    kept: frozenset[int]
 
 
 class Chunks:
@@ -86,8 +85,7 @@ class Chunks:
             rows = self._rows.pop(part)
             self._missing.pop(part, None)
             self._writing[part] = tuple(rows[ordinal] for ordinal in sorted(rows))
-            kept = self._committed.get(part, frozenset()) - set(rows)
-            taken.append(Complete(part, self._writing[part], kept))
+            taken.append(Complete(part, self._writing[part]))
         return taken
 
     def written(self, part: Part) -> None:

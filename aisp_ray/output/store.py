@@ -58,8 +58,7 @@ class Store:
         if not earlier.ended and age < self.plan.run.snapshot_seconds + _HEARTBEAT_GRACE:
             text = "run %s on %s wrote here %.0f s ago; if it still goes on, both compute the same rows, none doubled"
             log.warning(text, earlier.run_id, earlier.host, age)
-        rows = [row for row in earlier.rows if not (self.plan.run.retry_errors and row["status"] == "error")]
-        rows = [row for row in rows if self.chunks.restore(row)]
+        rows = [row for row in earlier.rows if not self._redone(row) and self.chunks.restore(row)]
         for row in rows:
             self.tallies[row["method"]].add(row["status"], row["reward"])
         known = {(row["ordinal"], row["method"]) for row in rows}
@@ -76,6 +75,10 @@ class Store:
 
     def _within(self, ordinal: int) -> bool:
         return self.plan.limit is None or ordinal < self.plan.limit
+
+    def _redone(self, row: Mapping[str, Any]) -> bool:
+        """Whether a row of an earlier run is computed again: an error of a prompt that this run reads."""
+        return self.plan.run.retry_errors and row["status"] == "error" and self._within(row["ordinal"])
 
     def _restore_particles(
         self, earlier: snapshots.Snapshot, finished: set[Key], searches: dict[Key, Progress]
@@ -98,7 +101,7 @@ class Store:
         table = self.output.read_part(method, chunk, ["ordinal", "status", "reward"])
         kept = []
         for row in table.to_pylist():
-            if self.plan.run.retry_errors and row["status"] == "error":
+            if self._redone(row):
                 continue
             kept.append(row["ordinal"])
             self.tallies[method].add(row["status"], row["reward"])
@@ -176,12 +179,17 @@ class Store:
         self._write_file(complete, complete.rows, ROWS, ROW_SCHEMA)
 
     def _write_file(self, complete: Complete, rows: Any, folder: str, schema: pa.Schema) -> None:
+        """Write the part with these rows and the others that its file holds now, perhaps put there by another run."""
         from aisp_ray.output.sink import write_chunk
 
         table = to_table(rows, schema)
-        if complete.kept and complete.part in self.output.parts(folder):
+        try:
             before = self.output.read_part(*complete.part, folder=folder).cast(schema)
-            mask = pa.array([ordinal in complete.kept for ordinal in before["ordinal"].to_pylist()], pa.bool_())
+        except FileNotFoundError:
+            pass
+        else:
+            new = {row["ordinal"] for row in complete.rows}
+            others = before.filter(pa.array([at not in new for at in before["ordinal"].to_pylist()], pa.bool_()))
             order = ["ordinal"] if folder == ROWS else ["ordinal", "iteration", "particle"]
-            table = pa.concat_tables([before.filter(mask), table]).sort_by([(name, "ascending") for name in order])
+            table = pa.concat_tables([others, table]).sort_by([(name, "ascending") for name in order])
         write_chunk(self.output, table, *complete.part, folder)

@@ -1,5 +1,7 @@
 """What a run finds of earlier ones on its output, and what it counts of it."""
 
+import asyncio
+import sys
 from types import SimpleNamespace
 
 import pytest
@@ -10,7 +12,7 @@ from aisp_ray.output.manifest import open_manifest
 from aisp_ray.output.snapshot import Snapshot
 from aisp_ray.output.store import Store
 from aisp_ray.plan import Plan, RunSettings
-from aisp_ray.results import ROW_SCHEMA
+from aisp_ray.results import PARTICLE_SCHEMA, ROW_SCHEMA
 
 
 def plan(out, limit=None, fingerprint=None, **run):
@@ -76,3 +78,55 @@ def test_that_configurations_were_mixed_is_never_forgotten(tmp_path):
     output.write_json("manifest.json", third)
     clean = open_manifest(plan(tmp_path, fingerprint={"n": 4}, on_mismatch="overwrite"), output, "r5")
     assert "ignored_differences" not in clean
+
+
+@pytest.fixture
+def without_ray(monkeypatch):
+    """Parts are written here, and not by a task of Ray Data."""
+    here = SimpleNamespace(write_chunk=lambda output, table, *part: output.write_part(table, *part))
+    monkeypatch.setitem(sys.modules, "aisp_ray.output.sink", here)
+
+
+def finish(store, ordinals):
+    """Give the store an ok row of method a for each of these ordinals that it wants, and let it write."""
+
+    async def go():
+        wanted = [ordinal for ordinal in ordinals if "a" in store.chunks.expect(ordinal)]
+        store.chunks.end()
+        for ordinal in wanted:
+            store.add(row(ordinal))
+        await store.finish()
+        return wanted
+
+    wanted = asyncio.run(go())
+    store.close()
+    return wanted
+
+
+def statuses(output):
+    return {found["ordinal"]: found["status"] for found in output.read_part("a", 0, ["ordinal", "status"]).to_pylist()}
+
+
+def test_errors_that_are_retried_with_a_smaller_limit_lose_no_other_row(tmp_path, without_ray):
+    output = Output(str(tmp_path))
+    before = [row(i, status="error" if i in (1, 20) else "ok") for i in range(24)]
+    output.write_part(to_table(before, ROW_SCHEMA), "a", 0)
+    store = Store(plan(tmp_path, limit=4, retry_errors=True), output, 32)
+    store.resume("now")
+    assert (store.num_kept, store.num_beyond, store.tallies["a"].errors) == (3, 20, 1)
+    assert finish(store, range(4)) == [1]
+    assert statuses(output) == {i: "error" if i == 20 else "ok" for i in range(24)}
+
+
+def test_a_run_with_a_smaller_limit_keeps_what_another_one_wrote_meanwhile(tmp_path, without_ray):
+    output = Output(str(tmp_path))
+    short = Store(plan(tmp_path, limit=3, particles=True), output, 32)
+    short.resume("now")
+    output.write_part(to_table([row(i) for i in range(8)], ROW_SCHEMA), "a", 0)
+    particles = [dict.fromkeys(PARTICLE_SCHEMA.names) | {"ordinal": i, "iteration": 0} for i in range(8)]
+    output.write_part(to_table(particles, PARTICLE_SCHEMA), "a", 0, "particles")
+    for ordinal in range(3):
+        short.add_particles((ordinal, "a"), [particles[ordinal]])
+    assert finish(short, range(3)) == [0, 1, 2]
+    assert list(statuses(output)) == list(range(8))
+    assert output.read_part("a", 0, ["ordinal"], "particles")["ordinal"].to_pylist() == list(range(8))
