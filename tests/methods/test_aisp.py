@@ -9,6 +9,7 @@ import pytest
 import torch
 from toy_world import DIM, ToyPolicy, drive, prompt, scores_of
 
+from aisp_ray import config
 from aisp_ray.codec import decode, encode
 from aisp_ray.methods.aisp import Aisp
 from aisp_ray.types import Rollout, Rollouts, Scores
@@ -142,6 +143,12 @@ def test_the_state_survives_a_snapshot_at_every_iteration():
         rollouts = policy.rollout(prompt(), method.ask(state), 0)
         state, _ = method.tell(state, rollouts, scores_of(rollouts, reward))
     assert state == whole
+
+
+def test_the_batched_preset_is_aisp_with_more_particles_and_fewer_iterations():
+    aisp, batched = (config.read_choice("method", name) for name in ("aisp", "aisp_batched"))
+    assert {**batched, "n": aisp["n"], "kappa": aisp["kappa"]} == aisp
+    assert batched["n"] * batched["kappa"] == aisp["n"] * aisp["kappa"]
 
 
 @pytest.mark.parametrize(
