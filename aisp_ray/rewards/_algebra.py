@@ -22,6 +22,7 @@ _UNITS = re.compile(
 )
 _REPLACED = (
     (re.compile(r"\\(?:left|right|[bB]igg?[lr]?|displaystyle|limits)(?![a-zA-Z])"), ""),
+    (re.compile(r"(?<!\\)\\[()\[\]]"), " "),  # \( ... \) and \[ ... \]
     (re.compile(r"\\[,;:! ]|~|\\q?quad"), " "),
     (re.compile(r"\\(?:dfrac|tfrac|cfrac)"), r"\\frac"),
     (re.compile(r"\\(?:text|mathrm|textbf|mathbf|mbox|operatorname)\s*\{([^{}]*)\}"), r" \1 "),
@@ -70,7 +71,7 @@ def plain(text: str) -> str:
     for pattern, replacement in _REPLACED:
         text = pattern.sub(replacement, text)
     text = re.sub(r"(\d),(?=\d{3}(?!\d))", r"\1", text)  # 1,234
-    text = _UNITS.sub("", text.strip())
+    text = _UNITS.sub("", text.strip().rstrip(".").strip())  # a full stop may stand inside of $ or \)
     text = re.sub(r"^[a-zA-Z](?:\([a-z]\))?\s*(?:=|\\in)\s*", "", text)  # x = 5
     text = _braced(text)
     text = re.sub(r"\\(" + "|".join((*_FUNCTIONS, *_GREEK)) + r")(?![a-zA-Z])", r" \1", text)
@@ -119,6 +120,8 @@ def _split(text: str) -> list[str]:
 def _expression(text: str) -> Any:
     import sympy
 
+    if re.search(r"\d_", text):
+        raise NotAlgebraError(f"{text!r} is written in another base")  # to Python 4210_5 is 42105
     percent = text.endswith("%")
     source = text.rstrip("%").strip().replace("^", "**").replace("{", "(").replace("}", ")")
     source = re.sub(r"(?<![\w.])(\d+)!(?!=)", r"factorial(\1)", source)

@@ -15,7 +15,7 @@ from aisp_ray.rewards._algebra import MAX_LENGTH, NotAlgebraError, equal, parse
 from aisp_ray.rewards.base import RewardSpec, ScoreRequest
 from aisp_ray.types import Prompt, Scores
 
-_STATED = re.compile(r"(?:final\s+)?answer\s*(?:is|:|=)\s*:?\s*(.+)", re.IGNORECASE)
+_STATED = re.compile(r"(?:final\s+)?answer\s*(?:is|:|=)\s*:?\s*(?:\\\[|\$\$)?\s*(.+)", re.IGNORECASE)
 _NUMBER = re.compile(r"-?(?:\d{1,3}(?:,\d{3})+|\d+)(?:\.\d+)?(?:\s*/\s*\d+)?%?|-?\.\d+")
 
 
@@ -57,7 +57,7 @@ class MathAnswerScorer:
         if reference is None or not str(reference).strip():
             text = f'prompt {request.prompt.prompt_id}: math_answer needs meta["answer"]; use a maths data set'
             return Scores((math.nan,) * count, (text,) * count)
-        expected = extract_answer(str(reference)) or str(reference)
+        expected = reference_answer(str(reference))
         found: dict[str, float] = {}
         for response in request.responses:
             if response not in found:
@@ -74,14 +74,27 @@ def extract_answer(text: str) -> str | None:
     if (boxed := _boxed(text)) is not None:
         return boxed
     if "####" in text:
-        rest = text.rsplit("####", 1)[1].strip()
-        return rest.split("\n")[0].strip() or None
+        return _marked(text) or None
     if stated := _STATED.findall(text):
         sentence = re.split(r"\.(?:\s|$)|\n", stated[-1].strip())[0].strip().strip("*").strip()
         if sentence:
             return sentence
     numbers = _NUMBER.findall(text)
     return numbers[-1] if numbers else None
+
+
+def reference_answer(text: str) -> str:
+    """The answer of a reference: its last \\boxed{...}, else what stands behind ####, else the whole text.
+
+    A number is never looked for: \\frac{1}{2}, x^2+3 and (3,\\infty) are answers as they stand.
+    """
+    return _boxed(text) or _marked(text) or text
+
+
+def _marked(text: str) -> str:
+    """What stands behind the last ####, on its line; empty without one."""
+    _, mark, rest = text.rpartition("####")
+    return rest.strip().split("\n")[0].strip() if mark else ""
 
 
 def equivalent(answer: str, expected: str, tolerance: float = 1e-6) -> bool:
@@ -104,7 +117,10 @@ def equivalent(answer: str, expected: str, tolerance: float = 1e-6) -> bool:
 
 
 def _folded(text: str) -> str:
-    return re.sub(r"[\s$]|\\(?:text|mathrm)|[{}]", "", text).rstrip(".").casefold()
+    text = re.sub(r"[\s$]|(?<!\\)\\[()\[\]]", "", text)
+    text = re.sub(r"\\(?:text|mathrm|textbf|mathbf|mbox)\{([^{}]*)\}", r"\1", text)
+    text = re.sub(r"(?<!\\)\{([\w,])\}", r"\1", text)  # braces around more say what belongs together
+    return text.rstrip(".").casefold()
 
 
 def _boxed(text: str) -> str | None:

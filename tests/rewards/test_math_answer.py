@@ -1,6 +1,7 @@
 """Maths answers: what is extracted, what is equal, and that no answer keeps the grader busy or runs code."""
 
 import math
+import re
 import time
 
 import pytest
@@ -35,6 +36,11 @@ EQUAL = [
     ("007", "7"),
     ("\\sqrt[3]{8}", "2"),
     ("\\sin(x)^2+\\cos(x)^2", "1"),
+    ("\\(\\frac{3}{4}\\)", "0.75"),
+    ("\\[ x = \\frac{3}{4}. \\]", "\\frac{3}{4}"),
+    ("$\\frac{3}{4}.$", "\\frac{3}{4}"),
+    ("\\(\\text{Monday}\\)", "Monday"),
+    ("4210_{5}", "4210_5"),
 ]
 DIFFERENT = [
     ("[1,2)", "(1,2)"),
@@ -49,6 +55,20 @@ DIFFERENT = [
     ("1/0", "1"),
     ("", "1"),
     ("x+y", "x-y"),
+    ("42105", "4210_5"),
+    ("4210", "4210_{5}"),
+    ("\\frac{12}{3}", "\\frac{1}{23}"),
+]
+FORMULAS = [
+    "\\frac{1}{2}",
+    "3\\sqrt{13}",
+    "x^2+3",
+    "6-5i",
+    "10\\%",
+    "(3,\\infty)",
+    "1,3",
+    "4210_5",
+    "\\begin{pmatrix} 1 & 2 \\\\ 3 & 5 \\end{pmatrix}",
 ]
 HOSTILE = [
     "9^{9^{9^9}}",
@@ -103,6 +123,18 @@ def test_the_answer_is_found(text, answer):
     if "not \\boxed{3" in text:
         text = text.replace(" and not \\boxed{3", "")
     assert extract_answer(text) == answer
+
+
+@pytest.mark.parametrize("formula", FORMULAS)
+def test_a_reference_is_its_formula_and_not_its_last_number(formula):
+    scorer = MathAnswer().load("cpu")
+    right = [f"So \\boxed{{{formula}}}", f"The answer is ${formula}$.", f"The answer is \\({formula}\\)."]
+    right.append(f"The answer is\n\\[\n{formula}\n\\]")
+    number = re.findall(r"\d+", formula)[-1]
+    responses = (*right, f"The answer is {number}.", f"\\boxed{{{number}}}")
+    for reference in (formula, f"2 + 2 = 4, so \\boxed{{{formula}}}", f"2 + 2 = 4\n#### {formula}"):
+        prompt = Prompt("m/0", 0, "math", "?", meta={"answer": reference})
+        assert scorer.score([ScoreRequest(prompt, responses)])[0].rewards == (1.0,) * len(right) + (0.0, 0.0)
 
 
 def test_an_open_box_is_no_answer_by_itself():
