@@ -32,12 +32,19 @@ class PolicyWorker:
         self.num_generated_tokens = 0
         self._waiting: queue.Queue[_Job | None] = queue.Queue()
         self._running: dict[int, Future[Rollouts]] = {}
+        self._lock = threading.Lock()  # between a job that comes in and the end of the thread
+        self._ended: Exception | None = None  # why the thread takes no more jobs
         self._thread = threading.Thread(target=self._run, name="policy", daemon=True)
         self._thread.start()
 
     def submit(self, prompt: Prompt, proposal: Proposal, seed: int) -> Future[Rollouts]:
+        """The rollouts to come; an exception at once if the thread has ended."""
         future: Future[Rollouts] = Future()
-        self._waiting.put(_Job(prompt, proposal, seed, future))
+        with self._lock:
+            if self._ended is None:
+                self._waiting.put(_Job(prompt, proposal, seed, future))
+            else:
+                future.set_exception(self._ended)
         return future
 
     def close(self) -> None:
@@ -47,7 +54,7 @@ class PolicyWorker:
     @property
     def alive(self) -> bool:
         """False once the thread has ended: the engine broke, or `close` was called."""
-        return self._thread.is_alive()
+        return self._ended is None
 
     def stats(self) -> dict[str, float]:
         return {
@@ -58,18 +65,30 @@ class PolicyWorker:
         }
 
     def _run(self) -> None:
-        while self._admit():
-            started = time.perf_counter()
-            try:
-                finished = self.policy.engine.step()
-            except Exception as error:  # the engine is broken: every caller is told
-                for future in self._running.values():
-                    future.set_exception(error)
-                self._running.clear()
-                raise
-            for ticket, result in finished:
-                self._resolve(self._running.pop(ticket), result)
-            self.busy_seconds += time.perf_counter() - started
+        ended: Exception = RuntimeError("the policy was closed")
+        try:
+            while self._admit():
+                started = time.perf_counter()
+                for ticket, result in self.policy.engine.step():
+                    self._resolve(self._running.pop(ticket), result)
+                self.busy_seconds += time.perf_counter() - started
+        except Exception as error:  # the engine is broken
+            ended = error
+            raise
+        finally:
+            self._end(ended)
+
+    def _end(self, error: Exception) -> None:
+        """Tell every caller, now and later. First of all that the thread is gone: a caller that wakes up looks."""
+        with self._lock:
+            self._ended = error
+        while not self._waiting.empty():
+            job = self._waiting.get()
+            if job is not None and job.future.set_running_or_notify_cancel():
+                job.future.set_exception(error)
+        for future in self._running.values():
+            future.set_exception(error)
+        self._running.clear()
 
     def _admit(self) -> bool:
         """Move waiting jobs into the engine; block while there is nothing to step. False when closed."""
@@ -80,6 +99,8 @@ class PolicyWorker:
                 return True
             if job is None:
                 return False
+            if not job.future.set_running_or_notify_cancel():  # from here on it cannot be cancelled any more
+                continue
             try:
                 ticket = self.policy.engine.submit(self.policy.request(job.prompt, job.proposal, job.seed))
             except Exception as error:
