@@ -22,6 +22,7 @@ from typing import Any
 import numpy as np
 
 from aisp_ray.methods.base import Info, Method, State
+from aisp_ray.results import JUDGE_ERRORS, NO_REASON
 from aisp_ray.types import DataError, Policy, Prompt, Reward, Rollouts, Scores
 
 log = logging.getLogger(__name__)
@@ -88,6 +89,7 @@ class Outcome:
     progress: Progress | None
     error: str | None = None
     judge_rewards: Mapping[str, float] = field(default_factory=dict)
+    judge_errors: Mapping[str, str] = field(default_factory=dict)  # why, of judges without a score
 
 
 Watch = Callable[[Task, Progress, Rollouts, Scores], None]
@@ -240,7 +242,7 @@ class Driver:
             if best is None:
                 reason = progress.trace.particle_error or "the reward model gave no reason"
                 return Outcome(task, progress, f"no response got a finite reward: {reason}")
-            return Outcome(task, progress, None, await self._judge(task.prompt, best.response))
+            return Outcome(task, progress, None, *await self._judge(task.prompt, best.response))
         except DataError as error:
             return Outcome(task, self.progress.get(task.key), str(error))
         except MethodError as error:
@@ -256,17 +258,20 @@ class Driver:
             text = "".join(traceback.format_exception(error.__cause__))
             log.warning("%s on %s, which is an error row:\n%s", error, task.prompt.prompt_id, text.rstrip())
 
-    async def _judge(self, prompt: Prompt, response: str) -> dict[str, float]:
-        """Each judge's reward of the response; NaN from one that cannot score it, which costs no row."""
+    async def _judge(self, prompt: Prompt, response: str) -> tuple[dict[str, float], dict[str, str]]:
+        """Each judge's reward of the response (NaN from one that cannot score it, which costs no row), and why not."""
 
-        async def reward_of(judge: Reward) -> float:
+        async def ask(judge: Reward) -> tuple[float, str | None]:
             try:
-                return (await judge.score(prompt, (response,))).rewards[0]
-            except DataError:
-                return math.nan
+                scores = await judge.score(prompt, (response,))
+            except DataError as error:
+                return math.nan, str(error)
+            return scores.rewards[0], scores.errors[0] if scores.errors else None
 
-        rewards = await asyncio.gather(*(reward_of(judge) for judge in self.judges.values()))
-        return dict(zip(self.judges, rewards, strict=True))
+        answers = dict(zip(self.judges, await asyncio.gather(*map(ask, self.judges.values())), strict=True))
+        rewards = {name: reward for name, (reward, _) in answers.items()}
+        failed = {name: text or NO_REASON for name, (_, text) in answers.items() if not math.isfinite(rewards[name])}
+        return rewards, failed
 
     def _watch(self, task: Task, progress: Progress, rollouts: Rollouts, scores: Scores) -> None:
         self.progress[task.key] = progress
@@ -298,7 +303,7 @@ def row_of(outcome: Outcome, run: Mapping[str, Any]) -> dict[str, Any]:
         "num_samples_seen": list(trace.num_samples_seen),
         "judge_names": list(outcome.judge_rewards),
         "judge_rewards": _nulls(outcome.judge_rewards.values()),
-        "extra": _extra_json(trace.extra),
+        "extra": _extra_json(trace.extra, outcome.judge_errors),
     }
 
 
@@ -342,5 +347,8 @@ def _nulls(values: Any) -> list[float | None]:
     return [_null(value) for value in values]
 
 
-def _extra_json(extra: Mapping[str, tuple[float, ...]]) -> str | None:
-    return json.dumps({name: _nulls(values) for name, values in extra.items()}) if extra else None
+def _extra_json(extra: Mapping[str, tuple[float, ...]], judge_errors: Mapping[str, str]) -> str | None:
+    found: dict[str, Any] = {name: _nulls(values) for name, values in extra.items()}
+    if judge_errors:
+        found[JUDGE_ERRORS] = dict(judge_errors)
+    return json.dumps(found) if found else None

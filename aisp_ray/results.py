@@ -5,8 +5,11 @@ from __future__ import annotations
 import pyarrow as pa
 
 SCHEMA_VERSION = "1"
+JUDGE_ERRORS = "judge_errors"  # in a row's `extra`: judge -> why it has no score of the response
+NO_REASON = "the judge gave no reason"
 
 _LISTS = ("reward_mean", "reward_max", "reward_best", "ess", "control_norm")
+_EXTRA = "JSON of the method's own diagnostics, a list per name; judge_errors: judge -> why it has no score"
 
 ROW_SCHEMA = pa.schema(
     [
@@ -38,7 +41,7 @@ ROW_SCHEMA = pa.schema(
         pa.field("judge_names", pa.list_(pa.string())),
         pa.field("judge_rewards", pa.list_(pa.float64()), metadata={"doc": "held-out scores of the response"}),
         pa.field("seed", pa.int64(), metadata={"doc": "the run's seed"}),
-        pa.field("extra", pa.string(), metadata={"doc": "JSON of the method's own diagnostics, a list per name"}),
+        pa.field("extra", pa.string(), metadata={"doc": _EXTRA}),
     ],
     metadata={"aisp_ray.schema": SCHEMA_VERSION},
 )

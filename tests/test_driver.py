@@ -1,6 +1,7 @@
 """The loop and the driver with fake models: pure functions of (seed, prompt, iteration, particle)."""
 
 import asyncio
+import json
 import math
 
 import pytest
@@ -52,13 +53,25 @@ def prompt(ordinal, text="hello", error=None):
     return Prompt(f"fake/test/{ordinal:08d}", ordinal, "fake", text, error=error)
 
 
-def outcomes(tasks, in_flight=4, policy=None, resume=None):
+class FailingJudge:
+    """Gives no score, and says why in one of the two ways."""
+
+    def __init__(self, raises):
+        self.raises = raises
+
+    async def score(self, prompt, responses):
+        if self.raises:
+            raise DataError("the response is too long")
+        return Scores((math.nan,), ("the endpoint said 401",))
+
+
+def outcomes(tasks, in_flight=4, policy=None, resume=None, judges=None):
     async def go():
         async def stream():
             for task in tasks:
                 yield task
 
-        driver = Driver(policy or FakePolicy(), FakeReward(), {"judge": FakeReward()}, 0, in_flight)
+        driver = Driver(policy or FakePolicy(), FakeReward(), judges or {"judge": FakeReward()}, 0, in_flight)
         return [outcome async for outcome in driver.run(stream(), resume)]
 
     return asyncio.run(go())
@@ -116,6 +129,18 @@ def test_bad_data_is_an_error_row_and_the_rest_goes_on():
     assert rows[3]["num_failed_particles"] == 2
     assert rows[3]["reward"] is None
     assert rows[3]["reward_mean"] == [None]
+
+
+def test_why_a_judge_has_no_score_stays_with_the_row():
+    judges = {"judge": FakeReward(), "raises": FailingJudge(True), "answers": FailingJudge(False)}
+    (outcome,) = outcomes([Task(prompt(0), "b", BestOfN(n=2, kappa=1))], judges=judges)
+    row = row_of(outcome, RUN)
+    assert row["judge_names"] == list(judges)
+    assert row["judge_rewards"] == [row["reward"], None, None]
+    reasons = {"raises": "the response is too long", "answers": "the endpoint said 401"}
+    assert json.loads(row["extra"])["judge_errors"] == reasons
+    (outcome,) = outcomes([Task(prompt(0), "b", BestOfN(n=2, kappa=1))])
+    assert "judge_errors" not in (row_of(outcome, RUN)["extra"] or "")
 
 
 def test_a_lost_machine_ends_the_run_and_is_not_a_row():

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import math
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from aisp_ray.report.measure import Section
+from aisp_ray.results import JUDGE_ERRORS
 
 _CUT = 0.2  # share of responses cut by the length limit that is worth a word
 _LOW_ESS = 1.5  # mean effective samples under which a mean follows its single best particle
@@ -71,6 +74,24 @@ def section_notices(section: Section) -> Iterator[str]:
     if section.measured.baseline is None and len(records) > 1:
         yield f"the baseline {records[0].baseline} has no rows: nothing is compared with it"
     yield from _row_notices(section)
+    yield from _judge_notices(section.columns)
+
+
+def _judge_notices(columns: Mapping[str, Sequence]) -> Iterator[str]:
+    """Judges that lack a score of a response. One that failed on all of them has no column in the table."""
+    asked: Counter[str] = Counter()
+    missing: dict[str, list[int]] = {}  # judge -> rows
+    for i, status in enumerate(columns["status"]):
+        scores = zip(columns["judge_names"][i] or (), columns["judge_rewards"][i] or (), strict=False)
+        for judge, score in scores if status == "ok" else ():
+            asked[judge] += 1
+            if score is None or not math.isfinite(score):
+                missing.setdefault(judge, []).append(i)
+    for judge, rows in missing.items():
+        extras = (json.loads(columns["extra"][i] or "{}") for i in rows)
+        reasons = (error for extra in extras if (error := (extra.get(JUDGE_ERRORS) or {}).get(judge)))
+        first = next((f"; the first: {error}" for error in reasons), "")
+        yield f"judge {judge}: {len(rows):,} of {asked[judge]:,} responses have no score{first}"
 
 
 def _row_notices(section: Section) -> Iterator[str]:

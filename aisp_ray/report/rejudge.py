@@ -14,7 +14,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
-from aisp_ray.types import Message, Prompt
+from aisp_ray.results import JUDGE_ERRORS, NO_REASON
+from aisp_ray.types import Message, Prompt, Scores
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -25,6 +26,8 @@ log = logging.getLogger(__name__)
 BASELINE = "baseline"  # key of a prompt's meta with the baseline's response: a judge's `compare_with`
 JUDGED = "judged"  # column with JSON: judge -> its score of the best response after each iteration
 Search = tuple[str, str, str]  # output, prompt id, method
+Score = tuple[float | None, str | None]  # a judge's score of a response, or why there is none
+_UNASKED: Score = (None, None)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,8 +43,10 @@ class Rejudging:
 def rejudge(rows: pa.Table, manifests: Mapping[str, Mapping[str, Any]], how: Rejudging) -> pa.Table:
     """`rows` with the judges' scores appended to judge_names and judge_rewards, and in `JUDGED` over iterations.
 
+    Why a row's response has no score is in its `extra`, under `JUDGE_ERRORS`, as in a run.
+
     Raises:
-        ValueError: a judge cannot be loaded or breaks, or there are no particles for the curves.
+        ValueError: a judge cannot be loaded, breaks or scores no response at all, or the curves have no particles.
     """
     import pyarrow as pa
 
@@ -55,21 +60,34 @@ def rejudge(rows: pa.Table, manifests: Mapping[str, Mapping[str, Any]], how: Rej
         found |= dict.fromkeys(
             text for text in (response, *steps.get((out, prompt_id, method), ())) if text is not None
         )
-    names, rewards = list(columns["judge_names"]), list(columns["judge_rewards"])
+    names, rewards, extras = (list(columns[name]) for name in ("judge_names", "judge_rewards", "extra"))
     judged: list[dict[str, list]] = [{} for _ in keys]
     for judge, spec in how.judges.items():
         scores = _score_all(judge, spec, prompts, texts, how.device)
         for i, (key, response) in enumerate(zip(keys, columns["response"], strict=True)):
             own = scores.get(key[:2], {})
             kept = [(n, r) for n, r in zip(names[i] or (), rewards[i] or (), strict=True) if n != judge]
-            kept.append((judge, own.get(response)))
+            score, error = own.get(response, _UNASKED)
+            kept.append((judge, score))
             names[i], rewards[i] = [n for n, _ in kept], [r for _, r in kept]
-            judged[i][judge] = [own.get(text) for text in steps.get(key, ())]
+            extras[i] = _with_error(extras[i], judge, error)
+            judged[i][judge] = [own.get(text, _UNASKED)[0] for text in steps.get(key, ())]
     schema = rows.schema
-    for name, values in (("judge_names", names), ("judge_rewards", rewards)):
+    for name, values in (("judge_names", names), ("judge_rewards", rewards), ("extra", extras)):
         at = schema.get_field_index(name)
         rows = rows.set_column(at, schema.field(at), pa.array(values, schema.field(at).type))
     return rows.append_column(JUDGED, pa.array([json.dumps(one) for one in judged], pa.string()))
+
+
+def _with_error(extra: str | None, judge: str, error: str | None) -> str | None:
+    """A row's `extra` with why this judge has no score of it, or without its earlier reason."""
+    values = json.loads(extra) if extra else {}
+    errors = {name: text for name, text in (values.pop(JUDGE_ERRORS, None) or {}).items() if name != judge}
+    if error is not None:
+        errors[judge] = error
+    if errors:
+        values[JUDGE_ERRORS] = errors
+    return json.dumps(values) if values else None
 
 
 def _score_all(
@@ -78,8 +96,8 @@ def _score_all(
     prompts: Mapping[tuple[str, str], Prompt],
     texts: Mapping[tuple[str, str], Mapping[str, None]],
     device: str,
-) -> dict[tuple[str, str], dict[str, float | None]]:
-    """(output, prompt id) -> response -> score, null where there is none. Each different response is scored once."""
+) -> dict[tuple[str, str], dict[str, Score]]:
+    """(output, prompt id) -> response -> score. Each different response is scored once."""
     from aisp_ray.rewards.base import ScoreRequest
     from aisp_ray.rewards.worker import RewardWorker
 
@@ -88,14 +106,21 @@ def _score_all(
         waiting = {
             at: worker.submit(ScoreRequest(prompts[at], tuple(own))) for at, own in texts.items() if own
         }  # fmt: skip
-        found = {at: future.result().rewards for at, future in waiting.items()}
+        found = {at: future.result() for at, future in waiting.items()}
         worker.close()
     except Exception as error:
         raise ValueError(f"judges={judge}: {error}") from error
-    return {
-        at: {text: score if math.isfinite(score) else None for text, score in zip(texts[at], scores, strict=True)}
-        for at, scores in found.items()
-    }
+    scored = {at: dict(zip(texts[at], _scores_of(scores), strict=True)) for at, scores in found.items()}
+    every = [one for own in scored.values() for one in own.values()]
+    if every and all(score is None for score, _ in every):
+        raise ValueError(f"judges={judge}: none of the {len(every)} responses got a score; the first: {every[0][1]}")
+    return scored
+
+
+def _scores_of(scores: Scores) -> Iterator[Score]:
+    errors = scores.errors or (None,) * len(scores.rewards)
+    for reward, error in zip(scores.rewards, errors, strict=True):
+        yield (reward, None) if math.isfinite(reward) else (None, error or NO_REASON)
 
 
 # ---------------------------------------------------------------- which responses
@@ -157,28 +182,36 @@ def prompts_of(
 ) -> dict[tuple[str, str], Prompt]:
     """(output, prompt id) -> the prompt with its messages and meta, the baseline's response among them."""
     found: dict[tuple[str, str], Prompt] = {}
-    responses = {
-        (out, prompt_id): response
-        for out, prompt_id, method, label, response in zip(
-            *(columns[name] for name in ("out", "prompt_id", "method", "label", "response")), strict=True
-        )
-        if baseline in (method, label)
-    }
+    mine, elsewhere = baseline_responses(columns, baseline)
     most: dict[str, int] = {}  # prompts to read of each output's data: up to the last one that has a row
     for out, ordinal in zip(columns["out"], columns["ordinal"], strict=True):
         most[out] = max(most.get(out, 0), (ordinal or 0) + 1)
     again = {out: read_again(manifest, most.get(out)) for out, manifest in manifests.items()}
-    names = ("out", "prompt_id", "ordinal", "dataset", "prompt")
-    for out, prompt_id, ordinal, dataset, text in zip(*(columns[name] for name in names), strict=True):
+    names = ("out", "prompt_id", "ordinal", "dataset", "prompt", "seed")
+    for out, prompt_id, ordinal, dataset, text, seed in zip(*(columns[name] for name in names), strict=True):
         if (out, prompt_id) in found:
             continue
         prompt = again.get(out, {}).get(prompt_id)
         if prompt is None or prompt.text != text:
             prompt = Prompt(prompt_id, ordinal, dataset, text or "", messages_of(text or ""))
-        response = responses.get((out, prompt_id))
+        response = mine.get((out, prompt_id), elsewhere.get((prompt_id, text, seed)))
         meta = {**prompt.meta, **({BASELINE: response} if response is not None else {})}
         found[out, prompt_id] = replace(prompt, meta=meta)
     return found
+
+
+def baseline_responses(
+    columns: Mapping[str, Sequence], baseline: str
+) -> tuple[dict[tuple[str, str], str], dict[tuple[str, str, int], str]]:
+    """The baseline's responses by (output, prompt id), and by (prompt id, prompt, seed) for outputs that lack it."""
+    mine: dict[tuple[str, str], str] = {}
+    elsewhere: dict[tuple[str, str, int], str] = {}
+    names = ("out", "prompt_id", "prompt", "seed", "method", "label", "response")
+    for out, prompt_id, text, seed, method, label, response in zip(*(columns[name] for name in names), strict=True):
+        if baseline in (method, label) and response is not None:
+            mine.setdefault((out, prompt_id), response)
+            elsewhere.setdefault((prompt_id, text, seed), response)
+    return mine, elsewhere
 
 
 def read_again(manifest: Mapping[str, Any], limit: int | None) -> dict[str, Prompt]:

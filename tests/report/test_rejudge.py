@@ -156,6 +156,75 @@ def test_curves_need_particles_and_judges(tmp_path, capsys):
     assert "without judges" in capsys.readouterr().err
 
 
+class Failing(RewardSpec):
+    """Scores no response, or those of some prompts only."""
+
+    def __init__(self, but: tuple[int, ...] = ()):
+        object.__setattr__(self, "but", but)
+
+    def load(self, device: str):
+        return self
+
+    def score(self, requests):
+        known = [request.prompt.ordinal in self.but for request in requests]
+        texts = [len(request.responses) for request in requests]
+        return [
+            Scores((1.0,) * n) if ok else Scores((math.nan,) * n, ("the endpoint said 401",) * n)
+            for ok, n in zip(known, texts, strict=True)
+        ]
+
+
+def test_a_judge_that_scores_nothing_is_one_sentence(out, monkeypatch, capsys):
+    monkeypatch.setattr("aisp_ray.rewards.demo_gold.DemoGoldScorer.score", lambda self, found: Failing().score(found))
+    assert main([f"out={out}", "judges=[demo_gold]"]) == 2
+    told = capsys.readouterr().err
+    assert "judges=demo_gold: none of the 10 responses got a score; the first: the endpoint said 401" in told
+
+
+def test_a_judge_that_scores_a_part_is_a_notice(out, monkeypatch):
+    monkeypatch.setattr("aisp_ray.report.figures.DRAWINGS", ())
+    report = make_report(out, rejudging=Rejudging(judges={"count": Failing(but=(0, 3))}))
+    sentence = "judge count: 6 of 10 responses have no score; the first: the endpoint said 401"
+    assert sentence in report.notices
+    assert sentence in Path(report.page).read_text(encoding="utf-8")
+    assert report.records[0].judges["count"].count == 2
+    assert any(curve.known for curve in report.sections[0].measured.curves["kl"].values()), "`extra` keeps its traces"
+
+
+def test_a_judge_of_the_run_that_failed_is_a_notice(tmp_path, monkeypatch):
+    monkeypatch.setattr("aisp_ray.report.figures.DRAWINGS", ())
+    rows = [made_row(method, i, 0) | {"judge_rewards": [None, 1.0]} for method in METHODS for i in range(3)]
+    rows[1]["extra"] = json.dumps({"judge_errors": {"second_opinion": "no key is set"}})
+    report = make_report(str(write_output(tmp_path / "out", rows, {})))
+    assert "judge second_opinion: 6 of 6 responses have no score; the first: no key is set" in report.notices
+    assert not any(text.startswith("judge gold") for text in report.notices)
+
+
+def test_a_judge_that_succeeds_later_takes_the_earlier_reason_away(tmp_path):
+    row = made_row("aisp", 0, 0) | {"response": "one two", "extra": json.dumps({"judge_errors": {"count": "401"}})}
+    (found,) = again(str(write_output(tmp_path / "out", [row, made_row("aisp", 1, 0)], {})))[:1]
+    assert found["judge_rewards"][2] == 2.0
+    assert found["extra"] is None
+
+
+def test_a_comparing_judge_finds_the_baseline_in_another_output(tmp_path):
+    outs = {
+        method: str(write_output(tmp_path / method, [made_row(method, i, 0) for i in range(5)], {}))
+        for method in METHODS
+    }
+    other = [made_row("best_of_n", i, 1) | {"response": "of another seed"} for i in range(5)]
+    outs["seed1"] = str(write_output(tmp_path / "seed1", other, {}))
+    how = Rejudging(judges={"count": CountWords(compare_with="baseline")})
+    rows = rejudge(
+        read_rows([outs[name] for name in ("seed1", "aisp", "best_of_n")]), {out: {} for out in outs.values()}, how
+    )
+    for row in rows.to_pylist():
+        if row["method"] == "aisp":
+            mine, base = row["response"], made_row("best_of_n", row["ordinal"], 0)["response"]
+            plain = None if "cancel" in mine else float(len(mine.split()) - len(base.split()))
+            assert row["judge_rewards"][2] == plain
+
+
 def test_a_judge_that_breaks_is_one_sentence(out, capsys, monkeypatch):
     def broken(self, requests):
         raise RuntimeError("the endpoint is gone")
