@@ -14,8 +14,9 @@ from aisp_ray.metrics.cost import prompts_reached, rate, samples_to_reach
 from aisp_ray.metrics.overoptimisation import Transfer, transfer
 from aisp_ray.report.budgets import AtSamples, at_shares
 from aisp_ray.report.figures import Measured
+from aisp_ray.report.rejudge import JUDGED
 from aisp_ray.report.rows import Label
-from aisp_ray.report.series import curves, gain_curves, trace_matrix
+from aisp_ray.report.series import TRACES, curves, gain_curves, trace_matrix
 from aisp_ray.report.table import (
     DEFAULT_METRICS,
     JUDGE,
@@ -65,6 +66,7 @@ def sections(
     records = summary_table(rows, baseline, seed, metrics)
     found = []
     for dataset, columns in by_dataset(rows).items():
+        columns = without_failed_traces(columns)
         own = [record for record in records if record.dataset == dataset]
         base = own[0].method if own[0].baseline == own[0].method else None
         grid = Grid(columns)
@@ -82,6 +84,14 @@ def sections(
         spent = costs(columns, grid, measured)
         found.append(Section(dataset, columns, own, measured, spent, at_shares(columns, grid, base, seed)))
     return found
+
+
+def without_failed_traces(columns: Mapping[str, Sequence]) -> dict[str, Sequence]:
+    """The columns with the traces of error rows null: what such a search had found is in no mean of the table."""
+    names = [name for name in (*TRACES, "num_samples_seen", "extra", JUDGED) if name in columns]
+    ok = [status == "ok" for status in columns["status"]]
+    blanked = {name: [value if good else None for value, good in zip(columns[name], ok, strict=True)] for name in names}
+    return {**columns, **blanked}
 
 
 def transfers(
@@ -103,11 +113,13 @@ def costs(columns: Mapping[str, Sequence], grid: Grid, measured: Measured) -> di
     """The cost of every label, against the baseline's final rewards."""
     base = measured.baseline
     targets = measured.rewards.get(base or "")
+    base_curve = measured.curves["reward_best"].get(base or "")
+    # the curve's own end, to the last bit: another way of summing would leave the baseline below itself
+    target = base_curve.values[-1].mean if base_curve is not None and base_curve.values else math.nan
     found = {}
     for label in measured.labels:
         curve = measured.curves["reward_best"][label]
         means = np.array([value.mean for value in curve.values])
-        target = math.nan if targets is None or not np.isfinite(targets).any() else float(np.nanmean(targets))
         share = (math.nan, math.nan)
         if targets is not None:
             samples = trace_matrix(grid, label, columns["num_samples_seen"], carried=True)

@@ -51,6 +51,31 @@ def test_every_number_is_that_of_the_rows(out, rows, method):
             assert at.gain.mean == pytest.approx(np.mean(mine - base), nan_ok=True)
 
 
+def test_what_a_search_had_found_before_it_failed_is_in_no_curve_and_no_budget(rows, tmp_path):
+    kept = {"status": "error", "error": "the policy lost it", "response": None, "reward": None}
+    made = [made_row(method, i, 0) for method in METHODS[:2] for i in range(5)]
+    made += [made_row(method, 5, 0) | kept | {"reward_best": [-99.0] * 8} for method in METHODS[:2]]
+    (section,) = sections(read_rows(str(write_output(tmp_path / "out", made))), {})
+    for record in section.records:
+        last = section.budgets[record.method][-1].reward
+        curves = {
+            name: found[record.method] for name, found in section.measured.curves.items() if record.method in found
+        }
+        assert (last.count, last.mean) == (record.reward.count, pytest.approx(record.reward.mean))
+        assert all(curve.values[-1].count <= 5 for curve in curves.values() if curve.values)
+        assert curves["reward_best"].values[-1].mean == pytest.approx(record.reward.mean)
+    assert section.measured.curves["gain"]["aisp"].values[-1].count == 5
+
+
+def test_the_baseline_reaches_its_own_final_mean(tmp_path):
+    finals = (0.1, 0.2, 0.3, 0.7, 1e16, -1e16, 0.3)  # whose sum depends on how one sums
+    made = [
+        made_row("best_of_n", i, 0, kappa=2) | {"reward_best": [-2e16, x], "reward": x} for i, x in enumerate(finals)
+    ]
+    (section,) = sections(read_rows(str(write_output(tmp_path / "out", made))), {})
+    assert section.costs["best_of_n"].samples_to_baseline == 8
+
+
 def test_the_files_have_the_table(out, monkeypatch):
     monkeypatch.setattr("aisp_ray.report.figures.DRAWINGS", ())
     report = make_report(out)
