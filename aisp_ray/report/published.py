@@ -33,22 +33,26 @@ class Comparison:
 
 
 def compare(records: Sequence[MethodSummary], manifest: Mapping[str, Any]) -> Comparison | None:
-    """The records of one dataset beside the figures of its manifest; None where nothing was published."""
+    """The records of one dataset beside the figures of its manifest; None where nothing was published.
+
+    A method with several lines in the table (other settings, a search's preset) has each of them here, by its label.
+    """
     given = dict((manifest.get("config") or {}).get("published") or {})
     source = str(given.pop("source", "the source is not named"))
-    ours = {record.method.split(" ")[0]: record for record in records}
-    known = {method: figures for method, figures in given.items() if method in ours}
+    ours = {method: [one for one in records if one.method.split(" ")[0] == method] for method in given}
+    known = {method: figures for method, figures in given.items() if ours[method]}
     if not known:
         return None
     names = list(dict.fromkeys(name for figures in known.values() for name in figures if not name.endswith("_pm")))
     heads = ["method", *(f"{name} {whose}" for name in names for whose in ("published", "ours"))]
     lines = []
     for method, figures in known.items():
-        cells = [method]
-        for name in names:
-            theirs = Estimate() if name not in figures else _exactly(figures[name], figures.get(f"{name}_pm"))
-            cells += [_cell(theirs, name), _cell(_ours(ours[method], name), name)]
-        lines.append(tuple(cells))
+        for record in ours[method]:
+            cells = [record.method]
+            for name in names:
+                theirs = Estimate() if name not in figures else _exactly(figures[name], figures.get(f"{name}_pm"))
+                cells += [_cell(theirs, name), _cell(_ours(record, name), name)]
+            lines.append(tuple(cells))
     return Comparison(source, tuple(heads), tuple(lines))
 
 

@@ -41,6 +41,17 @@ def test_published_figures_stand_beside_ours_and_what_is_unknown_is_a_dash(out):
     assert "Somebody, Table 1" in as_text(found)
 
 
+def test_each_setting_of_a_method_has_its_own_line_by_its_label(tmp_path):
+    outs = []
+    for sigma in (0.3, 0.7):
+        rows = [made_row("aisp", i, 0) | {"reward": sigma} for i in range(3)]
+        config = {"method": {"aisp": {"sigma": sigma}}}
+        outs.append(write_output(tmp_path / f"s{sigma}", rows, config))
+    found = compare(summary_table(read_rows(outs)), {"config": {"published": PUBLISHED}})
+    assert [line[:2] for line in found.lines] == [("aisp sigma=0.3", "9.09"), ("aisp sigma=0.7", "9.09")]
+    assert [line[2] for line in found.lines] == ["0.30", "0.70"]
+
+
 def test_the_report_and_the_page_show_them(out, monkeypatch):
     monkeypatch.setattr("aisp_ray.report.figures.DRAWINGS", ())
     report = make_report(str(out))
