@@ -149,7 +149,7 @@ def describe(cls: type, groups: Mapping[str, str]) -> str:
         default = list(field.default) if isinstance(field.default, tuple) else field.default
         lines.append(f"  {field.name}={config_text(default)}".ljust(34) + f"  {meaning.get(field.name, '')}")
     for group, key in groups.items():
-        lines.append(f"\nChoices of {key} (conf/{group}):")
+        lines.append(f"\nChoices of {key} (conf/{config.FOLDER.get(group, group)}):")
         lines += [f"  {name}".ljust(34) + f"  {text}" for name, text in config.choices(group).items()]
     return "\n".join(lines)
 
