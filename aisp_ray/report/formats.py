@@ -60,7 +60,7 @@ def columns_of(records: Sequence[MethodSummary]) -> list[Column]:
     if any(record.paired for record in records):
         columns += [
             Column(f"vs {records[0].baseline}", with_intervals(difference, sign=True)),
-            Column("win/tie/loss", tuple(_record(record) for record in records)),
+            Column("win/tie/loss", tuple(win_tie_loss(record.paired) for record in records)),
         ]
     for name in dict.fromkeys(name for record in records for name in record.judges):
         head = name if "judge" in name else f"judge {name}"
@@ -114,8 +114,8 @@ def _prompts(record: MethodSummary) -> str:
     return str(record.num_prompts)
 
 
-def _record(record: MethodSummary) -> str:
-    pair = record.paired
+def win_tie_loss(pair: Paired | None) -> str:
+    """ "12/3/5" prompts; - where no prompt is shared."""
     return f"{pair.wins}/{pair.ties}/{pair.losses}" if pair and pair.difference.count else _NONE
 
 
@@ -232,7 +232,8 @@ def _estimate_columns(name: str, get: Callable[[MethodSummary], Estimate | None]
 def _paired_columns(prefix: str, get: Callable[[MethodSummary], Paired | None]) -> dict[str, Callable]:
     def part(record: MethodSummary, key: str) -> object:
         pair = get(record)
-        return getattr(pair, key) if pair is not None else None
+        counted = pair is not None and (pair.difference.count or key == "difference")  # no shared prompt: no record
+        return getattr(pair, key) if counted else None
 
     columns = _estimate_columns(f"{prefix}difference", lambda record: part(record, "difference"))
     names = ("wins", "ties", "losses", "win_rate")

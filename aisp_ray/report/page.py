@@ -19,7 +19,7 @@ from aisp_ray.metrics.base import Estimate
 from aisp_ray.metrics.paired import TIE
 from aisp_ray.report.budgets import NOTE, budget_cells
 from aisp_ray.report.figures import COLOURS
-from aisp_ray.report.formats import POLICY_SECONDS, REWARD_SECONDS, columns_of, footnote, with_intervals
+from aisp_ray.report.formats import POLICY_SECONDS, REWARD_SECONDS, columns_of, footnote, win_tie_loss, with_intervals
 from aisp_ray.report.measure import Section
 from aisp_ray.report.published import compare_first
 
@@ -136,7 +136,7 @@ def _judge_table(section: Section) -> str:
         for record, pair, gain in zip(records, pairs, gains, strict=True):
             cells = [
                 f"<td{tone_of(pair.difference)}>{escape(minus(gain))}</td>",
-                f"<td>{pair.wins}/{pair.ties}/{pair.losses}</td>",
+                f"<td>{minus(win_tie_loss(pair))}</td>",
                 f"<td>{_number(pair.win_rate, '.0%')}</td>",
                 f"<td>{minus(_number(against[record.method].rank_correlation, '.2f'))}</td>",
             ]

@@ -14,6 +14,8 @@ import pyarrow as pa
 import pytest
 from made_rows import made_error, made_row, write_output
 
+from aisp_ray.report.measure import sections
+from aisp_ray.report.page import render
 from aisp_ray.report.table import format_table, read_rows, summary_json, summary_table
 from aisp_ray.results import ROW_SCHEMA
 from aisp_ray.rng import generator
@@ -183,9 +185,19 @@ def test_what_is_unknown_is_empty_in_every_form():
 
 
 def test_no_shared_prompt_is_no_record_of_wins(tmp_path):
-    rows = [made_row("best_of_n", i, 0) for i in range(3)] + [made_error("aisp", i, 0) for i in range(3)]
-    text = format_table(summary_table(pa.Table.from_pylist(rows, schema=ROW_SCHEMA)))
-    assert "0/0/0" not in text
+    rows = [made_row("best_of_n", i, 0) for i in range(3)] + [made_row("aisp", i, 0) for i in range(3, 6)]
+    rows += [made_row("noise_only", i, 0) for i in range(3)]
+    table = pa.Table.from_pylist(rows, schema=ROW_SCHEMA)
+    records = summary_table(table)
+    for style in ("text", "markdown", "latex"):
+        assert "0/0/0" not in format_table(records, style)
+    cells = {row["method"]: row for row in csv.DictReader(io.StringIO(format_table(records, "csv")))}
+    for prefix in ("", "judge_gold_"):
+        assert [cells["aisp"][f"{prefix}{name}"] for name in ("wins", "ties", "losses", "win_rate")] == [""] * 4
+        assert cells["noise_only"][f"{prefix}wins"] != ""
+    page = render(sections(table, {}), {}, [], {})
+    assert "0/0/0" not in page
+    assert "Held-out judges" in page
 
 
 def test_two_datasets_are_two_tables(tmp_path):
