@@ -165,7 +165,7 @@ def _rows_of(search: Search) -> pa.Table | None:
     models = json.dumps([search.manifest.get("fingerprint", {}).get(k) for k in ("policy", "reward")], sort_keys=True)
     for trial, label, method in chosen:
         mask = pc.and_(pc.equal(table["setting"], trial["setting"]), pc.is_in(table["prompt_id"], pa.array(ids)))
-        rows = table.filter(mask).select(ROW_SCHEMA.names).replace_schema_metadata(None)
+        rows = _values_before_errors(table.filter(mask).select(ROW_SCHEMA.names)).replace_schema_metadata(None)
         columns = {name: rows[name].to_pylist() for name in ("dataset",)}
         given = {"dataset": [f"{name}, {where}" for name in columns["dataset"]], "method": [method] * rows.num_rows}
         for name, values in given.items():
@@ -177,6 +177,14 @@ def _rows_of(search: Search) -> pa.Table | None:
         parts.append(rows)
     rows = pa.concat_tables(parts)
     return rows if rows.num_rows else None
+
+
+def _values_before_errors(rows: pa.Table) -> pa.Table:
+    """Without the error rows of prompts that were measured again (run.retry_errors) and then had a value."""
+    import pyarrow.compute as pc
+
+    measured = rows["prompt_id"].filter(pc.equal(rows["status"], "ok"))
+    return rows.filter(pc.or_(pc.equal(rows["status"], "ok"), pc.invert(pc.is_in(rows["prompt_id"], measured))))
 
 
 def baseline_of(labels: Sequence[str], methods: Sequence[str], wanted: str) -> str:

@@ -34,9 +34,8 @@ class Evaluator:
         missing: dict[tuple[str, str], Task] = {}
         for prompt in prompts:
             for number, method in methods.items():
-                key = hashes[number], prompt.prompt_id
-                if self.store.get(*key) is None:
-                    missing.setdefault(key, Task(prompt, hashes[number], method))
+                if self.store.get(hashes[number], prompt) is None:
+                    missing.setdefault((hashes[number], prompt.prompt_id), Task(prompt, hashes[number], method))
         by_hash = {hashes[number]: values for number, values in described.items()}
         await self._run(list(missing.values()), by_hash)
         return {
@@ -44,7 +43,7 @@ class Evaluator:
         }  # fmt: skip
 
     def _value(self, setting: str, prompt: Prompt) -> float:
-        row = self.store.get(setting, prompt.prompt_id)
+        row = self.store.get(setting, prompt)
         assert row is not None
         return self.objective(row)
 

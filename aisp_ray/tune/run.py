@@ -98,10 +98,10 @@ def refuse(problems: Sequence[str]) -> int:
 
 
 def read_prompts(plan: TunePlan, screen: Screen) -> tuple[list[Prompt], list[Prompt]]:
-    """Usable tuning and held-out prompts, disjoint by their text.
+    """Usable tuning and held-out prompts, disjoint by their text and by their ids.
 
     Raises:
-        ConfigError: nothing is left of one of them.
+        ConfigError: nothing is left of one of them, or two different prompts have one id.
     """
     from aisp_ray.data.stream import rows_locally  # a few hundred prompts at most: no need of Ray Data
 
@@ -127,7 +127,23 @@ def read_prompts(plan: TunePlan, screen: Screen) -> tuple[list[Prompt], list[Pro
         raise config.ConfigError(
             "there are no held-out prompts left; give heldout=<a choice of data>, a smaller limit, or heldout_limit=0"
         )
+    refuse_one_id_for_two(tuning, kept)
     return tuning, kept
+
+
+def refuse_one_id_for_two(tuning: Sequence[Prompt], heldout: Sequence[Prompt]) -> None:
+    """An id names a prompt's randomness and its rows, so a held-out prompt must not have that of a tuning prompt.
+
+    Raises:
+        ConfigError: one does; names the key that sets them apart.
+    """
+    shared = {prompt.prompt_id for prompt in tuning} & {prompt.prompt_id for prompt in heldout}
+    if shared:
+        name = heldout[0].dataset
+        raise config.ConfigError(
+            f"{len(shared)} held-out prompts have the id of another tuning prompt (such as {min(shared)}): both sets "
+            f"are named {name}; give the held-out one a name of its own, such as heldout.name={name}_heldout"
+        )
 
 
 class Study:
@@ -264,9 +280,9 @@ class Study:
         costs, hashes = {}, {}
         for trial in trials:
             if trial.method is not None:
-                ids = [prompt.prompt_id for prompt in self.tuning[: trial.num_seen]]
+                seen = self.tuning[: trial.num_seen]
                 hashes[trial.number] = setting_hash(describe(trial.method))
-                costs[trial.number] = self.store.sums(hashes[trial.number], ids, tables.LEDGER)
+                costs[trial.number] = self.store.sums(hashes[trial.number], seen, tables.LEDGER)
         space, objective = self.plan.workbench.space, self.plan.objective
         found = tables.trial_table(trials, space, objective, costs, self._estimates, hashes)
         sink = pa.BufferOutputStream()

@@ -5,7 +5,8 @@
     <out>/trials.parquet  trials.svg  trials.png  summary.json  best.yaml  report/
 
 Rewards are pure functions of setting, prompt and seed, so a row is right for any search that asks for it: another
-search, more trials or more prompts in the same output pay only for what is new.
+search, more trials or more prompts in the same output pay only for what is new. A prompt is its id and its text: the
+row of another text under the same id is never taken for it.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ import pyarrow as pa
 
 from aisp_ray.output.files import Output, differences, to_table
 from aisp_ray.results import ROW_SCHEMA
+from aisp_ray.types import Prompt
 
 FOLDER, MANIFEST = "evaluations", "manifest.json"
 SCHEMA = pa.schema(
@@ -30,7 +32,7 @@ SCHEMA = pa.schema(
     ],
     metadata=ROW_SCHEMA.metadata,
 )
-Key = tuple[str, str]  # setting hash, prompt id
+Key = tuple[str, str, str]  # setting hash, prompt id, prompt text
 
 
 class MixedError(ValueError):
@@ -65,13 +67,13 @@ class Evaluations:
         about: what the manifest says of the search besides the fingerprint.
 
         Raises:
-            MixedError: it was made under another fingerprint, and on_mismatch is refuse; or it is an evaluation's.
+            MixedError: it was made under another fingerprint, and on_mismatch is refuse; or it is an evaluation's; or
+                its manifest cannot be read.
         """
         now = json.loads(json.dumps(fingerprint, default=str))
-        before = self.output.read_json(MANIFEST)
-        if before is not None and "methods" in before:
-            raise MixedError(f"{self.output.out} holds an evaluation (jobs/eval.py); give another out")
+        before = self._read_manifest()
         lines = [] if before is None else differences(before.get("fingerprint"), now)
+        mixed = [*(before or {}).get("ignored_differences", ()), *lines]  # what is mixed stays mixed
         if lines and on_mismatch == "refuse":
             shown = "\n".join(f"  {line}" for line in lines[:20])
             raise MixedError(
@@ -80,21 +82,39 @@ class Evaluations:
             )
         if lines and on_mismatch == "overwrite":
             self.output.filesystem.delete_dir_contents(f"{self.output.root}/{FOLDER}", missing_dir_ok=True)
-        self.output.write_json(MANIFEST, {"fingerprint": now, **(about or {})})
+            mixed = []
+        said = {"ignored_differences": mixed} if mixed else {}
+        self.output.write_json(MANIFEST, {"fingerprint": now, **(about or {}), **said})
+        self._read_parts(retry_errors)
+
+    def _read_manifest(self) -> dict[str, Any] | None:
+        try:
+            before = self.output.read_json(MANIFEST)
+        except ValueError as error:
+            raise MixedError(str(error)) from error
+        if before is not None and not isinstance(before, dict):
+            raise MixedError(f"{self.output.out}/{MANIFEST} is no manifest of a search; give another out")
+        if before is not None and "methods" in before:
+            raise MixedError(f"{self.output.out} holds an evaluation (jobs/eval.py); give another out")
+        return before
+
+    def _read_parts(self, retry_errors: bool) -> None:
+        """Parts have random names, so no order says which row is newer: one with a value is kept over an error."""
         for kind, serial in self.output.parts(FOLDER):
             for row in self.output.read_part(kind, serial, folder=FOLDER).to_pylist():
-                if not (retry_errors and row["status"] == "error"):
-                    self.rows[row["setting"], row["prompt_id"]] = row
+                key = row["setting"], row["prompt_id"], row["prompt"]
+                if row["status"] != "error" or not (retry_errors or key in self.rows):
+                    self.rows[key] = row
 
     def add(self, setting: str, described: Mapping[str, Any], row: Mapping[str, Any]) -> None:
         """A new evaluation; on disk after the next `flush`."""
         full = {"setting": setting, "settings": json.dumps(described, sort_keys=True, default=str), **row}
-        self.rows[setting, row["prompt_id"]] = full
+        self.rows[setting, row["prompt_id"], row["prompt"]] = full
         self._new.append(full)
         self.num_new += 1
 
-    def get(self, setting: str, prompt_id: str) -> dict[str, Any] | None:
-        return self.rows.get((setting, prompt_id))
+    def get(self, setting: str, prompt: Prompt) -> dict[str, Any] | None:
+        return self.rows.get((setting, prompt.prompt_id, prompt.text))
 
     def flush(self) -> None:
         """Write what is new as one more part file."""
@@ -103,7 +123,7 @@ class Evaluations:
             self._next += 1
             self._new = []
 
-    def sums(self, setting: str, prompt_ids: Sequence[str], columns: Sequence[str]) -> dict[str, float]:
+    def sums(self, setting: str, prompts: Sequence[Prompt], columns: Sequence[str]) -> dict[str, float]:
         """Column sums over a setting's evaluations of these prompts."""
-        rows = [row for row in (self.get(setting, prompt_id) for prompt_id in prompt_ids) if row is not None]
+        rows = [row for row in (self.get(setting, prompt) for prompt in prompts) if row is not None]
         return {name: float(sum(row[name] or 0 for row in rows)) for name in columns}

@@ -11,6 +11,11 @@ from aisp_ray.cli import make_plan as make_evaluation
 from aisp_ray.cli import read_command as read_evaluation
 from aisp_ray.output.files import Output
 from aisp_ray.output.manifest import RefusedError, open_manifest
+from aisp_ray.progress import Screen
+from aisp_ray.report.notices import run_notices
+from aisp_ray.report.searches import read_compared, read_search
+from aisp_ray.tune.run import read_prompts
+from aisp_ray.tune.run import run as run_plan
 from aisp_ray.tune.store import Evaluations, MixedError
 
 
@@ -170,3 +175,70 @@ def test_a_preset_that_is_the_best_is_said_to_be(tmp_path, capsys):
     run(make(tmp_path, "tune.keys={temperature: [0.2, 2.5]}", "tune.set={n: 2, top_p: 1.0}", "search=grid", "limit=4"))
     assert "No setting did better than the preset." in capsys.readouterr().out
     assert read_preset(tmp_path / "best.yaml").temperature == 1.0
+
+
+def test_one_id_for_a_tuning_and_a_held_out_prompt_is_refused_with_the_key_to_change(tmp_path, capsys):
+    paths = [tmp_path / folder / "prompts.jsonl" for folder in ("a", "b")]
+    for path in paths:
+        path.parent.mkdir()
+        path.write_text("".join(json.dumps({"prompt": f"{path.parent.name} {i}"}) + "\n" for i in range(4)))
+    words = ["data=prompts", f"data.path={paths[0]}", "heldout=prompts", f"heldout.path={paths[1]}", "limit=4"]
+    assert run_plan(make(tmp_path / "out", *words, "local=true")) == 2
+    assert "heldout.name=prompts_heldout" in capsys.readouterr().err
+    tuning, heldout = read_prompts(make(tmp_path / "out", *words, "heldout.name=other"), Screen())
+    assert len({prompt.prompt_id for prompt in (*tuning, *heldout)}) == 8
+
+
+def test_a_row_of_another_text_under_the_same_id_is_not_taken(tmp_path):
+    grid = ("tune.keys={temperature: [0.5]}", "search=grid", "limit=4")
+    _, first = run(make(tmp_path, *grid))
+    _, edited = run(make(tmp_path, *grid), tuning=prompts(4, text="another question"))
+    assert first.num_rollouts - edited.num_rollouts == 2 * 2 * 8  # two settings, two rounds, the held-out prompts
+
+
+def with_row(row, **changes):
+    return {name: row[name] for name in row if name not in ("setting", "settings")} | changes
+
+
+@pytest.mark.parametrize("value_first", [True, False])
+def test_an_error_never_stands_before_a_value(tmp_path, value_first):
+    plan = make(tmp_path, "tune.keys={temperature: [0.5]}", "search=grid", "limit=4")
+    run(plan)
+    before = Evaluations(Output(plan.out))
+    manifest = json.loads((tmp_path / "manifest.json").read_text())
+    before.open(plan.fingerprint, about={"prompts": manifest["prompts"]})
+    later = Evaluations(Output(plan.out))
+    later._name = "z" if value_first else "0"  # parts are read in the order of names
+    for row in before.rows.values():
+        later.add(row["setting"], {}, with_row(row, status="error", error="no", reward=None, response=None))
+    later.flush()
+    again = Evaluations(Output(plan.out))
+    again.open(plan.fingerprint, about={"prompts": manifest["prompts"]})
+    assert {row["status"] for row in again.rows.values()} == {"ok"}
+    rows = read_compared([read_search(plan.out)])
+    assert set(rows["status"].to_pylist()) == {"ok"}
+    assert rows.num_rows == 2 * 8
+
+
+def test_what_is_mixed_stays_said(tmp_path):
+    words = ("tune.keys={temperature: [0.5]}", "search=grid", "limit=4", "seed=1")
+    run(make(tmp_path, *words[:-1]))
+    for last in ("run.on_mismatch=ignore", "run.on_mismatch=refuse"):
+        run(make(tmp_path, *words, last))
+        manifest = json.loads((tmp_path / "manifest.json").read_text())
+        assert manifest["ignored_differences"] == ["seed: 0 there, 1 now"]
+        (said,) = run_notices({"manifest.json": manifest})
+        assert "are mixed in it" in said
+    run(make(tmp_path, *words[:-1], "run.on_mismatch=overwrite"))
+    assert "ignored_differences" not in json.loads((tmp_path / "manifest.json").read_text())
+
+
+@pytest.mark.parametrize(("text", "said"), [('{"finger', "is not JSON any more"), ("[]", "is no manifest")])
+def test_a_broken_manifest_is_refused_in_a_sentence(tmp_path, capsys, text, said):
+    path = tmp_path / "prompts.jsonl"
+    path.write_text("".join(json.dumps({"prompt": f"question {i}"}) + "\n" for i in range(8)))
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "manifest.json").write_text(text)
+    words = ("data=prompts", f"data.path={path}", "limit=4", "heldout=null", "heldout_limit=4", "local=true")
+    assert run_plan(make(tmp_path / "out", *words)) == 2
+    assert said in capsys.readouterr().err
