@@ -39,7 +39,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             print(yaml.safe_dump(composed.tree(), sort_keys=False), end="")
             return 0
         plan = make_plan(composed)
-        problems = check(plan, bool(composed.top["allow_unequal_budgets"]), composed.top["budget"])
+        unequal, report = (config.convert(composed.top[key], bool, key) for key in ("allow_unequal_budgets", "report"))
+        problems = check(plan, unequal, composed.top["budget"])
         if problems:
             raise ConfigError("\n".join(problems))
         plan = pin(plan)
@@ -47,7 +48,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         for line in str(error).split("\n"):
             print(f"error: {line}", file=sys.stderr)
         return 2
-    return dry_run(plan) if flags["dry_run"] else evaluate(plan, composed.top)
+    return dry_run(plan) if flags["dry_run"] else evaluate(plan, composed.top["baseline"], report)
 
 
 def read_command(words: Sequence[str]) -> tuple[dict[str, bool], Composed]:
@@ -62,7 +63,13 @@ def read_command(words: Sequence[str]) -> tuple[dict[str, bool], Composed]:
     defaults = read_yaml(config.conf_folder() / "eval.yaml")
     if "experiment" in arguments:
         defaults |= read_experiment(arguments.pop("experiment"), defaults)
-    return flags, config.compose(defaults, arguments)
+    composed = config.compose(defaults, arguments)
+    # one that is typed must be there; a default may be left without rows, and the table says so
+    known = composed.groups["method"] if "baseline" in arguments else config.choices("method")
+    baseline = config.convert(composed.top["baseline"], str, "baseline")
+    if baseline not in known:
+        raise ConfigError(f"baseline={baseline}: it is not among the methods.{config.suggest(baseline, known)}")
+    return flags, composed
 
 
 def read_yaml(path: Path) -> dict[str, Any]:
@@ -158,11 +165,23 @@ def check(plan: Plan, allow_unequal: bool, budget: Any = None) -> list[str]:
     found = [*plan.policy.check(), *plan.reward.check(), *plan.data.check()]
     for part in (*plan.judges.values(), *plan.methods.values()):
         found += part.check() if hasattr(part, "check") else []
+    found += too_long(plan.methods, plan.policy)
     unit = "samples" if budget is None else read_budget(budget)[0]
     unequal = check_budgets(plan.methods, unit, most_new_tokens(plan.policy))
     if unequal and not allow_unequal:
         found.append(f"{unequal}; set them equal with budget=256, or allow_unequal_budgets=true")
     return found
+
+
+def too_long(methods: Mapping[str, Any], policy: Any) -> list[str]:
+    """A sentence for each method that asks for longer responses than the policy gives."""
+    most = getattr(policy, "max_new_tokens", None)
+    wanted = {name: getattr(method, "max_new_tokens", None) for name, method in methods.items()}
+    return [
+        f"method.{name}.max_new_tokens={count} is above policy.max_new_tokens={most}; lower it, or raise the policy's"
+        for name, count in wanted.items()
+        if count is not None and most is not None and count > most
+    ]
 
 
 def fitted(methods: Mapping[str, Any], budget: Any, policy: Any) -> dict[str, Any]:
@@ -206,13 +225,13 @@ def dry_run(plan: Plan) -> int:
     return 2 if problems else 0
 
 
-def evaluate(plan: Plan, top: Mapping[str, Any]) -> int:
+def evaluate(plan: Plan, baseline: str, report: bool) -> int:
     """Run the plan, then print the table and where the files are."""
     from aisp_ray.pipeline import run
 
     code = run(plan)
     if code in (0, 3):
-        show(plan, str(top["baseline"]), bool(top["report"]))
+        show(plan, baseline, report)
     return code
 
 

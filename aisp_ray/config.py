@@ -309,7 +309,10 @@ def override(groups: dict[str, dict[str, dict[str, Any]]], key: str, value: Any)
         if len(path) == 1:
             chosen[name][path[0]] = parsed
         else:
-            inner = dict(chosen[name].get(path[0]) or {})
+            held = chosen[name].get(path[0])
+            if held is not None and not isinstance(held, Mapping):
+                raise ConfigError(f"{key}: {where}.{path[0]} is {held!r} and has no keys; set {where}.{path[0]}=...")
+            inner = dict(held or {})
             inner[".".join(path[1:])] = parse_value(value) if isinstance(value, str) else value
             chosen[name][path[0]] = inner
 

@@ -72,6 +72,21 @@ def test_texts_are_taken_as_typed():
         (["experiment=nothing"], ["experiment"]),
         (["limit=0"], ["limit"]),
         (["policy.model=/no/such/folder"], ["config.json"]),
+        (["policy.model.foo=1"], ["policy.model is 'demo:policy' and has no keys"]),
+        (["method=aisp", "method.aisp.sigma.x=1"], ["method.aisp.sigma", "has no keys"]),
+        (["policy.dtype.foo=1"], ["policy.dtype", "has no keys"]),
+        (["allow_unequal_budgets=maybe"], ["allow_unequal_budgets='maybe'", "true or false"]),
+        (["report=nope"], ["report='nope'", "true or false"]),
+        (["baseline=best_of_m"], ["baseline=best_of_m", 'Did you mean "best_of_n"']),
+        (
+            ["method=[aisp,noise_only]", "baseline=best_of_n"],
+            ["it is not among the methods", "Known: aisp, noise_only"],
+        ),
+        (
+            ["method=args_paper"],
+            ["method.args_paper.max_new_tokens=128 is above policy.max_new_tokens=64; lower it, or raise"],
+        ),
+        (["method=args", "policy.max_new_tokens=16"], ["method.args.max_new_tokens=64 is above", "=16"]),
     ],
 )
 def test_what_is_wrong_is_one_sentence(capsys, words, parts):
@@ -103,6 +118,12 @@ def test_help_names_groups_choices_keys_and_defaults(capsys):
         assert word in text
     for cls in (type(plan().methods["aisp"]), type(plan().policy)):
         assert all(config.comments(cls).values()), f"{cls.__name__} has a key without a meaning"
+
+
+def test_the_default_baseline_may_be_missing_and_a_typed_one_is_kept(capsys):
+    for words in (["method=aisp"], ["method=[aisp,noise_only]", "baseline=aisp"]):
+        assert cli.main([*words, "print_config=true"]) == 0
+        assert yaml.safe_load(capsys.readouterr().out)["baseline"] == ("aisp" if len(words) > 1 else "best_of_n")
 
 
 def test_placement_does_not_change_the_fingerprint_and_numbers_do():
