@@ -214,12 +214,17 @@ def check(plan: TunePlan) -> list[str]:
 
 
 def pin(plan: TunePlan) -> TunePlan:
-    """The plan with the commits of all that comes from the hub written in, so that a search goes on with the same."""
+    """The plan with the commits of all that comes from the hub and the content of the data written in.
+
+    So a search goes on with the same models and prompts, or says what has changed.
+    """
     parts = {name: getattr(plan, name).pinned() for name in ("policy", "reward", "data")}
     parts["heldout"] = plan.heldout.pinned() if plan.heldout is not None else None
     judges = {name: judge.pinned() for name, judge in plan.judges.items()}
     named = {name: describe(part) if part is not None else None for name, part in parts.items()}
     named["judges"] = {name: describe(judge) for name, judge in judges.items()}
+    for name in ("data", "heldout"):
+        named[f"{name}_content"] = parts[name].fingerprint() if parts[name] is not None else None
     return dataclasses.replace(plan, **parts, judges=judges, fingerprint={**plan.fingerprint, **named})
 
 

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from aisp_ray.output.files import differences
 from aisp_ray.tune.cli import main, make_plan, pin, read_command
 
 ROOT = Path(__file__).parent.parent.parent
@@ -87,3 +88,17 @@ def test_a_command_is_checked_without_torch_ray_or_optuna():
     )
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, cwd=ROOT)
     assert done.returncode == 0, done.stderr
+
+
+def test_an_edited_data_file_is_another_search(tmp_path):
+    paths = {"data": tmp_path / "tuning.jsonl", "heldout": tmp_path / "heldout.jsonl"}
+    words = [word for name, path in paths.items() for word in (f"{name}=prompts", f"{name}.path={path}")]
+    for path in paths.values():
+        path.write_text('{"prompt": "a question"}\n')
+    before = pin(make_plan(read_command(words)[1])).fingerprint
+    assert pin(make_plan(read_command(words)[1])).fingerprint == before
+    for name, path in paths.items():
+        path.write_text('{"prompt": "A question"}\n')
+        after = pin(make_plan(read_command(words)[1])).fingerprint
+        assert any(line.startswith(f"{name}_content.files") for line in differences(before, after))
+    assert pin(make_plan(read_command(["heldout=null"])[1])).fingerprint["heldout_content"] is None
