@@ -6,8 +6,8 @@ the policy tilted by the reward, with pi the policy at the sampling temperature.
 rounds; their first states are draws from the policy. Draws that decide are named, so that a run repeats.
 
 Differs from the paper: chains are many and short by default (n chains share the budget), and the default answer is the
-highest reward seen, as for the other methods; `select=last` returns the first chain's last state, a draw from (about)
-the tilted distribution.
+highest reward seen, as for the other methods; `select=last` returns the first chain's last state (of the chains that
+ever got a reward), a draw from (about) the tilted distribution.
 """
 
 from __future__ import annotations
@@ -74,7 +74,10 @@ class QAlign:
             moved = uniform[i] < acceptance(chain, new, self.beta)
             chains.append(new if moved else chain)
             accepted.append(bool(moved))
-        best = best_candidate(state.best, rollouts, scores) if self.select == "best" else chains[0]
+        if self.select == "best":
+            best = best_candidate(state.best, rollouts, scores)
+        else:
+            best = next((chain for chain in chains if chain is not None), None)
         moved_on = replace(state, iteration=iteration, done=iteration >= self.kappa, best=best, chains=tuple(chains))
         return moved_on, {"accept_rate": float(np.mean(accepted))}
 

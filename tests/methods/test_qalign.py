@@ -100,6 +100,16 @@ def test_last_returns_where_the_first_chain_is():
     assert state.best == state.chains[0]
 
 
+def test_last_passes_over_a_chain_that_never_got_a_reward():
+    policy, method = ToyPolicy(), QAlign(n=3, kappa=2, select="last")
+    state = method.init(prompt(), 0)
+    while not state.done:
+        rollouts = policy.rollout(prompt(), method.ask(state), 0)
+        state, _ = method.tell(state, rollouts, Scores((math.nan, 1.0, 2.0)))
+    assert state.chains[0] is None
+    assert state.best == state.chains[1]
+
+
 def test_bad_settings_say_what_is_allowed():
     with pytest.raises(ValueError, match="beta is 0"):
         QAlign(beta=0.0)
