@@ -19,7 +19,7 @@ from aisp_ray.cli import describe, read_seed, read_yaml
 from aisp_ray.config import Composed, ConfigError
 from aisp_ray.plan import RunSettings, absolute
 from aisp_ray.tune.heldout import MARK
-from aisp_ray.tune.objective import make_objective
+from aisp_ray.tune.objective import make_objective, samples_of
 from aisp_ray.tune.plan import TunePlan
 from aisp_ray.tune.propose import SEARCHES
 from aisp_ray.tune.rungs import RULES
@@ -204,6 +204,7 @@ def check(plan: TunePlan) -> list[str]:
     try:
         make_objective(plan.objective, list(plan.judges))
         plan.workbench.centre()
+        found += _check_samples(plan)
         if plan.search == "grid":
             _any_valid(plan)
     except ValueError as error:
@@ -239,6 +240,18 @@ def _any_valid(plan: TunePlan) -> None:
             refusal = error
     assert refusal is not None
     raise refusal
+
+
+def _check_samples(plan: TunePlan) -> list[str]:
+    """Whether the preset, with which every setting is compared, has a reward after the N samples of `reward@N`."""
+    samples, method = samples_of(plan.objective), plan.workbench.make({})
+    one_round = method.num_samples // method.num_iterations
+    if samples is None or samples >= one_round:
+        return []
+    return [
+        f"objective={plan.objective}: there is no reward before the first round of the preset "
+        f"{plan.workbench.space.method} ends, at {one_round} samples; give reward@{one_round} or more"
+    ]
 
 
 def _check_save_as(name: str) -> list[str]:

@@ -13,18 +13,29 @@ KINDS = "reward, reward@N (best reward after N samples), area (mean of the best 
 
 
 def make_objective(text: str, judges: Sequence[str]) -> Objective:
-    """The objective of a name.
+    """The objective of a name. An error row has none (NaN), also where its traces hold rewards from before the error.
 
     Raises:
         ValueError: there is none of that name.
     """
-    name, mark, count = text.partition("@")
+    measure = _measure(text, judges)
+    return lambda row: measure(row) if row["status"] == "ok" else math.nan
+
+
+def samples_of(text: str) -> int | None:
+    """N of `reward@N`; None for anything else."""
+    name, _, count = text.partition("@")
+    return int(count) if name == "reward" and count.isdecimal() and int(count) > 0 else None
+
+
+def _measure(text: str, judges: Sequence[str]) -> Objective:
     if text == "reward":
         return lambda row: _number(row["reward"])
     if text == "area":
         return area
-    if name == "reward" and mark and count.isdigit() and int(count) > 0:
-        return lambda row: reward_after(row, int(count))
+    samples = samples_of(text)
+    if samples is not None:
+        return lambda row: reward_after(row, samples)
     judge = text.removeprefix("judge.")
     if text.startswith("judge.") and judge in judges:
         return lambda row: _number(dict(zip(row["judge_names"], row["judge_rewards"], strict=True)).get(judge))

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from aisp_ray import config
+from aisp_ray.cli import describe
 from aisp_ray.driver import Driver
 from aisp_ray.methods.base import Method
 from aisp_ray.output.files import Output
@@ -222,12 +223,24 @@ class Study:
         await extend([preset], measure, 0, num_prompts)
         preset.state = "complete"
         self._write_trials([preset])
+        self._refuse_without_value(preset)
         proposer = make_proposer(plan.search, plan.workbench.space, plan.trials, plan.seed, preset)
         rules = dataclasses.replace(rules, num_prompts=num_prompts)  # the data may hold fewer than asked for
         trials = await run_search(preset, proposer, plan.workbench, measure, rules, self._seen)
         best = best_trial(trials)
         chosen = await self._confirm(evaluator, preset, best)
         return self._finish(trials, best, chosen, evaluator.num_asked)
+
+    def _refuse_without_value(self, preset: Trial) -> None:
+        """Raises ValueError with the first error: a search could only spend, as all settings are compared with it."""
+        if preset.num_failed < preset.num_seen:
+            return
+        rows = [self.store.get(setting_hash(describe(preset.method)), prompt) for prompt in self.tuning]
+        error = next((row["error"] for row in rows if row is not None and row["error"]), "none of its rows is an error")
+        raise ValueError(
+            f"the preset has no finite {self.plan.objective} on any of {preset.num_seen} tuning prompts, so there is "
+            f"nothing to compare a setting with: {error}"
+        )
 
     async def _confirm(self, evaluator: Evaluator, preset: Trial, best: Trial) -> held.Confirmation | None:
         if not self.heldout:
@@ -274,8 +287,6 @@ class Study:
     def _write_trials(self, trials: Sequence[Trial]) -> Any:
         import pyarrow as pa
         import pyarrow.parquet as pq
-
-        from aisp_ray.cli import describe
 
         costs, hashes = {}, {}
         for trial in trials:

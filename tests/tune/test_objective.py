@@ -7,6 +7,7 @@ import pytest
 from aisp_ray.tune.objective import make_objective
 
 ROW = {
+    "status": "ok",
     "reward": 3.0,
     "num_samples_seen": [4, 8, 16],
     "reward_best": [1.0, 2.0, 3.0],
@@ -32,7 +33,7 @@ def test_a_judge_counts_where_it_was_asked():
 
 
 def test_an_error_row_has_no_value():
-    row = {"reward": None, "num_samples_seen": [], "reward_best": [], "judge_names": [], "judge_rewards": []}
+    row = {**ROW, "status": "error", "reward": None}  # it failed after some iterations
     for name in ("reward", "reward@4", "area", "judge.gold"):
         assert math.isnan(make_objective(name, ["gold"])(row))
 

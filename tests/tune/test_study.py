@@ -242,3 +242,10 @@ def test_a_broken_manifest_is_refused_in_a_sentence(tmp_path, capsys, text, said
     words = ("data=prompts", f"data.path={path}", "limit=4", "heldout=null", "heldout_limit=4", "local=true")
     assert run_plan(make(tmp_path / "out", *words)) == 2
     assert said in capsys.readouterr().err
+
+
+def test_a_preset_without_a_value_ends_the_search_in_a_sentence(tmp_path, capsys):
+    code, policy = run(make(tmp_path, "trials=4", "limit=4"), tuning=prompts(4, "broken", "hopeless"))
+    assert code == 1
+    assert policy.num_rollouts == 2 * 4  # of the preset alone
+    assert "the preset has no finite reward on any of 4 tuning prompts" in capsys.readouterr().err

@@ -29,6 +29,7 @@ ROOT = Path(__file__).parent.parent.parent
         (["data.pat=x"], 'Did you mean "path"'),
         (["heldout=null", "heldout.name=x"], "has no effect: heldout is null"),
         (["objective=judge.gold"], "no such measure"),
+        (["objective=reward@3"], "give reward@4 or more"),
         (["save_as=aisp"], "was not written by a search"),
         (["save_as=../x"], "letters, digits and underscores"),
         (["tune.samples=7", "tune=alpha"], "no multiple of one round"),
