@@ -208,6 +208,7 @@ def pin(plan: Plan) -> Plan:
 
 def dry_run(plan: Plan) -> int:
     """Say what would run and what it would cost; check the cluster against what is asked."""
+    from aisp_ray.output.files import inside
     from aisp_ray.pipeline import preflight
 
     prompts = "all prompts" if plan.limit is None else f"{plan.limit} prompts"
@@ -218,7 +219,7 @@ def dry_run(plan: Plan) -> int:
     for role, part in (("policy", plan.policy), ("reward", plan.reward), *plan.judges.items()):
         low, high = part.actors
         print(f"  {role}: {low} to {high} actors of {part.num_gpus:g} GPUs")
-    print(f"  rows: {plan.out}/rows  (configuration {plan.config_hash})")
+    print(f"  rows: {inside(plan.out, 'rows')}  (configuration {plan.config_hash})")
     problems = preflight(plan)
     for line in problems:
         print(f"error: {line}", file=sys.stderr)
@@ -237,6 +238,7 @@ def evaluate(plan: Plan, baseline: str, report: bool) -> int:
 
 def show(plan: Plan, baseline: str, report: bool) -> None:
     """Print the table, published figures beside it, and where the files are; write the report if asked."""
+    from aisp_ray.output.files import inside
     from aisp_ray.report.published import as_text, compare
     from aisp_ray.report.table import format_table, read_rows, summary_table
 
@@ -245,7 +247,7 @@ def show(plan: Plan, baseline: str, report: bool) -> None:
     comparison = compare(records, {"config": plan.config})
     if comparison:
         print(f"\n{as_text(comparison)}")
-    print(f"\nrows     {plan.out}/rows\nsummary  {plan.out}/summary.json")
+    print(f"\nrows     {inside(plan.out, 'rows')}\nsummary  {inside(plan.out, 'summary.json')}")
     if report:
         from aisp_ray.report.write import write_report
 

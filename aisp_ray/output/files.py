@@ -43,6 +43,18 @@ def resolve(out: str) -> tuple[pafs.FileSystem, str]:
     return filesystem, path.rstrip("/")
 
 
+def split_query(place: str) -> tuple[str, str]:
+    """A folder or URI without a slash at its end, and its query (?endpoint_override=...): "" where there is none."""
+    path, mark, query = place.partition("?") if "://" in place else (place, "", "")
+    return path.rstrip("/") or path[:1], mark + query
+
+
+def inside(place: str, name: str) -> str:
+    """`<place>/<name>` of a folder or URI, whose query stays at the end."""
+    path, query = split_query(place)
+    return f"{path.rstrip('/')}/{name}{query}"
+
+
 class Output:
     """The files of one run. Picklable: tasks on other nodes write with it."""
 
@@ -99,7 +111,7 @@ class Output:
         try:
             return None if data is None else json.loads(data)
         except json.JSONDecodeError as error:
-            raise ValueError(f"{self.out}/{name} is not JSON any more ({error}); remove it to go on") from error
+            raise ValueError(f"{inside(self.out, name)} is not JSON any more ({error}); remove it to go on") from error
 
     def parts(self, folder: str = ROWS) -> list[tuple[str, int]]:
         """(method, chunk) of every part file."""
@@ -108,9 +120,10 @@ class Output:
         return sorted((match["method"], int(match["chunk"])) for match in found if match)
 
     def read_part(self, method: str, chunk: int, columns: list[str] | None = None, folder: str = ROWS) -> pa.Table:
-        data = self.read(f"{folder}/{part_name(method, chunk)}")
+        name = f"{folder}/{part_name(method, chunk)}"
+        data = self.read(name)
         if data is None:
-            raise FileNotFoundError(f"{self.out}/{folder}/{part_name(method, chunk)}")
+            raise FileNotFoundError(inside(self.out, name))
         return pq.read_table(pa.BufferReader(data), columns=columns)
 
     def write_part(self, table: pa.Table, method: str, chunk: int, folder: str = ROWS) -> None:

@@ -13,7 +13,7 @@ from typing import Any
 
 from aisp_ray import __version__
 from aisp_ray.cluster.pool import Pool, Replica
-from aisp_ray.output.files import Output, differences
+from aisp_ray.output.files import ROWS, Output, differences, inside
 from aisp_ray.plan import Plan
 from aisp_ray.results import SCHEMA_VERSION
 
@@ -38,7 +38,9 @@ def open_manifest(plan: Plan, output: Output, run_id: str) -> dict[str, Any]:
     if before is not None:
         now = _go_on(plan, output, before, now)
     elif output.parts():
-        raise RefusedError(f"{plan.out}/rows holds files but there is no {MANIFEST} beside them; give another out")
+        raise RefusedError(
+            f"{inside(plan.out, ROWS)} holds files but there is no {MANIFEST} beside them; give another out"
+        )
     now["runs"] = [
         *now["runs"],
         {"run_id": run_id, "started": time.time(), "host": socket.gethostname(), "command": sys.argv},

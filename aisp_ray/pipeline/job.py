@@ -23,7 +23,7 @@ from aisp_ray.data.select import DropReport
 from aisp_ray.data.stream import stream_prompts
 from aisp_ray.driver import Driver, Outcome, Progress, Task, particle_rows, row_of
 from aisp_ray.output import snapshot as snapshots
-from aisp_ray.output.files import Output
+from aisp_ray.output.files import ROWS, Output, inside
 from aisp_ray.output.manifest import MANIFEST, SUMMARY, engines_of, open_manifest, shown_prompt, summary_of
 from aisp_ray.output.snapshot import Snapshot
 from aisp_ray.output.store import Store
@@ -204,7 +204,7 @@ class Job:
         self.screen.say(
             f"run {self.run_id} ({plan.config_hash}): {', '.join(plan.methods)}; {self.in_flight} searches in flight"
         )
-        self.screen.say(f"actors: {actors}; rows go to {plan.out}/rows")
+        self.screen.say(f"actors: {actors}; rows go to {inside(plan.out, ROWS)}")
 
     async def _describe(self, prompt: Prompt) -> None:
         """Show and keep what the models read of the first prompt: a wrong template is seen at once."""

@@ -62,6 +62,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def write(settings: ReportSettings, groups: Mapping[str, Mapping[str, Any]]) -> str:
     """Write the report, hand it to the trackers, and return what the command prints."""
+    from aisp_ray.output.files import inside
     from aisp_ray.report.formats import format_table
     from aisp_ray.report.rejudge import Rejudging
     from aisp_ray.report.search_page import search_text
@@ -84,7 +85,7 @@ def write(settings: ReportSettings, groups: Mapping[str, Mapping[str, Any]]) -> 
     texts = [search_text(search) for search in report.searches] + [format_table(report.records)]
     texts.append(f"page     {report.page}")
     if report.records:
-        texts.append(f"tables   {report.to}/table.md .tex .csv, budgets.md")
+        texts.append(f"tables   {inside(report.to, 'table.md')} .tex .csv, budgets.md")
     return "\n".join(filter(None, texts))
 
 

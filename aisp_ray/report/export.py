@@ -14,6 +14,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
+from aisp_ray.output.files import inside, split_query
 from aisp_ray.report.rejudge import messages_of
 from aisp_ray.rng import derive_seed
 
@@ -60,7 +61,10 @@ class ExportSettings:
 
     @property
     def folder(self) -> str:
-        return (self.to or f"{self.out[0].rstrip('/')}/export/{self.format}").rstrip("/")
+        """Where the data set goes."""
+        from aisp_ray.report.rows import output_list
+
+        return "".join(split_query(self.to or inside(output_list(self.out)[0], f"export/{self.format}")))
 
 
 @dataclass(frozen=True, slots=True)
@@ -275,7 +279,9 @@ def _particle_pools(out: str, settings: ExportSettings) -> Iterator[Pool]:
     prompts = {row["prompt_id"]: (row["dataset"], row["prompt"]) for row in rows}
     system, files = parquet_files(out, "particles")
     if not files:
-        raise ValueError(f"{out}/particles is empty: run the evaluation with run.particles=true, or export format=sft")
+        raise ValueError(
+            f"{inside(out, 'particles')} is empty: run the evaluation with run.particles=true, or export format=sft"
+        )
     groups: dict[str, list[str]] = {}
     for path in files:  # part-<method>-<chunk>.parquet
         groups.setdefault(path.rpartition("-")[2], []).append(path)

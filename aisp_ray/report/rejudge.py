@@ -128,6 +128,7 @@ def _scores_of(scores: Scores) -> Iterator[Score]:
 
 def best_responses(rows: pa.Table, manifests: Mapping[str, Any]) -> dict[Search, list[str | None]]:
     """What each search would have returned after each iteration: the first particle with its best-so-far reward."""
+    from aisp_ray.output.files import inside
     from aisp_ray.report.rows import parquet_files
 
     names = ("out", "prompt_id", "method", "reward_best")
@@ -139,7 +140,9 @@ def best_responses(rows: pa.Table, manifests: Mapping[str, Any]) -> dict[Search,
     for out in manifests:
         system, files = parquet_files(out, "particles")
         if not files:
-            raise ValueError(f"{out}/particles is empty: judge_curves need an evaluation with run.particles=true")
+            raise ValueError(
+                f"{inside(out, 'particles')} is empty: judge_curves need an evaluation with run.particles=true"
+            )
         for path in files:
             for key, drawn in _searches(system, path, out):
                 if key in targets:

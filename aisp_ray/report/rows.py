@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+from aisp_ray.output.files import inside, split_query
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -48,8 +51,22 @@ def only(rows: pa.Table, methods: Sequence[str]) -> pa.Table:
 
 
 def output_list(out: str | Sequence[str]) -> list[str]:
-    """Outputs as a list of texts without repeats, in order."""
-    return list(dict.fromkeys(str(path).rstrip("/") for path in ([out] if isinstance(out, str | Path) else out)))
+    """Outputs as a list of texts without repeats, in order. The rows folder of an output stands for the output."""
+    return list(dict.fromkeys(_whole(str(path)) for path in ([out] if isinstance(out, str | Path) else out)))
+
+
+def _whole(place: str) -> str:
+    """The output that a place is, or whose rows folder it is; without a slash at its end."""
+    path, query = split_query(place)
+    named = re.fullmatch("(?:(.*[^/:])/+)?rows", path)
+    if named is None or read_json(path + query, "manifest.json") or parquet_files(path + query, "rows")[1]:
+        return path + query
+    return f"{named[1] or '.'}{query}"
+
+
+def name_of(place: str) -> str:
+    """The last part of a folder or URI."""
+    return split_query(place)[0].rpartition("/")[2]
 
 
 def filesystem(path: str) -> tuple[Any, str]:
@@ -112,12 +129,9 @@ def _read_one(path: str) -> pa.Table:
     from aisp_ray.results import ROW_SCHEMA
 
     table = read_parquet(path, "rows", ROW_SCHEMA)
-    if table.num_rows == 0 and not path.endswith("/rows"):
-        raise ValueError(
-            f"no rows in {path}/rows/*.parquet; give out=<the folder that jobs/eval.py or jobs/tune.py wrote>"
-        )
     if table.num_rows == 0:
-        return _read_one(path.removesuffix("/rows"))
+        files = inside(path, "rows/*.parquet")
+        raise ValueError(f"no rows in {files}; give out=<the folder that jobs/eval.py or jobs/tune.py wrote>")
     table = table.replace_schema_metadata(None)
     return table.append_column("out", pa.array([path] * table.num_rows, pa.string()))
 

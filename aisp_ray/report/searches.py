@@ -11,7 +11,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from aisp_ray.report.rows import filesystem, parquet_files, read_json, read_parquet
+from aisp_ray.report.rows import filesystem, name_of, parquet_files, read_json, read_parquet
 from aisp_ray.tune.heldout import Confirmation, read_confirmation
 from aisp_ray.tune.space import text_of
 
@@ -126,8 +126,8 @@ def read_compared(searches: Sequence[Search]) -> pa.Table | None:
     rows = pa.concat_tables(tables)
     columns = {name: rows[name].to_pylist() for name in rows.column_names}
     # one name for two things (another policy, other keys that were set): the first output of each tells them apart
-    short = {search.out.rpartition("/")[2] for search in searches}
-    place = {s.out: s.out.rpartition("/")[2] if len(short) == len(searches) else s.out for s in searches}
+    short = {name_of(search.out) for search in searches}
+    place = {s.out: name_of(s.out) if len(short) == len(searches) else s.out for s in searches}
     meant: dict[str, dict[str, str]] = {}
     for label, thing, out in zip(columns["label"], columns["thing"], columns["out"], strict=True):
         meant.setdefault(label, {}).setdefault(thing, place[out])

@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from aisp_ray.metrics.base import TextMetric
+from aisp_ray.output.files import inside, split_query
 from aisp_ray.report.budgets import budgets_markdown
 from aisp_ray.report.figures import DRAWINGS, drawn, inline_svg
 from aisp_ray.report.formats import format_table
@@ -17,7 +18,16 @@ from aisp_ray.report.notices import notices
 from aisp_ray.report.page import render
 from aisp_ray.report.published import as_text, compare_first
 from aisp_ray.report.rejudge import Rejudging, rejudge
-from aisp_ray.report.rows import filesystem, label_map, only, output_list, parquet_files, read_json, read_rows
+from aisp_ray.report.rows import (
+    filesystem,
+    label_map,
+    name_of,
+    only,
+    output_list,
+    parquet_files,
+    read_json,
+    read_rows,
+)
 from aisp_ray.report.search_page import search_html, search_json, search_pictures, trials_csv
 from aisp_ray.report.searches import Search, baseline_of, data_manifest, find_searches, read_compared, search_notices
 from aisp_ray.report.table import DEFAULT_METRICS, MethodSummary, summary_json
@@ -42,7 +52,9 @@ class Report:
 
     @property
     def name(self) -> str:
-        return self.to.rstrip("/").removesuffix("/report").rpartition("/")[2]
+        """The name of the output where the report lies in it, else that of its own folder."""
+        path = split_query(self.to)[0]
+        return name_of(path.removesuffix("/report"))
 
 
 def write_report(outs: str | Sequence[str], to: str | None = None, baseline: str = "best_of_n") -> str:
@@ -69,7 +81,7 @@ def make_report(
         ValueError: an output has no rows and no trials, none of a method of `methods`, or a judge cannot score.
     """
     paths = output_list(outs)
-    to = str(to).rstrip("/") if to is not None else f"{paths[0]}/report"
+    to = "".join(split_query(str(to))) if to is not None else inside(paths[0], "report")
     runs = {path: {name: read_json(path, name) for name in ("manifest.json", "summary.json")} for path in paths}
     searches = find_searches(paths)
     evaluated = [path for path in paths if path not in searches or parquet_files(path, "rows")[1]]
@@ -167,4 +179,4 @@ def _write(to: str, name: str, content: bytes) -> str:
     system.create_dir(path.rpartition("/")[0], recursive=True)
     with system.open_output_stream(path) as file:
         file.write(content)
-    return path if "://" not in to else f"{to.rstrip('/')}/{name}"
+    return path if "://" not in to else inside(to, name)

@@ -8,7 +8,7 @@ import pyarrow.fs as pafs
 import pyarrow.parquet as pq
 import pytest
 
-from aisp_ray.output.files import Output, differences, part_name, resolve, to_table
+from aisp_ray.output.files import Output, differences, inside, part_name, resolve, split_query, to_table
 from aisp_ray.results import ROW_SCHEMA
 
 
@@ -17,6 +17,14 @@ def test_a_uri_and_a_path_are_the_same_place(tmp_path):
         filesystem, root = resolve(out)
         assert isinstance(filesystem, pafs.LocalFileSystem)
         assert root == str(tmp_path)
+
+
+def test_a_name_goes_before_the_query_of_a_uri():
+    assert inside("s3://b/o/?endpoint_override=host:9000&scheme=http", "rows") == (
+        "s3://b/o/rows?endpoint_override=host:9000&scheme=http"
+    )
+    assert (inside("o/", "rows"), inside("why?", "rows"), inside("/", "rows")) == ("o/rows", "why?/rows", "/rows")
+    assert (split_query("s3://b/o/?x"), split_query("/")) == (("s3://b/o", "?x"), ("/", ""))
 
 
 def test_an_unknown_scheme_is_refused_with_what_is_known():

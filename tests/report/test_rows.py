@@ -7,7 +7,9 @@ import pyarrow.parquet as pq
 import pytest
 from made_rows import made_row, write_output
 
-from aisp_ray.report.rows import read_rows
+from aisp_ray.report.export import ExportSettings
+from aisp_ray.report.rows import name_of, output_list, read_rows
+from aisp_ray.report.write import make_report
 
 
 def config(sigma: float, seed: int = 0) -> dict:
@@ -43,6 +45,40 @@ def test_the_same_output_twice_counts_once(tmp_path):
     out = write_output(tmp_path / "o", [made_row("aisp", i, 0) for i in range(4)])
     assert read_rows([str(out), f"{out}/"]).num_rows == 4
     assert read_rows(str(out / "rows")).num_rows == 4
+
+
+def test_the_rows_folder_stands_for_its_output(tmp_path, monkeypatch):
+    monkeypatch.setattr("aisp_ray.report.figures.DRAWINGS", ())
+    outs = [write_output(tmp_path / f"s{s}", [made_row("aisp", i, 0) for i in range(4)], config(s)) for s in (0.3, 0.7)]
+    named = [f"{out}/rows/" for out in outs]
+    assert output_list(named) == [str(out) for out in outs]
+    assert set(read_rows(named)["label"].to_pylist()) == {"aisp sigma=0.3", "aisp sigma=0.7"}
+    assert make_report(named).to == f"{outs[0]}/report"
+    assert {path.suffix for path in (outs[0] / "rows").iterdir()} == {".parquet"}
+    assert ExportSettings(out=tuple(named)).folder == f"{outs[0]}/export/preference"
+    monkeypatch.chdir(outs[0])
+    assert output_list("rows") == ["."]
+
+
+def test_an_output_that_is_called_rows_is_itself(tmp_path):
+    out = str(write_output(tmp_path / "rows", [made_row("aisp", 0, 0), made_row("aisp", 1, 0)], config(0.5)))
+    assert output_list([out, f"{out}/rows"]) == [out]
+    assert output_list(["s3://rows"]) == ["s3://rows"]
+
+
+def test_a_uri_s_query_stays_behind_the_paths_that_are_made_of_it(tmp_path, monkeypatch):
+    monkeypatch.setattr("aisp_ray.report.figures.DRAWINGS", ())
+    folder = write_output(tmp_path / "out", [made_row("aisp", i, 0) for i in range(4)], config(0.5))
+    report = make_report(f"file://{folder}/?endpoint_override=host:9000&scheme=http")
+    assert report.to == f"file://{folder}/report?endpoint_override=host:9000&scheme=http"
+    assert report.page == f"file://{folder}/report/index.html?endpoint_override=host:9000&scheme=http"
+    assert (folder / "report" / "index.html").is_file()
+    assert (report.name, name_of(f"file://{folder}?x=a/b")) == ("out", "out")
+    assert output_list(f"file://{folder}/rows?x=y") == [f"file://{folder}?x=y"]
+    assert ExportSettings(out=("s3://b/o/?x=y",)).folder == "s3://b/o/export/preference?x=y"
+    assert ExportSettings(out=("o",), to="s3://b/o/?x=y").folder == "s3://b/o?x=y"
+    with pytest.raises(ValueError, match=r"no rows in file://.*/none/rows/\*\.parquet\?x=y"):
+        read_rows(f"file://{tmp_path}/none?x=y")
 
 
 def test_half_written_and_hidden_files_are_left_out_and_missing_columns_are_null(tmp_path):
