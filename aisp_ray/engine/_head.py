@@ -13,6 +13,9 @@ import torch
 from torch import Tensor, nn
 from transformers.modeling_outputs import BaseModelOutputWithPast
 
+# where accelerate puts a dispatched model's own forward, bound to the model: a copy would run the whole model with it
+_HOOKED = ("forward", "_old_forward", "_hf_hook")
+
 
 class _Output(BaseModelOutputWithPast):
     """A body's output with nothing but pre-logits; whatever else an architecture asks for is None."""
@@ -51,6 +54,8 @@ class Head:
 
     def __init__(self, model: Any):
         self._shell = copy.copy(model)
+        for name in _HOOKED:
+            self._shell.__dict__.pop(name, None)
         self._shell._modules = dict(model._modules)
         self._feeder = _Feeder(model.base_model)
         self._shell._modules[model.base_model_prefix] = self._feeder

@@ -28,26 +28,36 @@ def build_engine(
     with the model's own forward before anything else.
 
     Raises:
-        ValueError: an unknown kind or slot count.
+        ValueError: an unknown kind or slot count, or a model whose logits are not those of its LM head.
     """
     if kind not in KINDS:
         raise ValueError(f"engine {kind!r} is not known; it is one of {', '.join(KINDS)}")
+    engine = None
     if kind == "fast":
-        from aisp_ray.engine.fast import FastEngine
-        from aisp_ray.engine.prefixes import UnsupportedModelError
-        from aisp_ray.engine.verify import verify_engine
-
-        try:
-            engine = FastEngine(model, slots, decode, max_new_tokens)
-            if verify:
-                verify_engine(model, engine)
-            return engine
-        except UnsupportedModelError as error:
-            log.warning("%s runs on expanded caches, slower: %s", type(model).__name__, error)
-    if kind == "plain":
+        engine = _fast(model, slots, decode, max_new_tokens, verify)
+    if engine is None:
+        from aisp_ray.engine.expanded import ExpandedEngine
         from aisp_ray.engine.plain import PlainEngine
 
-        return PlainEngine(model, decode)
-    from aisp_ray.engine.expanded import ExpandedEngine
+        engine = (PlainEngine if kind == "plain" else ExpandedEngine)(model, decode)
+    if verify:
+        from aisp_ray.engine.verify import verify_head
 
-    return ExpandedEngine(model, decode)
+        verify_head(model, engine.head)
+    return engine
+
+
+def _fast(model: Any, slots: Any, decode: Any, max_new_tokens: int, verify: bool) -> Any:
+    """The fast engine; None, with a warning, where the model cannot share a prefix."""
+    from aisp_ray.engine.fast import FastEngine
+    from aisp_ray.engine.prefixes import UnsupportedModelError
+    from aisp_ray.engine.verify import verify_engine
+
+    try:
+        engine = FastEngine(model, slots, decode, max_new_tokens)
+        if verify:
+            verify_engine(model, engine)
+    except UnsupportedModelError as error:
+        log.warning("%s runs on expanded caches, slower: %s", type(model).__name__, error)
+        return None
+    return engine

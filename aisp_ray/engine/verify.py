@@ -1,4 +1,5 @@
-"""A check at load: the fast engine's pre-logits against the model's own eager forward over the whole sequence.
+"""Checks at load: an engine's LM head against the model's own logits, and the fast engine's pre-logits against the
+model's own eager forward over the whole sequence.
 
 Attention that a model does differently (sinks, position biases, windows) shows here as a difference, and the model is
 refused instead of being silently wrong.
@@ -12,6 +13,7 @@ import numpy as np
 import torch
 
 from aisp_ray.controls import OpenLoop
+from aisp_ray.engine._head import Head
 from aisp_ray.engine.attention import configs_of
 from aisp_ray.engine.base import RolloutRequest, StopRules
 from aisp_ray.engine.fast import FastEngine
@@ -42,6 +44,30 @@ def verify_engine(model: Any, engine: FastEngine | None = None) -> float:
     if not worst <= allowed:
         raise UnsupportedModelError(
             f"its decoded pre-logits differ from its own forward by {worst:.2g} of their size (allowed: {allowed:g})"
+        )
+    return worst
+
+
+@torch.no_grad()
+def verify_head(model: Any, head: Head) -> float:
+    """Compare the head of an engine, on the pre-logits of a short prompt, with the logits that the model gives.
+
+    Returns the largest difference, relative to the size of the logits.
+
+    Raises:
+        ValueError: they differ by more than rounding. All engines have the same head, so none can run this model.
+    """
+    ids = torch.tensor([prompt(5, head.weight.shape[0])], device=model.device)
+    found = head(model.base_model(input_ids=ids, use_cache=False).last_hidden_state[0].to(head.weight.device))
+    own = model(input_ids=ids, use_cache=False).logits[0].float().to(found.device)
+    seen = own.isfinite()  # a model may forbid tokens
+    size = own[seen].square().mean().sqrt()
+    worst = float((found[seen] - own[seen]).abs().max() / size)
+    allowed = TOLERANCE.get(head.dtype, 2.5e-1)
+    if not worst <= allowed:
+        raise ValueError(
+            f"the logits of {type(model).__name__} are not those of its LM head on its pre-logits: they differ by "
+            f"{worst:.2g} of their size (allowed: {allowed:g}); no engine can steer this model"
         )
     return worst
 

@@ -11,6 +11,7 @@ from tiny_models import WINDOW, drive, prompt, request, tiny
 
 from aisp_ray.controls import OpenLoop
 from aisp_ray.engine import attention, draws
+from aisp_ray.engine._head import Head
 from aisp_ray.engine.factory import build_engine
 from aisp_ray.engine.fast import FastEngine
 from aisp_ray.engine.memory import choose_slots
@@ -18,7 +19,7 @@ from aisp_ray.engine.packing import Packing
 from aisp_ray.engine.prefixes import PrefixStore, UnsupportedModelError, continued, prefill
 from aisp_ray.engine.replay import teacher_force
 from aisp_ray.engine.rows import Active
-from aisp_ray.engine.verify import verify_engine
+from aisp_ray.engine.verify import verify_engine, verify_head
 from aisp_ray.noise import normal, split_key, uniform
 from aisp_ray.types import Sampling
 
@@ -146,6 +147,35 @@ def test_verify_refuses_a_window_that_is_not_kept(monkeypatch: pytest.MonkeyPatc
     monkeypatch.setattr("aisp_ray.engine.prefixparts.window_mask", lambda *_: None)
     with pytest.raises(UnsupportedModelError, match="differ"):
         verify_engine(tiny("mistral"))
+
+
+def dispatched(model: object) -> object:
+    """The model as accelerate leaves it where a device map spreads it over GPUs: its forward is its own attribute."""
+    accelerate = pytest.importorskip("accelerate")
+    return accelerate.dispatch_model(model, {"": "cpu"}, force_hooks=True, main_device="cpu")
+
+
+def test_the_head_of_a_dispatched_model_reads_the_prelogits_it_is_given() -> None:
+    z = torch.randn(3, 64)
+    with torch.no_grad():
+        expected = Head(tiny("llama"))(z)
+        model = dispatched(tiny("llama"))
+        assert "forward" in vars(model)
+        torch.testing.assert_close(Head(model)(z), expected)
+    assert "forward" in vars(model)
+    work = [request(control=OpenLoop(10, None, 1.0))]
+    engines = [FastEngine(one, 4, max_new_tokens=10, tile=4) for one in (model, tiny("llama"))]
+    found = [[item.token_ids for item in drive(engine, work)[0].items] for engine in engines]
+    assert found[0] == found[1]
+
+
+@pytest.mark.parametrize("kind", ["fast", "plain"])
+def test_a_head_whose_logits_are_not_the_models_is_refused(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert verify_head(tiny("gemma2"), Head(tiny("gemma2"))) < 1e-4
+    monkeypatch.setattr("aisp_ray.engine._head._HOOKED", ())
+    with pytest.raises(ValueError, match="LM head") as error:
+        build_engine(dispatched(tiny("llama")), kind, 4)
+    assert not isinstance(error.value, UnsupportedModelError)
 
 
 def test_the_factory_says_once_why_it_falls_back(
