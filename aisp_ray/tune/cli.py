@@ -267,6 +267,7 @@ def _check_save_as(name: str) -> list[str]:
 
 def dry_run(plan: TunePlan) -> int:
     """Say what would run and what it would cost at most."""
+    from aisp_ray.output.files import inside
     from aisp_ray.tune.propose import ListProposer, make_proposer
     from aisp_ray.tune.trial import Trial
 
@@ -285,5 +286,5 @@ def dry_run(plan: TunePlan) -> int:
         f"  {workbench.samples()} samples a prompt for every setting, {rules.num_prompts} tuning prompts, "
         f"stop={rules.stop}: at most {most:,} evaluations, {most * workbench.samples():,} samples"
     )
-    print(f"  trials: {plan.out}/trials.parquet")
+    print(f"  trials: {inside(plan.out, 'trials.parquet')}")
     return 0

@@ -10,6 +10,7 @@ import signal
 import sys
 import threading
 import time
+import traceback
 import uuid
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -19,7 +20,7 @@ from aisp_ray import config
 from aisp_ray.cli import describe
 from aisp_ray.driver import Driver
 from aisp_ray.methods.base import Method
-from aisp_ray.output.files import Output
+from aisp_ray.output.files import Output, inside
 from aisp_ray.progress import Screen, ScreenHandler
 from aisp_ray.tune import heldout as held
 from aisp_ray.tune import table as tables
@@ -198,9 +199,19 @@ class Study:
             return RETRY
         except (PoolError, ValueError) as error:
             self.screen.say(f"error: {error}")
-            return FAILED
+            return self._stopped or FAILED
+        except Exception as error:
+            self.screen.say(f"error: {error}\n{''.join(traceback.format_exception(error))}\n{again}")
+            return self._stopped or FAILED
         finally:
+            self._save()
+
+    def _save(self) -> None:
+        """Write what is new at the end; where it cannot be written that is said, and the exit code stays."""
+        try:
             self.store.flush()
+        except Exception as error:
+            self.screen.say(f"error: the last evaluations could not be written: {error}")
 
     async def _go(self, driver: Driver) -> int:
         plan, rules = self.plan, self.plan.rules
@@ -344,7 +355,7 @@ class Study:
         self.output.write_json("summary.json", held.summary(tuning, chosen, best, cost))
         print(
             f"\nspent    {cost['evaluations']} evaluations (setting x prompt); the full grid takes {grid}"
-            f"\ntrials   {plan.out}/{tables.NAME}\nbest     {plan.out}/best.yaml"
+            f"\ntrials   {inside(plan.out, tables.NAME)}\nbest     {inside(plan.out, 'best.yaml')}"
             + (f", saved as method={plan.save_as}" if plan.save_as else "")
         )
         return SOME_ERRORS if any(trial.num_failed for trial in trials) else OK
@@ -361,8 +372,9 @@ class Study:
         def stop(code: int) -> None:
             if self._stopped is None:
                 self._stopped = code
-                self.store.flush()
-                main.cancel()
+                main.cancel()  # before anything that may fail
+                with contextlib.suppress(Exception):  # said at the end, where it is tried again
+                    self.store.flush()
 
         for number, code in ((signal.SIGTERM, TERMINATED), (signal.SIGINT, INTERRUPTED)):
             loop.add_signal_handler(number, stop, code)
