@@ -9,7 +9,7 @@ import pytest
 
 PACKAGE = Path(__file__).parent.parent / "aisp_ray"
 FLOORS = {
-    0: {"types", "rng", "noise", "weights", "config", "loading", "codec", "plan", "hub"},
+    0: {"types", "rng", "noise", "weights", "config", "loading", "codec", "plan", "hub", "services"},
     1: {"controls", "score_controls", "results", "methods"},
     2: {"engine", "policy", "rewards", "metrics", "data", "demo"},
     3: {"cluster", "driver", "local"},

@@ -18,6 +18,7 @@ import traceback
 
 import ray.exceptions as rx
 
+from aisp_ray.services import comes_from_away, is_away
 from aisp_ray.types import DataError
 
 
@@ -44,18 +45,6 @@ class StarvationError(RuntimeError):
 _CUDA = re.compile(
     r"CUDA error|device-side assert|illegal memory access|CUBLAS_STATUS|CUDNN_STATUS|NCCL error|uncorrectable ECC", re.I
 )
-# by name: clients of remote judges raise their own classes, which need not be installed here
-_SERVICE = {
-    "APIConnectionError",
-    "APITimeoutError",
-    "ConnectError",
-    "ConnectTimeout",
-    "InternalServerError",
-    "RateLimitError",
-    "ReadTimeout",
-    "RemoteProtocolError",
-    "ServiceUnavailableError",
-}
 
 
 def sort_error(error: BaseException) -> Exception:
@@ -68,7 +57,7 @@ def sort_error(error: BaseException) -> Exception:
     text = f"{type(error).__name__}: {error}"
     if _CUDA.search(text) or "AcceleratorError" in names:
         return CallError("broken", text)
-    if isinstance(error, ConnectionError | TimeoutError) or names & _SERVICE:
+    if is_away(error):
         return CallError("service", text)
     where = traceback.extract_tb(error.__traceback__)
     place = f" ({where[-1].filename.rsplit('/', 1)[-1]}:{where[-1].lineno})" if where else ""
@@ -79,6 +68,7 @@ def sort_load_error(error: BaseException) -> CallError:
     """Why a model did not load: `settings` will fail again anywhere, `load` may not."""
     text = f"{type(error).__name__}: {error}"
     wrong = isinstance(error, ValueError | TypeError | ImportError | FileNotFoundError | AttributeError | KeyError)
+    wrong = wrong and not comes_from_away(error)
     return CallError("settings" if wrong else "load", f"{text}\n{''.join(traceback.format_exception(error))}")
 
 

@@ -32,7 +32,8 @@ class Scorer(Protocol):
 
     def score(self, requests: Sequence[ScoreRequest]) -> list[Scores]:
         """Rewards in request order. A response that cannot be scored gets NaN and an error text, never an exception;
-        an exception means that the scorer itself is broken."""
+        an exception means that the scorer itself is broken, or that a service it talks to is away (`services.is_away`),
+        which a run waits for."""
 
     def describe(self, prompt: Prompt) -> str | None:
         """The exact text this model reads for the prompt and the response "<response>"; None where there is none."""

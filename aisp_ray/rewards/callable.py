@@ -11,6 +11,7 @@ from typing import Any
 
 from aisp_ray.loading import locate
 from aisp_ray.rewards.base import RewardSpec, ScoreRequest
+from aisp_ray.services import is_away
 from aisp_ray.types import Prompt, Scores
 
 
@@ -43,7 +44,7 @@ class CallableReward(RewardSpec):
 
 class CallableScorer:
     """`rewards.base.Scorer` around a function. Where it fails on a batch, its responses are scored one by one, so that
-    an exception costs the responses at fault only."""
+    an exception costs the responses at fault only. One that says that a service is away comes through."""
 
     max_requests = 1
 
@@ -82,6 +83,8 @@ class CallableScorer:
                 raise ValueError(f"it returned {len(values)} rewards for {len(responses)} responses")
             return [math.nan if value is None else float(value) for value in values]
         except Exception as error:
+            if is_away(error):  # no response's fault: the run waits
+                raise
             if len(responses) == 1:
                 return [f"failed with {type(error).__name__}: {error}"]
         return [self._values(prompt, [response])[0] for response in responses]

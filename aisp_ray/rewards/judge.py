@@ -13,13 +13,14 @@ import re
 import threading
 import time
 from collections import Counter
-from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Mapping, Sequence
+from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
 from dataclasses import dataclass, field
 from typing import Any
 
 from aisp_ray.rewards.base import RewardSpec, ScoreRequest
 from aisp_ray.rng import derive_seed
+from aisp_ray.services import is_away
 from aisp_ray.types import Message, Prompt, Scores
 
 RATING = """You grade the last answer of an assistant. Consider whether it is helpful, correct, harmless and as \
@@ -33,6 +34,9 @@ alone, and the order of the answers means nothing.
 Write two numbers from 1 (useless) to 10 (could not be better) on the first line, first for A, then for B, separated \
 by a space, and a short reason below them."""
 _NUMBER = re.compile(r"(?<![\d.])(\d+(?:\.\d+)?)(?![\d.]*\d)(?:\s*/\s*10)?")
+_MOST_KEPT = 65536  # answers
+_Key = tuple[Any, ...]  # all of a case that the judge reads
+_Answer = tuple[float, ...] | str  # points, or why there are none
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -87,6 +91,10 @@ class _Case:
     other: str | None
     response_first: bool = True
 
+    @property
+    def key(self) -> _Key:
+        return self.prompt.text, self.prompt.messages, self.response, self.other, self.response_first
+
 
 class JudgeScorer:
     """`rewards.base.Scorer` by judgement. Needs no device."""
@@ -102,6 +110,7 @@ class JudgeScorer:
         self._pool = ThreadPoolExecutor(spec.concurrency, thread_name_prefix="judge")
         self._lock = threading.Lock()
         self._counts: Counter[str] = Counter()
+        self._kept: dict[_Key, _Answer] = {}  # answers to requests that others of their batch held up
 
     def describe(self, prompt: Prompt) -> str:
         other = self._other(prompt)
@@ -125,13 +134,33 @@ class JudgeScorer:
             for at, request in enumerate(requests)
             for response in request.responses
         }
-        asked = {key: [self._pool.submit(self._ask, case) for case in several] for key, several in cases.items()}
-        values = {key: self._value([future.result() for future in futures]) for key, futures in asked.items()}
+        answers = self._answers({case.key: case for several in cases.values() for case in several})
+        values = {key: self._value([answers[case.key] for case in several]) for key, several in cases.items()}
         seconds = (time.perf_counter() - started) / max(1, len(requests))
         return [
             self._scores(request, [values[at, response] for response in request.responses], seconds)
             for at, request in enumerate(requests)
         ]
+
+    def _answers(self, cases: Mapping[_Key, _Case]) -> dict[_Key, _Answer]:
+        """The endpoint's answer to each case.
+
+        Where it is away that is raised, and what it has answered is kept: the same requests come again, and a busy
+        endpoint would else be asked for all of it each time.
+        """
+        futures = {key: self._pool.submit(self._ask, case) for key, case in cases.items() if key not in self._kept}
+        wait(futures.values(), return_when=FIRST_EXCEPTION)
+        for future in futures.values():
+            future.cancel()  # after an exception: what has not begun
+        wait(futures.values())
+        done = {key: future for key, future in futures.items() if not future.cancelled()}
+        answers = {key: future.result() for key, future in done.items() if future.exception() is None}
+        if len(answers) < len(futures):
+            if len(self._kept) + len(answers) > _MOST_KEPT:
+                self._kept.clear()
+            self._kept.update(answers)
+            raise next(error for future in done.values() if (error := future.exception()) is not None)
+        return answers | {key: self._kept.pop(key) for key in cases if key not in futures}
 
     def _scores(self, request: ScoreRequest, values: list[float | str], seconds: float) -> Scores:
         rewards = tuple(math.nan if isinstance(value, str) else value for value in values)
@@ -154,7 +183,7 @@ class JudgeScorer:
         orders = (True, False) if self.spec.both_orders else (first,)
         return [_Case(prompt, response, other, order) for order in orders]
 
-    def _value(self, answers: list[tuple[float, ...] | str]) -> float | str:
+    def _value(self, answers: list[_Answer]) -> float | str:
         """The reward, or a text that says why there is none."""
         if not answers:
             return f'the prompt has no meta["{self.spec.compare_with}"] to compare with'
@@ -166,8 +195,8 @@ class JudgeScorer:
             return sum(own - other for own, other in answers) / len(answers)
         return sum(0.5 + 0.5 * ((own > other) - (own < other)) for own, other in answers) / len(answers)
 
-    def _ask(self, case: _Case) -> tuple[float, ...] | str:
-        """(points,) or (own points, the other's), or what went wrong."""
+    def _ask(self, case: _Case) -> _Answer:
+        """(points,) or (own points, the other's), or what went wrong. Raises where the endpoint is away."""
         optional = {"seed": self.spec.seed, "temperature": self.spec.temperature, "max_tokens": self.spec.max_tokens}
         try:
             raw = self.client.chat.completions.with_raw_response.create(
@@ -180,6 +209,8 @@ class JudgeScorer:
             text = completion.choices[0].message.content or ""
         except Exception as error:  # one judgement that fails is one reward that is unknown
             self._count(failed_calls=1)
+            if is_away(error):
+                raise
             return f"the judge could not be asked: {type(error).__name__}: {error}"
         usage = completion.usage
         self._count(

@@ -9,6 +9,7 @@ from collections.abc import Callable
 from concurrent.futures import Future
 
 from aisp_ray.rewards.base import Scorer, ScoreRequest
+from aisp_ray.services import is_away
 from aisp_ray.types import Scores
 
 
@@ -75,8 +76,9 @@ class RewardWorker:
             results = self.scorer.score(requests)
             _check(results, requests)
         except Exception as error:
-            if len(batch) == 1:
-                batch[0][1].set_exception(error)
+            if len(batch) == 1 or is_away(error):
+                for _, future in batch:
+                    future.set_exception(error)
                 return
             results = None
         finally:

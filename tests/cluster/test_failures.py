@@ -1,9 +1,11 @@
 """Exceptions are sorted where they happen and read where they arrive."""
 
 import pickle
+from urllib.error import HTTPError, URLError
 
 import pytest
 import ray.exceptions as rx
+import requests
 
 from aisp_ray.cluster.failures import CallError, read_error, sort_error, sort_load_error
 from aisp_ray.types import DataError
@@ -27,6 +29,11 @@ class AcceleratorError(RuntimeError):
         (ConnectionRefusedError("refused"), "service"),
         (TimeoutError("read"), "service"),
         (RateLimitError("429"), "service"),
+        (requests.ConnectionError("no route"), "service"),
+        (requests.Timeout("read"), "service"),
+        (URLError("no route"), "service"),
+        (HTTPError("http://x", 503, "busy", {}, None), "service"),
+        (HTTPError("http://x", 404, "gone", {}, None), "unknown"),
         (KeyError("x"), "unknown"),
         (CallError("broken", "the thread has ended"), "broken"),
     ],
@@ -51,6 +58,9 @@ def test_a_wrong_setting_is_told_from_a_flaky_machine():
     assert sort_load_error(ValueError("no such dtype")).kind == "settings"
     assert sort_load_error(FileNotFoundError("config.json")).kind == "settings"
     assert sort_load_error(OSError("network")).kind == "load"
+    unreachable = FileNotFoundError("neither on the hub nor in the cache")
+    unreachable.__cause__ = requests.ConnectionError("no route")
+    assert sort_load_error(unreachable).kind == "load"
     with pytest.raises(ValueError, match="invalid literal") as caught:
         int("x")
     assert 'int("x")' in sort_load_error(caught.value).text  # the traceback comes along

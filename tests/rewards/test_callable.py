@@ -1,6 +1,7 @@
 """Python functions and classes as rewards."""
 
 import math
+from urllib.error import HTTPError, URLError
 
 import pytest
 
@@ -28,6 +29,14 @@ def odd(prompt, responses):
 
 def short(prompt, responses):
     return [1.0, 2.0, 3.0][: len(responses) - 1]
+
+
+def away(prompt, responses, error):
+    away.calls += 1
+    raise error
+
+
+away.calls = 0
 
 
 class Counting:
@@ -63,6 +72,23 @@ def test_an_exception_costs_the_responses_at_fault_only():
     assert scores.rewards[0] == scores.rewards[2] == 1.0
     assert math.isnan(scores.rewards[1])
     assert scores.errors[1] == "prompt p/3, particle 1: test_callable:fussy failed with KeyError: 'bad'"
+
+
+@pytest.mark.parametrize(
+    "error",
+    [ConnectionRefusedError("refused"), URLError("no route"), HTTPError("http://x", 503, "busy", {}, None)],
+    ids=lambda error: type(error).__name__,
+)
+def test_a_service_that_is_away_costs_no_reward(error):
+    away.calls = 0
+    with pytest.raises(type(error)):
+        score("away", "a", "b", arguments={"error": error})
+    assert away.calls == 1  # not once more for each response
+
+
+def test_a_request_that_a_service_refuses_is_the_responses_error():
+    scores = score("away", "a", arguments={"error": HTTPError("http://x", 404, "no such page", {}, None)})
+    assert "HTTPError: HTTP Error 404" in scores.errors[0]
 
 
 def test_what_is_not_finite_is_nan_with_a_text():

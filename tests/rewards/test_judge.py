@@ -8,6 +8,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
 
+from aisp_ray.cluster.failures import sort_error
 from aisp_ray.rewards.base import ScoreRequest
 from aisp_ray.rewards.judge import Judge, read_points
 from aisp_ray.types import Message, Prompt
@@ -21,8 +22,8 @@ class Endpoint(BaseHTTPRequestHandler):
     def do_POST(self):
         body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
         self.server.bodies.append(body)
-        if self.server.failures:
-            return self.reply(self.server.failures.pop(), {"error": {"message": "not now"}})
+        if self.server.failures and (status := self.server.failures.pop()):
+            return self.reply(status, {"error": {"message": "not now"}})
         text = body["messages"][-1]["content"]
         points = [
             int(re.search(r"\d+", part)[0]) for part in re.findall(r">>>\n([^<]*\d[^<]*)\n<<< END OF ANSWER", text)
@@ -113,6 +114,37 @@ def test_requests_are_retried_with_waits(server):
     assert scorer.score([ScoreRequest(PROMPT, ("good 8",))])[0].rewards == (8.0,)
     assert len(server.bodies) == 4
     assert scorer.stats()["judge_retries"] == 3
+
+
+@pytest.mark.parametrize("status", [429, 500, 503])
+def test_an_endpoint_that_stays_away_is_said_and_no_unknown_reward(server, status):
+    server.failures = [status] * 4
+    scorer = judge(server, retries=1, concurrency=2)
+    with pytest.raises(Exception, match="not now") as caught:
+        scorer.score([ScoreRequest(PROMPT, tuple(f"good {k}" for k in range(1, 9)))])
+    assert sort_error(caught.value).kind == "service"
+    assert len(server.bodies) <= 8  # what had not begun was not asked
+
+
+def test_a_judge_that_cannot_be_reached_is_said(server):
+    server.shutdown()
+    server.server_close()
+    with pytest.raises(Exception, match="Connection error") as caught:
+        judge(server, retries=0).score([ScoreRequest(PROMPT, ("good 8",))])
+    assert sort_error(caught.value).kind == "service"
+
+
+def test_what_a_busy_endpoint_has_answered_is_not_asked_again(server):
+    scorer = judge(server, retries=0, concurrency=1)
+    server.failures = [429, None, None]
+    with pytest.raises(Exception, match="not now"):
+        scorer.score([ScoreRequest(PROMPT, ("good 8", "bad 2", "same 6"))])
+    assert len(server.bodies) == 3
+    again = ScoreRequest(PROMPT, ("good 8", "bad 2", "same 6"))
+    assert scorer.score([again])[0].rewards == (8.0, 2.0, 6.0)
+    assert len(server.bodies) == 4
+    scorer.score([again])
+    assert len(server.bodies) == 7  # answers are kept once
 
 
 def test_an_endpoint_that_refuses_is_an_error_of_each_response(server):

@@ -25,6 +25,8 @@ class Gate:
         self.batches.append(len(requests))
         if any("break" in request.responses for request in requests):
             raise RuntimeError("broken")
+        if any("away" in request.responses for request in requests):
+            raise ConnectionError("the service is down")
         if any("lose" in request.responses for request in requests):
             return []
         return [Scores(tuple(float(len(text)) for text in request.responses)) for request in requests]
@@ -72,6 +74,17 @@ def test_a_broken_scorer_tells_its_callers_and_the_thread_goes_on(word, text):
     with pytest.raises(RuntimeError, match=text):
         worker.submit(request(word)).result(10)
     assert worker.submit(request("a")).result(10).rewards == (1.0,)
+    worker.close()
+
+
+def test_while_a_service_is_away_its_callers_are_told_at_once():
+    worker = RewardWorker(Gate)
+    _, futures = waiting(worker, ("away",), ("a",))
+    worker.scorer.open.set()
+    for future in futures:
+        with pytest.raises(ConnectionError):
+            future.result(10)
+    assert worker.scorer.batches == [1, 2]  # not once more for each request
     worker.close()
 
 

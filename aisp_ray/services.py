@@ -1,0 +1,43 @@
+"""Whether an exception says that a service is away, so that waiting may help, or that what it was asked is at fault."""
+
+from __future__ import annotations
+
+# by name: clients raise their own classes, which need not be installed here
+_AWAY = {
+    *("APIConnectionError", "APITimeoutError", "InternalServerError", "RateLimitError", "ServiceUnavailableError"),
+    *("ConnectError", "ConnectTimeout", "NetworkError", "ReadTimeout", "RemoteProtocolError", "TimeoutException"),
+    *("ConnectionError", "Timeout", "ChunkedEncodingError"),  # of requests
+    *("MaxRetryError", "NewConnectionError", "ConnectTimeoutError", "ReadTimeoutError"),  # of urllib3
+    *("URLError", "gaierror"),  # of the standard library
+    *("ClientConnectionError", "ServerTimeoutError"),  # of aiohttp
+    "LocalEntryNotFoundError",  # the hub cannot be reached, and the file is not in the cache
+}
+_WAIT = (408, 429)  # HTTP: request time-out, too many requests
+
+
+def is_away(error: BaseException) -> bool:
+    """No connection, a time-out, a rate limit or an answer 5xx."""
+    status = _status(error)
+    if status is not None:
+        return status in _WAIT or status >= 500
+    names = {cls.__name__ for cls in type(error).__mro__}
+    return isinstance(error, ConnectionError | TimeoutError) or bool(names & _AWAY)
+
+
+def comes_from_away(error: BaseException | None) -> bool:
+    """Whether the exception, or one that it was raised from, says that a service is away."""
+    while error is not None:
+        if is_away(error):
+            return True
+        error = error.__cause__ or error.__context__
+    return False
+
+
+def _status(error: BaseException) -> int | None:
+    """The HTTP status that an exception carries, itself or in its response."""
+    for at in (error, getattr(error, "response", None)):
+        for name in ("status_code", "status", "code"):
+            value = getattr(at, name, None)
+            if isinstance(value, int) and 100 <= value < 600:
+                return value
+    return None
