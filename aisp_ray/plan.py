@@ -32,9 +32,12 @@ class RunSettings:
     def __post_init__(self) -> None:
         if self.on_mismatch not in ("refuse", "overwrite", "ignore"):
             raise ValueError(f"on_mismatch is {self.on_mismatch!r}; it is one of refuse, overwrite, ignore")
-        for name in ("chunk_rows", "snapshot_seconds", "progress_seconds", "call_timeout_seconds"):
+        seconds = [name for name in vars(self) if name.endswith("_seconds")]
+        for name in ("chunk_rows", *seconds):
             if not getattr(self, name) > 0:
                 raise ValueError(f"{name} is {getattr(self, name)}; it must be above 0")
+        if self.infra_retries < 0:
+            raise ValueError(f"infra_retries is {self.infra_retries}; it must be at least 0")
         if self.in_flight is not None and self.in_flight < 1:
             raise ValueError(f"in_flight is {self.in_flight}; give at least 1, or null to have it chosen")
 

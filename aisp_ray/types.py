@@ -134,13 +134,28 @@ class Reward(Protocol):
 
 @dataclass(frozen=True, kw_only=True)
 class Placement:
-    """Where a model's actors live. Settings of policies, reward models and judges inherit these keys."""
+    """Where a model's actors live. Settings of policies, reward models and judges inherit these keys.
+
+    Raises:
+        ValueError: a number that no actor can have; names the key. A subclass with its own checks makes these too.
+    """
 
     actors: tuple[int, int] = (1, 1)  # [min, max] replicas: a run starts at min and adopts more up to max
     num_gpus: float = 0.0  # GPUs of one actor; a fraction shares one GPU, above 1 spreads the model over several
     num_cpus: float = 0.5  # CPUs that Ray reserves for one actor without a GPU
     threads: int = 1  # torch threads of one actor on the CPU
     label_selector: dict[str, str] | None = None  # Ray node labels its nodes must carry, e.g. {aisp-role: policy}
+
+    def __post_init__(self) -> None:
+        low, high = self.actors
+        if not 1 <= low <= high:
+            raise ValueError(f"actors is {[low, high]}; it is [min, max], at least 1, and min at most max")
+        if not 0 <= self.num_gpus < math.inf or (self.num_gpus > 1 and self.num_gpus != int(self.num_gpus)):
+            raise ValueError(f"num_gpus is {self.num_gpus}; it is 0, a fraction of one GPU, or a whole number of them")
+        if not 0 <= self.num_cpus < math.inf:
+            raise ValueError(f"num_cpus is {self.num_cpus}; it must be at least 0")
+        if self.threads < 1:
+            raise ValueError(f"threads is {self.threads}; it must be at least 1")
 
 
 class DataError(ValueError):

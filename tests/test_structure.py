@@ -1,6 +1,7 @@
 """Short functions, few parameters, every room packaged, every YAML built."""
 
 import ast
+import dataclasses
 import tomllib
 from pathlib import Path
 
@@ -44,3 +45,15 @@ def test_every_yaml_builds_and_is_described(group, name):
     except config.ConfigError as error:
         problem = str(error)
     assert not problem or "must be set" in problem  # a generic preset may leave a key to the command line
+
+
+@pytest.mark.parametrize(("group", "name"), [pair for pair in YAMLS if pair[0] in ("policy", "reward")])
+def test_every_model_refuses_a_place_that_cannot_be(group, name):
+    """Whatever checks a model's settings add, they make those of its placement too."""
+    values = {**config.read_choice(group, name), "actors": [0, 1]}
+    values.pop("_judges_", None)
+    for field in dataclasses.fields(config.schema_of(values["_target_"], name)):
+        if config._required(field):
+            values.setdefault(field.name, "x")
+    with pytest.raises(config.ConfigError, match=r"actors is \[0, 1\]"):
+        config.build(values, group)

@@ -44,6 +44,7 @@ class CausalLM(PolicySpec):
     trust_remote_code: bool = False  # run Python code that the checkpoint brings along
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         _one_of("dtype", self.dtype, DTYPES)
         _one_of("engine", self.engine, ENGINES)
         find_template(self.template)

@@ -43,6 +43,7 @@ class NeuralReward(RewardSpec):
     trust_remote_code: bool = False  # run Python code that the checkpoint brings along
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if self.dtype not in DTYPES:
             raise ValueError(f"dtype is {self.dtype!r}; it is one of {', '.join(DTYPES)}")
         if self.template != CHAT and self.template not in TEMPLATES:

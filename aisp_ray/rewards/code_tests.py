@@ -38,6 +38,7 @@ class CodeTests(RewardSpec):
     )
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         for name in ("test_seconds", "total_seconds", "wall_seconds", "workers"):
             if not getattr(self, name) > 0:
                 raise ValueError(f"{name} is {getattr(self, name)}; it must be above 0")

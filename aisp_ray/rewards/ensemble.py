@@ -27,6 +27,7 @@ class Ensemble(RewardSpec):
     specs: tuple[RewardSpec, ...] = field(init=False, default=(), repr=False)  # the members' settings
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if len(self.members) < 2:
             raise ValueError(f"members has {len(self.members)} reward models; an ensemble needs at least 2")
         if self.combine not in ("mean", "min", "lcb"):

@@ -61,6 +61,7 @@ class Judge(RewardSpec):
     completion_price: float | None = None  # US dollars for a million generated tokens; null: unknown
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if self.reward not in ("margin", "win"):
             raise ValueError(f"reward is {self.reward!r}; it is margin or win")
         if self.compare_with is None and self.reward != "margin":

@@ -27,6 +27,7 @@ class MathAnswer(RewardSpec):
     no_answer: float = 0.0  # reward of a response in which no answer is found
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if not 0 <= self.tolerance < 1:
             raise ValueError(f"tolerance is {self.tolerance}; it is a relative difference, from 0 to below 1")
 

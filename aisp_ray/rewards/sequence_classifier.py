@@ -19,7 +19,7 @@ class SequenceClassifier(NeuralReward):
     reduction: str | None = None  # several labels only: label:K | probability:K | mean | expected (mean label number)
 
     def __post_init__(self) -> None:
-        NeuralReward.__post_init__(self)
+        super().__post_init__()
         if self.reduction is not None and not _REDUCTIONS.fullmatch(self.reduction):
             raise ValueError(
                 f"reduction is {self.reduction!r}; it is label:K, probability:K (K counts from 0), mean or expected"
