@@ -182,6 +182,7 @@ class Driver:
         self.num_started = 0
         self.num_finished = 0
         self.watch: Watch | None = None
+        self.hopeless: float = _HOPELESS  # math.inf: a method that never works ends as error rows, not the run
         self._num_told: Counter[str] = Counter()  # iterations, by method
         self._num_failed: Counter[str] = Counter()  # prompts on which a method failed, by method
 
@@ -252,7 +253,7 @@ class Driver:
     def _note_failure(self, task: Task, error: MethodError) -> None:
         """Show the first traceback of a method; raise the error of one that never worked."""
         self._num_failed[task.name] += 1
-        if not self._num_told[task.name] and self._num_failed[task.name] >= _HOPELESS:
+        if not self._num_told[task.name] and self._num_failed[task.name] >= self.hopeless:
             raise error
         if self._num_failed[task.name] == 1:
             text = "".join(traceback.format_exception(error.__cause__))

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import math
 from collections.abc import AsyncIterator, Mapping, Sequence
 from typing import Any
 
@@ -19,6 +21,7 @@ class Evaluator:
 
     def __init__(self, driver: Driver, store: Evaluations, objective: Objective, run: Mapping[str, Any], every: float):
         self.driver = driver
+        self.driver.hopeless = math.inf  # a setting that the method cannot run has no value; the others go on
         self.store = store
         self.objective = objective
         self.run = run  # run_id, config_hash, seed of the rows
@@ -61,5 +64,8 @@ class Evaluator:
                 if loop.time() - written > self.every:
                     self.store.flush()
                     written = loop.time()
-        finally:
-            self.store.flush()
+        except BaseException:
+            with contextlib.suppress(Exception):  # what ended it is to be said, and not that this failed too
+                self.store.flush()
+            raise
+        self.store.flush()

@@ -1,6 +1,9 @@
 """A whole search over fake models: files, resuming, held-out confirmation, the written preset."""
 
+import asyncio
 import json
+import os
+import signal
 
 import pyarrow.parquet as pq
 import pytest
@@ -9,6 +12,7 @@ from tune_world import PEAK, FakePolicy, make, prompts, read_preset, run
 from aisp_ray import config
 from aisp_ray.cli import make_plan as make_evaluation
 from aisp_ray.cli import read_command as read_evaluation
+from aisp_ray.methods.best_of_n import BestOfN
 from aisp_ray.output.files import Output
 from aisp_ray.output.manifest import RefusedError, open_manifest
 from aisp_ray.progress import Screen
@@ -51,8 +55,7 @@ def test_a_killed_search_goes_on_to_the_same_trials(tmp_path):
     spent = 0
     for most in (50, 70, 90):
         plan, policy = make(broken, "trials=12", "stop=halving", "batch=8"), FakePolicy(most)
-        with pytest.raises(BaseException):  # noqa: B017, PT011 - a CancelledError, as of a machine that is gone
-            run(plan, policy)
+        assert run(plan, policy)[0] == 1
         spent += most
     code, last = run(make(broken, "trials=12", "stop=halving", "batch=8"))
     assert code == 0
@@ -249,3 +252,52 @@ def test_a_preset_without_a_value_ends_the_search_in_a_sentence(tmp_path, capsys
     assert code == 1
     assert policy.num_rollouts == 2 * 4  # of the preset alone
     assert "the preset has no finite reward on any of 4 tuning prompts" in capsys.readouterr().err
+
+
+def test_a_setting_that_the_method_cannot_run_has_no_value_and_the_others_go_on(tmp_path, monkeypatch):
+    tell = BestOfN.tell
+
+    def brittle(self, state, rollouts, scores):
+        return 1 / 0 if self.temperature > 2 else tell(self, state, rollouts, scores)
+
+    monkeypatch.setattr(BestOfN, "tell", brittle)
+    code, _ = run(make(tmp_path, "tune.keys={temperature: [0.5, 3.0]}", "search=grid", "limit=12"))
+    assert code == 3
+    rows = trials_of(tmp_path)
+    assert [row["num_failed"] for row in rows] == [0, 0, 12]
+    assert rows[2]["value"] is None
+    assert json.loads((tmp_path / "summary.json").read_text())["best"]["settings"] == {"temperature": 0.5}
+
+
+def test_any_failure_is_said_with_exit_code_1_and_what_was_measured_stays(tmp_path, capsys):
+    class Broken(FakePolicy):
+        async def rollout(self, prompt, proposal, seed):
+            if self.num_rollouts >= 20:
+                raise RuntimeError("the fan has stopped")
+            return await super().rollout(prompt, proposal, seed)
+
+    words = ("tune.keys={temperature: [0.5]}", "search=grid", "limit=8")
+    assert run(make(tmp_path, *words), Broken())[0] == 1
+    shown = capsys.readouterr().err
+    assert "error: the fan has stopped" in shown
+    assert "the same command goes on" in shown
+    _, rest = run(make(tmp_path, *words))
+    assert rest.num_rollouts < 2 * 2 * 16
+
+
+def test_a_signal_ends_the_search_also_where_nothing_can_be_written(tmp_path, capsys, monkeypatch):
+    class Signalled(FakePolicy):
+        async def rollout(self, prompt, proposal, seed):
+            if self.num_rollouts >= 20:
+                monkeypatch.setattr(Evaluations, "flush", full)
+                os.kill(os.getpid(), signal.SIGTERM)
+                await asyncio.sleep(20)
+            return await super().rollout(prompt, proposal, seed)
+
+    def full(self):
+        raise OSError("the disk is full")
+
+    assert run(make(tmp_path, "trials=4"), Signalled(), in_flight=1)[0] == 143
+    shown = capsys.readouterr().err
+    assert "stopped by a signal" in shown
+    assert "could not be written: the disk is full" in shown
