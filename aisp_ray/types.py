@@ -160,3 +160,7 @@ class Placement:
 
 class DataError(ValueError):
     """The row itself is at fault: it ends as one row with `status=error`, and nobody retries it."""
+
+
+class LoadError(RuntimeError):
+    """A model does not load here and now, for want of memory or network for instance; another try may work."""

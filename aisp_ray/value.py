@@ -23,7 +23,7 @@ from aisp_ray.config import ConfigError
 from aisp_ray.methods._value_file import value_file
 from aisp_ray.plan import in_ray_job
 from aisp_ray.rng import derive_seed
-from aisp_ray.types import DataError, Policy, Prompt, Proposal, Reward, Sampling
+from aisp_ray.types import DataError, LoadError, Policy, Prompt, Proposal, Reward, Sampling
 
 if TYPE_CHECKING:
     from aisp_ray.engine.value import Example
@@ -110,7 +110,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 2
     try:
         train(parts, settings)
-    except ValueError as error:
+    except (ValueError, LoadError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
     return 0

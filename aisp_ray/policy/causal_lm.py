@@ -14,11 +14,13 @@ from aisp_ray.engine.base import RolloutRequest, StopRules
 from aisp_ray.policy._render import Renderer
 from aisp_ray.policy.base import PolicySpec
 from aisp_ray.policy.templates import find_template
-from aisp_ray.types import DataError, Prompt, Proposal, Rollouts
+from aisp_ray.services import comes_from_away
+from aisp_ray.types import DataError, LoadError, Prompt, Proposal, Rollouts
 
 DEMO = "demo:"  # prefix of the embedded models' names
 DTYPES = ("float32", "bfloat16", "float16")
 ENGINES = ("fast", "expanded", "plain")
+_SETTINGS = (ValueError, TypeError, ImportError, FileNotFoundError, AttributeError, KeyError)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -111,6 +113,12 @@ class CausalLM(PolicySpec):
         return look_up(name, f"policy.{key}", "model", revision, self.cache_dir, probe)
 
     def load(self, device: str) -> LoadedCausalLM:
+        """The policy on "cpu" or "cuda".
+
+        Raises:
+            ValueError: no machine would load it: a setting, a file or a package is wrong.
+            LoadError: no memory, no network, or whatever else may be gone next time.
+        """
         from transformers import AutoTokenizer
 
         from aisp_ray.engine.factory import build_engine
@@ -120,9 +128,10 @@ class CausalLM(PolicySpec):
         try:
             tokenizer = AutoTokenizer.from_pretrained(source, **kwargs)
             model = self._load_model(source, device, kwargs)
-        except Exception as error:  # a missing file, no network, no memory: the libraries' texts have many lines
+        except Exception as error:  # the libraries' texts have many lines
             where = f"policy.model={self.model} cannot be loaded on {socket.gethostname()}"
-            raise ValueError(f"{where}: {_reason(error)}") from error
+            kind = ValueError if _is_setting(error, source) else LoadError
+            raise kind(f"{where}: {_reason(error)}") from error
         engine = build_engine(
             model,
             kind=self.engine,
@@ -161,6 +170,18 @@ def _merge_adapter(model: Any, source: str, revision: str | None, cache: str | N
     return adapted.merge_and_unload(safe_merge=True)
 
 
+def _is_setting(error: Exception, source: str) -> bool:
+    """Whether no machine would load this: a file or package is missing, or the libraries do not know the model.
+
+    Where a hub's file is missing that may be the network, of which the libraries' exception does not always tell.
+    """
+    if comes_from_away(error):
+        return False
+    local = Path(source).is_absolute() or Path(source).exists()
+    missing = local and isinstance(error, OSError) and error.errno is None  # what transformers raises for a file
+    return missing or isinstance(error, _SETTINGS)
+
+
 def _reason(error: Exception) -> str:
     text = str(error).strip() or type(error).__name__
     if "`tiktoken` is required" in text and importlib.util.find_spec("sentencepiece") is None:
@@ -178,6 +199,11 @@ class LoadedCausalLM:
         self.renderer = Renderer(tokenizer, spec.template, spec.system, spec.chat_options)
         config = model.config.get_text_config()
         self._context = int(getattr(config, "max_position_embeddings", None) or 1 << 20)
+        if spec.max_new_tokens >= self._context:
+            raise ValueError(
+                f"policy.max_new_tokens is {spec.max_new_tokens}, which leaves no room for a prompt: "
+                f"{spec.model} reads at most {self._context} tokens"
+            )
         ends = {*self._end_ids(model), *self.renderer.turn_ends()}
         self._stop = StopRules(tuple(sorted(ends)), spec.stops, spec.min_new_tokens)
         template = self.renderer.template
@@ -192,10 +218,14 @@ class LoadedCausalLM:
         ids = self.renderer.ids(prompt)
         if not ids:
             raise DataError("the prompt has no tokens")
-        limit = self._context - self.spec.max_new_tokens
-        limits = [n for n in (limit, self.spec.max_prompt_tokens, prompt.max_tokens) if n is not None]
-        if len(ids) > min(limits):
-            raise DataError(f"the prompt has {len(ids)} tokens; at most {min(limits)} fit (data.max_prompt_tokens)")
+        limits = (
+            (self._context - self.spec.max_new_tokens, "policy.max_new_tokens leaves no more of the model's context"),
+            (self.spec.max_prompt_tokens, "policy.max_prompt_tokens"),
+            (prompt.max_tokens, "data.max_prompt_tokens"),
+        )
+        limit, key = min((n, key) for n, key in limits if n is not None)
+        if len(ids) > limit:
+            raise DataError(f"the prompt has {len(ids)} tokens; at most {limit} fit ({key})")
         most = min(proposal.max_new_tokens or self.spec.max_new_tokens, self.spec.max_new_tokens)
         return RolloutRequest(tuple(ids), prompt_key(seed, prompt.prompt_id), proposal, most, self._stop)
 

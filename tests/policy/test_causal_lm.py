@@ -5,8 +5,9 @@ import torch
 from policy_helpers import PROMPTS, STEERED, load, rollouts, settings
 from tiny_checkpoints import LLAMA3_CHAT, make_checkpoint
 
+from aisp_ray.cluster.failures import sort_load_error
 from aisp_ray.policy.causal_lm import CausalLM, cut
-from aisp_ray.types import DataError, Message, Prompt
+from aisp_ray.types import DataError, LoadError, Message, Prompt
 
 
 @pytest.fixture(scope="module")
@@ -58,13 +59,18 @@ def test_turns_that_a_chat_template_refuses_are_the_rows_error(gemma):
 def test_a_prompt_longer_than_any_of_three_limits_is_the_rows_error(base):
     long = asked(Message("user", "word " * 200))
     for more, prompt, most in (
-        ({"max_new_tokens": 400}, long, 112),
-        ({"max_prompt_tokens": 50}, long, 50),
-        ({}, Prompt("s/t/0", 0, "s", "word " * 30, max_tokens=20), 20),
+        ({"max_new_tokens": 400}, long, r"112 fit \(policy\.max_new_tokens"),
+        ({"max_prompt_tokens": 50}, long, r"50 fit \(policy\.max_prompt_tokens\)"),
+        ({}, Prompt("s/t/0", 0, "s", "word " * 30, max_tokens=20), r"20 fit \(data\.max_prompt_tokens\)"),
     ):
         policy = load(settings("llama3_8b", base, **more))
-        with pytest.raises(DataError, match=f"at most {most} fit"):
+        with pytest.raises(DataError, match=f"at most {most}"):
             policy.request(prompt, STEERED, 0)
+
+
+def test_responses_that_leave_no_room_for_a_prompt_are_a_wrong_setting(base):
+    with pytest.raises(ValueError, match=r"policy\.max_new_tokens is 512, .* at most 512 tokens"):
+        load(settings("llama3_8b", base, max_new_tokens=512))
 
 
 def test_the_chat_options_reach_the_template(folder):
@@ -169,6 +175,31 @@ def test_a_checkpoint_that_is_torn_is_one_sentence(base, tmp_path):
     (tmp_path / "config.json").write_text((base / "config.json").read_text())
     with pytest.raises(ValueError, match="cannot be loaded on") as caught:
         load(settings("llama3_8b", tmp_path))
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("error", "cause", "kind"),
+    [
+        (torch.OutOfMemoryError("CUDA out of memory"), None, "load"),
+        (MemoryError(), None, "load"),
+        (OSError(5, "Input/output error"), None, "load"),
+        (OSError("There was a specific connection error"), ConnectionError("no route"), "load"),
+        (ValueError("Can't find 'adapter_config.json'"), ConnectionError("no route"), "load"),
+        (OSError("it does not appear to have a file named model.safetensors"), None, "settings"),
+        (KeyError("nolm"), None, "settings"),
+        (ValueError("Unrecognized model"), None, "settings"),
+        (ImportError("requires the sentencepiece library"), None, "settings"),
+    ],
+)
+def test_only_what_no_machine_would_load_is_a_wrong_setting(base, monkeypatch, error, cause, kind):
+    def fail(*_):
+        raise error from cause
+
+    monkeypatch.setattr(CausalLM, "_load_model", fail)
+    with pytest.raises((ValueError, LoadError), match="cannot be loaded on") as caught:
+        load(settings("llama3_8b", base))
+    assert sort_load_error(caught.value).kind == kind
     assert "\n" not in str(caught.value)
 
 
