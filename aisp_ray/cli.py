@@ -163,8 +163,10 @@ def _jsonable(value: Any) -> Any:
 def check(plan: Plan, allow_unequal: bool, budget: Any = None) -> list[str]:
     """What is wrong with the plan and can be said before anything loads, a sentence each."""
     found = [*plan.policy.check(), *plan.reward.check(), *plan.data.check()]
-    for part in (*plan.judges.values(), *plan.methods.values()):
-        found += part.check() if hasattr(part, "check") else []
+    for name, judge in plan.judges.items():
+        found += judge.check(f"judges.{name}")
+    for method in plan.methods.values():
+        found += method.check() if hasattr(method, "check") else []
     found += too_long(plan.methods, plan.policy)
     unit = "samples" if budget is None else read_budget(budget)[0]
     unequal = check_budgets(plan.methods, unit, most_new_tokens(plan.policy))
@@ -199,7 +201,7 @@ def most_new_tokens(policy: Any) -> int:
 def pin(plan: Plan) -> Plan:
     """The plan with the commits of all that comes from the hub written in: what runs is what the manifest says."""
     policy, reward = plan.policy.pinned(), plan.reward.pinned()
-    judges = {name: judge.pinned() for name, judge in plan.judges.items()}
+    judges = {name: judge.pinned(f"judges.{name}") for name, judge in plan.judges.items()}
     data = plan.data.pinned()
     named = {"policy": describe(policy), "reward": describe(reward), "data": describe(data)}
     fingerprint = {**plan.fingerprint, **named, "judges": {name: describe(judge) for name, judge in judges.items()}}

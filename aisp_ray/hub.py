@@ -57,7 +57,7 @@ def _ask(name: str, kind: str, revision: str | None, at: str, copy: tuple[bool, 
         fix = f"accept its terms at {page}, then run `hf auth login` or set HF_TOKEN on every node"
         raise ValueError(f"{at}: this {kind} is gated and there is no token that may read it; {fix}") from error
     except RevisionNotFoundError as error:
-        setting = f"{at.partition('.')[0]}.revision"
+        setting = f"{at.partition('=')[0].rpartition('.')[0]}.revision"
         fix = f"leave {setting} out, or see the tags with `hf repos tag list {name} --repo-type {kind}`"
         raise ValueError(f"{at}: the {kind} has no revision {revision!r}; {fix}") from error
     except RepositoryNotFoundError as error:

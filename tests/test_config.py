@@ -64,6 +64,12 @@ def test_texts_are_taken_as_typed():
         (["policy.num_gpus=1.5"], ["policy: num_gpus is 1.5", "a whole number"]),
         (["judges=[demo_judge]", "judges.demo_judge.num_cpus=-1"], ["judges.demo_judge: num_cpus is -1.0"]),
         (["policy.threads=0"], ["policy: threads is 0", "at least 1"]),
+        (
+            ["judges=[callable]", "judges.callable.target=math:no"],
+            ["judges.callable.target: "],
+        ),
+        (["judges=[deberta]", "judges.deberta.model=./no"], ["judges.deberta.model=./no: there is no config.json"]),
+        (["judges=[judge_win]", "judges.judge_win.api_key_env=NO_SUCH_KEY"], ["judges.judge_win.api_key_env=null"]),
         (["run.infra_retries=-1"], ["run: infra_retries is -1", "at least 0"]),
         (["run.ready_timeout_seconds=-1"], ["run: ready_timeout_seconds is -1.0", "above 0"]),
         (["run.starvation_timeout_seconds=0"], ["run: starvation_timeout_seconds is 0.0", "above 0"]),

@@ -43,6 +43,13 @@ def test_the_commit_of_the_newest_revision_is_found(monkeypatch):
     assert hub.look_up("owner/name", "policy.model") == "abc123"
 
 
+@pytest.mark.parametrize("key", ["policy", "judges.strict"])
+def test_a_missing_revision_names_the_setting(monkeypatch, key):
+    answer(monkeypatch, errors.RevisionNotFoundError)
+    with pytest.raises(ValueError, match=f"leave {key}.revision out"):
+        hub.look_up("owner/name", f"{key}.model", revision="v9")
+
+
 def test_a_gated_model_without_a_token_says_where_to_accept_and_how_to_log_in(monkeypatch):
     class Gated(Info):
         gated = "manual"

@@ -76,10 +76,12 @@ def find_problems(asks: Mapping[str, Placement], nodes: Sequence[Node]) -> list[
         problems.append(f"the minimum asks for {asked:g} GPUs ({listed}) and {there}; change actors or num_gpus")
     used = cpus_of(asks, 0)
     if used + 1 > cpus + 1e-9:
-        listed = ", ".join(f"{n} {s.actors[0]} x {s.num_cpus:g}" for n, s in asks.items() if not s.num_gpus)
+        takers = {name: spec for name, spec in asks.items() if spec.num_gpus == 0 and spec.num_cpus > 0}
+        listed = ", ".join(f"{name} {spec.actors[0]} x {spec.num_cpus:g}" for name, spec in takers.items())
+        lower = f"lower num_cpus or actors of {' or '.join(takers)}, or " if takers else ""
         problems.append(
             f"Ray Data would hang: actors take {used:g} of {cpus:g} CPUs ({listed or 'none'}) and reading and writing "
-            f"need 1 free CPU; lower num_cpus or actors of {next(iter(asks))}, or add a node"
+            f"need 1 free CPU; {lower}add a node with CPUs"
         )
     return problems
 

@@ -64,26 +64,27 @@ class NeuralReward(RewardSpec):
             return str(Path(__file__).parent.parent / "demo" / "models" / self.model.removeprefix(DEMO))
         return self.model
 
-    def check(self) -> list[str]:
+    def check(self, where: str = "reward") -> list[str]:
         path = Path(self.source)
         local = self.model.startswith((DEMO, "/", ".", "~")) or path.exists()
         if local and not (path / "config.json").is_file():
-            return [f"reward.model={self.model}: there is no config.json in {path}; give a checkpoint folder or hub id"]
+            missing = f"there is no config.json in {path}; give a checkpoint folder or hub id"
+            return [f"{where}.model={self.model}: {missing}"]
         try:
-            self._commit()
+            self._commit(where)
         except ValueError as error:
             return [str(error)]
         return []
 
-    def pinned(self) -> NeuralReward:
+    def pinned(self, where: str = "reward") -> NeuralReward:
         """These settings with the hub's newest commit written in: all actors and a resumed run load the same."""
-        return replace(self, revision=self._commit() or self.revision)
+        return replace(self, revision=self._commit(where) or self.revision)
 
-    def _commit(self) -> str | None:
+    def _commit(self, where: str) -> str | None:
         """The hub's commit; None for a checkpoint on the disk. Raises ValueError with one sentence."""
         from aisp_ray.hub import look_up
 
-        return None if Path(self.source).exists() else look_up(self.model, "reward.model", revision=self.revision)
+        return None if Path(self.source).exists() else look_up(self.model, f"{where}.model", revision=self.revision)
 
     def load(self, device: str) -> NeuralScorer:
         from aisp_ray.rewards._reader import Reader

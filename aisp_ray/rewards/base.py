@@ -43,11 +43,14 @@ class Scorer(Protocol):
 class RewardSpec(Placement, ABC):
     """The settings of a reward model: checked on the driver without torch, loaded on the actor."""
 
-    def check(self) -> list[str]:
-        """What can be said to be wrong before loading (missing files, unknown template), a sentence each."""
+    def check(self, where: str = "reward") -> list[str]:
+        """What can be said to be wrong before loading (missing files, unknown template), a sentence each.
+
+        where: what the command calls these settings, reward or judges.NAME, so that a sentence names the right key.
+        """
         return []
 
-    def pinned(self) -> RewardSpec:
+    def pinned(self, where: str = "reward") -> RewardSpec:
         """These settings with every version that is not said yet written in: what the manifest keeps."""
         return self
 

@@ -28,12 +28,12 @@ class CallableReward(RewardSpec):
     target: str  # package.module:name of a function or class, importable wherever the reward model runs
     arguments: dict[str, Any] = field(default_factory=dict)  # keyword arguments of the function, or of making the class
 
-    def check(self) -> list[str]:
+    def check(self, where: str = "reward") -> list[str]:
         try:
             target = locate(self.target)
         except ValueError as error:
-            return [f"reward.target: {error}"]
-        return [] if callable(target) else [f"reward.target={self.target} is not something to call"]
+            return [f"{where}.target: {error}"]
+        return [] if callable(target) else [f"{where}.target={self.target} is not something to call"]
 
     def load(self, device: str) -> CallableScorer:
         target = locate(self.target)

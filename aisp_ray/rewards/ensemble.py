@@ -42,11 +42,12 @@ class Ensemble(RewardSpec):
             raise ValueError(f"scales is {list(self.scales)}; each must be above 0")
         object.__setattr__(self, "specs", tuple(_spec(member, at) for at, member in enumerate(self.members)))
 
-    def check(self) -> list[str]:
-        return [problem for spec in self.specs for problem in spec.check()]
+    def check(self, where: str = "reward") -> list[str]:
+        return [text for at, spec in enumerate(self.specs) for text in spec.check(f"{where}.members[{at}]")]
 
-    def pinned(self) -> Ensemble:
-        return replace(self, members=tuple(spec.pinned() for spec in self.specs))
+    def pinned(self, where: str = "reward") -> Ensemble:
+        members = tuple(spec.pinned(f"{where}.members[{at}]") for at, spec in enumerate(self.specs))
+        return replace(self, members=members)
 
     def load(self, device: str) -> EnsembleScorer:
         return EnsembleScorer(self, [spec.load(device) for spec in self.specs])

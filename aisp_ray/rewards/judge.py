@@ -69,13 +69,13 @@ class Judge(RewardSpec):
         if self.concurrency < 1 or self.retries < 0 or self.timeout_seconds <= 0:
             raise ValueError("concurrency must be at least 1, retries at least 0 and timeout_seconds above 0")
 
-    def check(self) -> list[str]:
+    def check(self, where: str = "reward") -> list[str]:
         if importlib.util.find_spec("openai") is None:
             return ["a judge speaks through the openai package, which is not installed: pip install openai"]
         if self.api_key_env is not None and not os.environ.get(self.api_key_env):
             return [
-                f"the judge's key is not in the environment: set {self.api_key_env}, or reward.api_key_env=null for an "
-                "endpoint that wants none"
+                f"the judge's key is not in the environment: set {self.api_key_env}, or {where}.api_key_env=null for "
+                "an endpoint that wants none"
             ]
         return []
 

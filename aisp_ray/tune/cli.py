@@ -199,8 +199,8 @@ def check(plan: TunePlan) -> list[str]:
     """What is wrong with the plan and can be said before anything loads, a sentence each."""
     found = [*plan.policy.check(), *plan.reward.check(), *plan.data.check()]
     found += plan.heldout.check() if plan.heldout is not None else []
-    for judge in plan.judges.values():
-        found += judge.check()
+    for name, judge in plan.judges.items():
+        found += judge.check(f"judges.{name}")
     try:
         make_objective(plan.objective, list(plan.judges))
         plan.workbench.centre()
@@ -221,7 +221,7 @@ def pin(plan: TunePlan) -> TunePlan:
     """
     parts = {name: getattr(plan, name).pinned() for name in ("policy", "reward", "data")}
     parts["heldout"] = plan.heldout.pinned() if plan.heldout is not None else None
-    judges = {name: judge.pinned() for name, judge in plan.judges.items()}
+    judges = {name: judge.pinned(f"judges.{name}") for name, judge in plan.judges.items()}
     named = {name: describe(part) if part is not None else None for name, part in parts.items()}
     named["judges"] = {name: describe(judge) for name, judge in judges.items()}
     for name in ("data", "heldout"):

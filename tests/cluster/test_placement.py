@@ -64,7 +64,16 @@ def test_actors_that_leave_no_cpu_for_ray_data_are_refused():
     cpu = {"actors": (1, 1), "num_cpus": 1.0}
     (text,) = problems([Node(2, 0)], policy=cpu, reward=cpu)
     assert text.startswith("Ray Data would hang: actors take 2 of 2 CPUs (policy 1 x 1, reward 1 x 1)")
+    assert text.endswith("lower num_cpus or actors of policy or reward, or add a node with CPUs")
     assert problems([Node(3, 0)], policy=cpu, reward=cpu) == []
+
+
+def test_who_takes_the_cpus_is_named_and_not_who_has_a_gpu():
+    cpu = {"num_cpus": 1.0}
+    (text,) = problems([Node(2, 1)], policy={"num_gpus": 1}, reward=cpu, **{"judges.gold": cpu})
+    assert text.endswith("need 1 free CPU; lower num_cpus or actors of reward or judges.gold, or add a node with CPUs")
+    (text,) = problems([Node(0.5, 1)], policy={"num_gpus": 1})
+    assert text.endswith("(none) and reading and writing need 1 free CPU; add a node with CPUs")
 
 
 def test_gpu_actors_take_no_cpus():

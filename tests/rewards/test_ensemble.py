@@ -59,6 +59,13 @@ def test_pinning_pins_the_members():
     assert [type(member).__name__ for member in named.members] == ["SequenceClassifier", "DemoGold"]
 
 
+def test_what_is_wrong_with_a_member_names_its_key():
+    mapping = {"_target_": "aisp_ray.rewards.callable.CallableReward", "target": "math:pi"}
+    assert Ensemble(members=("demo", mapping)).check("judges.both") == [
+        "judges.both.members[1].target=math:pi is not something to call"
+    ]
+
+
 def test_members_from_the_hub_are_pinned_to_their_commits(monkeypatch):
     from aisp_ray import hub
 
