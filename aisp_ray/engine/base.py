@@ -2,20 +2,31 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
 from aisp_ray.types import Proposal, Rollouts
 
+Decode = Callable[[Sequence[int]], str]  # token ids of a response -> its text
+
 
 @dataclass(frozen=True, slots=True)
 class StopRules:
     """When a response ends: at one of `token_ids` (kept in token_ids, not in the text), or with a string of `strings`
-    in its text (cut off from there on). Neither counts before `min_new_tokens`."""
+    in its text (cut off from there on). Neither counts before `min_new_tokens`: a string must start behind the text of
+    the first `min_new_tokens` - 1 tokens."""
 
     token_ids: tuple[int, ...] = ()
     strings: tuple[str, ...] = ()
     min_new_tokens: int = 0
+
+    def string_start(self, text: str, token_ids: Sequence[int], decode: Decode) -> int | None:
+        """Where in the text of these response tokens the first stop string starts that counts; None: there is none."""
+        if not any(string in text for string in self.strings):
+            return None
+        begin = len(decode(token_ids[: self.min_new_tokens - 1])) if self.min_new_tokens > 1 else 0
+        return min((at for string in self.strings if (at := text.find(string, begin)) >= 0), default=None)
 
 
 @dataclass(frozen=True, slots=True)

@@ -21,7 +21,7 @@ from aisp_ray.engine._head import Head
 from aisp_ray.engine._sampling import branch, pick
 from aisp_ray.engine._shape import Shapes, apply
 from aisp_ray.engine._source import Source
-from aisp_ray.engine.base import RolloutRequest
+from aisp_ray.engine.base import RolloutRequest, StopRules
 from aisp_ray.loading import locate
 from aisp_ray.noise import normal, split_key, uniform
 from aisp_ray.types import Rollout, Rollouts
@@ -64,6 +64,8 @@ class PlainEngine:
     def submit(self, request: RolloutRequest) -> int:
         if request.stop.strings and self._decode is None:
             raise ValueError("stop strings need a `decode` function")
+        if any(len(prefix) >= request.max_new_tokens for prefix in request.proposal.prefixes or ()):
+            raise ValueError(f"a prefix to continue from is not shorter than max_new_tokens={request.max_new_tokens}")
         self._next_ticket += 1
         self._queue.append((self._next_ticket, request))
         return self._next_ticket
@@ -209,14 +211,13 @@ class PlainEngine:
         stop = request.stop
         if row.tokens[-1] in stop.token_ids:
             row.finish = "stop"
-        elif len(row.tokens) >= stop.min_new_tokens and self._string_stops(row, stop.strings):
+        elif len(row.tokens) >= stop.min_new_tokens and self._string_stops(row, stop):
             row.finish = "stop_string"
 
-    def _string_stops(self, row: _Row, strings: tuple[str, ...]) -> bool:
-        if not strings or self._decode is None:
+    def _string_stops(self, row: _Row, stop: StopRules) -> bool:
+        if not stop.strings or self._decode is None:
             return False
-        text = self._decode(row.tokens)
-        return any(string in text for string in strings)
+        return stop.string_start(self._decode(row.tokens), row.tokens, self._decode) is not None
 
     def _result(self, row: _Row, request: RolloutRequest) -> Rollout:
         want = request.proposal.want

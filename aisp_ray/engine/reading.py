@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
 from torch import Tensor
 
+from aisp_ray.engine.base import Decode
 from aisp_ray.engine.rows import Row
 
-Decode = Callable[[Sequence[int]], str]
 STRING_CHECK = 4  # tokens between two searches of a row's text for stop strings
 
 
@@ -75,7 +74,11 @@ def _end(row: Row, decode: Decode | None) -> None:
 def _string_end(row: Row, decode: Decode) -> int | None:
     """The smallest number of tokens, not searched before, whose text has a stop string."""
     stop = row.active.request.stop
-    found = lambda count: any(string in decode(row.tokens[:count]) for string in stop.strings)  # noqa: E731
+
+    def found(count: int) -> bool:
+        tokens = row.tokens[:count]
+        return stop.string_start(decode(tokens), tokens, decode) is not None
+
     if not found(len(row.tokens)):
         return None
     start = max(row.checked, len(row.forced), stop.min_new_tokens - 1) + 1

@@ -7,6 +7,7 @@ import importlib.util
 import socket
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -39,7 +40,7 @@ class CausalLM(PolicySpec):
     system: str | None = None  # system turn for prompts that have none
     chat_options: dict[str, Any] = field(default_factory=dict)  # passed to the chat template: {enable_thinking: false}
     max_new_tokens: int = 128  # response tokens at most
-    min_new_tokens: int = 0  # the end token is forbidden before
+    min_new_tokens: int = 0  # the end token is forbidden before, and a stop string does not count
     stop_strings: tuple[str, ...] | None = None  # a response ends where one of these starts; null: the template's
     stop_tokens: tuple[str, ...] = ()  # further tokens that end a response, as written in the vocabulary
     max_prompt_tokens: int | None = None  # longer prompts are error rows; null: what the context leaves
@@ -230,12 +231,16 @@ class LoadedCausalLM:
         return RolloutRequest(tuple(ids), prompt_key(seed, prompt.prompt_id), proposal, most, self._stop)
 
     def finish(self, rollouts: Rollouts) -> Rollouts:
-        texts = self.tokenizer.batch_decode([list(item.token_ids) for item in rollouts.items], skip_special_tokens=True)
-        items = tuple(replace(item, text=self._cut(text)) for item, text in zip(rollouts.items, texts, strict=True))
+        # the token that ended a response is no part of its text, special or not
+        spoken = [list(item.token_ids[: -1 if item.finish_reason == "stop" else None]) for item in rollouts.items]
+        texts = self.tokenizer.batch_decode(spoken, skip_special_tokens=True)
+        texts = [self._cut(text, ids) for text, ids in zip(texts, spoken, strict=True)]
+        items = tuple(replace(item, text=text) for item, text in zip(rollouts.items, texts, strict=True))
         return replace(rollouts, items=items)
 
-    def _cut(self, text: str) -> str:
-        text = cut(text, self.spec.stops)
+    def _cut(self, text: str, token_ids: Sequence[int]) -> str:
+        decode = partial(self.tokenizer.decode, skip_special_tokens=True)
+        text = text[: self._stop.string_start(text, token_ids, decode)]
         return text.strip() if self._strip else text
 
     def _end_ids(self, model: Any) -> set[int]:
@@ -250,12 +255,6 @@ class LoadedCausalLM:
                 raise ValueError(f"policy.stop_tokens: the vocabulary has no token {token!r}.{hint}")
             ends.add(vocabulary[token])
         return {int(end) for end in ends if end is not None}
-
-
-def cut(text: str, strings: Sequence[str]) -> str:
-    """The text up to the first stop string."""
-    ends = [at for string in strings if (at := text.find(string)) >= 0]
-    return text[: min(ends)] if ends else text
 
 
 def _one_of(key: str, value: str, allowed: Sequence[str]) -> None:

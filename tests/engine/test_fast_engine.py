@@ -56,6 +56,9 @@ WORK = {
         request(control=OpenLoop(10, None, 1.0), seed=3, stop=StopRules(tuple(range(50, 90)), min_new_tokens=2)),
     ],
     "stop strings": [request(control=OpenLoop(10, None, 1.0), n=12, stop=StopRules((5, 6), ("q", "b"), 2), want=ALL)],
+    "stop strings from a minimum on": [
+        request(control=OpenLoop(10, None, 1.0), n=12, tokens=12, stop=StopRules((), ("q", "b", "cd"), 6)),
+    ],
     "prefixes": [
         request(control=OpenLoop(10, LOG, 1.0), prefixes=((), (7,), (3, 4, 5, 6, 7, 8, 9, 10, 11), (9, 9)), want=ALL)
     ],

@@ -9,6 +9,8 @@ from transformers import LlamaConfig, LlamaForCausalLM
 from aisp_ray.controls import OpenLoop, WeightEntry, WeightLog
 from aisp_ray.engine._source import Source
 from aisp_ray.engine.base import RolloutRequest, StopRules
+from aisp_ray.engine.expanded import ExpandedEngine
+from aisp_ray.engine.fast import FastEngine
 from aisp_ray.engine.plain import PlainEngine
 from aisp_ray.types import Proposal, Sampling
 
@@ -143,6 +145,37 @@ def test_stop_strings_end_a_row(model):
     item = run(model, Proposal(0, 1), stop=StopRules(strings=(f" {base[3]}",)), decode=decode).items[0]
     assert item.finish_reason == "stop_string"
     assert item.num_tokens <= 4
+
+
+@pytest.mark.parametrize("engine", [PlainEngine, ExpandedEngine, FastEngine])
+def test_a_stop_string_before_the_minimum_is_passed_over(model, engine):
+    decode = lambda ids: "".join(f"<{token}>" for token in ids)  # noqa: E731
+    (base,) = generate(model, torch.zeros(1, 1, 32))
+    strings = (f"<{base[1]}>", f"<{base[8]}>")
+    start = next(at for at in range(4, 12) if base[at] in (base[1], base[8]))
+    one = engine(model, decode=decode)
+    one.submit(RolloutRequest(PROMPT, KEY, Proposal(0, 1), 12, StopRules((), strings, min_new_tokens=5)))
+    found = []
+    while not found:
+        found = one.step()
+    (item,) = found[0][1].items
+    assert (item.finish_reason, item.token_ids) == ("stop_string", base[: start + 1])
+
+
+def test_a_stop_string_that_counts_starts_behind_the_minimum():
+    decode = lambda ids: "".join(chr(token) for token in ids)  # noqa: E731
+    text = "ab.cd.ef"
+    ids = [ord(letter) for letter in text]
+    starts = [
+        StopRules(strings=(".", "ef"), min_new_tokens=least).string_start(text, ids, decode) for least in range(9)
+    ]
+    assert starts == [2, 2, 2, 2, 5, 5, 5, 6, None]
+    assert StopRules(strings=("x",), min_new_tokens=3).string_start(text, ids, decode) is None
+
+
+def test_a_prefix_that_leaves_no_room_is_refused(model):
+    with pytest.raises(ValueError, match="not shorter than max_new_tokens=3"):
+        run(model, Proposal(0, 1, prefixes=((4, 5, 6),)), max_new_tokens=3)
 
 
 def test_the_end_token_is_forbidden_before_the_minimum(model):

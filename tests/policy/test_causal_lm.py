@@ -6,8 +6,8 @@ from policy_helpers import PROMPTS, STEERED, load, rollouts, settings
 from tiny_checkpoints import LLAMA3_CHAT, make_checkpoint
 
 from aisp_ray.cluster.failures import sort_load_error
-from aisp_ray.policy.causal_lm import CausalLM, cut
-from aisp_ray.types import DataError, LoadError, Message, Prompt
+from aisp_ray.policy.causal_lm import CausalLM
+from aisp_ray.types import DataError, LoadError, Message, Prompt, Rollout, Rollouts
 
 
 @pytest.fixture(scope="module")
@@ -105,9 +105,24 @@ def test_a_text_that_brings_its_beginning_gets_no_second_one(base):
     assert ids.count(policy.tokenizer.bos_token_id) == 1
 
 
-def test_a_response_is_cut_at_the_first_stop_string_and_stripped():
-    assert cut(" Sure. User: more Human: x", ("Human:", "User:")) == " Sure. "
-    assert cut("nothing to cut", ("User:",)) == "nothing to cut"
+def text_of(policy, text, reason):
+    """What a policy makes of a row whose tokens are the text's."""
+    ids = tuple(policy.tokenizer(text, add_special_tokens=False)["input_ids"])
+    return policy.finish(Rollouts(0, (Rollout(0, "", ids, reason, len(ids)),), 1)).items[0].text
+
+
+@pytest.mark.parametrize(("least", "expected"), [(0, "Sure."), (7, "Sure."), (8, "Sure. User: and more.")])
+def test_a_response_is_cut_at_the_first_stop_string_that_counts(base, least, expected):
+    more = {"stop_strings": ["Human:", "User:"], "min_new_tokens": least, "max_new_tokens": 40}
+    policy = load(settings("llama3_8b", base, **more))
+    assert text_of(policy, "Sure. User: and more. Human: x User: y", "stop_string") == expected
+    assert text_of(policy, "nothing to cut ", "length") == "nothing to cut"
+
+
+def test_the_token_that_ended_a_response_is_not_in_its_text(base):
+    policy = load(settings("llama3_8b", base, stop_tokens=["."]))
+    assert text_of(policy, "It is what it is.", "stop") == "It is what it is"
+    assert text_of(policy, "It is what it is.", "length") == "It is what it is."
 
 
 def test_the_text_templates_cut_and_strip_what_the_engine_returns(base):
