@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 from aisp_ray.report.rows import filesystem, name_of, parquet_files, read_json, read_parquet
 from aisp_ray.tune.heldout import Confirmation, read_confirmation
 from aisp_ray.tune.space import text_of
+from aisp_ray.tune.table import choosable
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -57,12 +58,11 @@ class Search:
 
     @property
     def best(self) -> Mapping[str, Any] | None:
-        """The chosen trial; while the search runs the best one so far that saw all prompts."""
-        complete = [row for row in self.trials if row["state"] == "complete" and row["value"] is not None]
+        """The chosen trial; while the search runs the best one so far that can be chosen."""
         if self.finished:
             chosen = (self.summary.get("best") or {}).get("trial")
-            return next((row for row in complete if row["trial"] == chosen), None)
-        return max(complete, key=lambda row: (row["value"], -row["trial"]), default=None)
+            return next((row for row in self.trials if row["trial"] == chosen), None)
+        return max(choosable(self.trials), key=lambda row: (row["value"], -row["trial"]), default=None)
 
     def confirmation(self, name: str) -> Confirmation | None:
         """The preset and the chosen setting on `tuning` or `heldout` prompts; None where they were not measured."""

@@ -13,6 +13,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from aisp_ray.report.figures import COLOURS, GRID, blank, draw_point, finish
+from aisp_ray.tune.table import choosable
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -104,15 +105,16 @@ def draw_grid(rows: Sequence[Row]) -> Figure | None:
 def draw_progress(rows: Sequence[Row]) -> Figure | None:
     """Trials in the order in which they were proposed, and the best complete one so far; None for a few."""
     complete = [row for row in rows if row["state"] == "complete"]
-    if len(rows) < 5 or not complete:
+    if len(rows) < 5 or not choosable(rows):
         return None
     figure, (axis,) = blank(width=7.2)
     stopped = [row for row in rows if row["state"] == "stopped"]
     _faint(axis, [row["trial"] for row in stopped], [row["value"] for row in stopped])
     for row in complete:
         draw_point(axis, (row["trial"], None), (row["value"], _span(row, VALUE)), "o", {"color": COLOURS[1]})
-    best = [max(row["value"] for row in complete[: i + 1]) for i in range(len(complete))]
-    steps = [row["trial"] for row in complete] + [max(row["trial"] for row in rows)]
+    known = choosable(rows)
+    best = [max(row["value"] for row in known[: i + 1]) for i in range(len(known))]
+    steps = [row["trial"] for row in known] + [max(row["trial"] for row in rows)]
     axis.step(steps, [*best, best[-1]], where="post", color=COLOURS[2], linewidth=1.4, label="best so far")
     finish(axis, "trial (0 is the preset)", _text(rows[0]["objective"]))
     return figure

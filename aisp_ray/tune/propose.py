@@ -60,9 +60,11 @@ class OptunaProposer:
         self._distributions = {axis.key: _distribution(axis) for axis in self._axes}
         self._asked: list[Any] = []  # Optuna's trials of the last batch
         self._values: dict[str, float | None] = {}  # settings asked before -> value; None: not known yet or invalid
+        self._preset: Trial | None = None
 
     def start_from(self, preset: Trial) -> None:
         """What the preset scored, if it lies in the space."""
+        self._preset = preset
         self._values[_key(preset.settings)] = preset.mean()
         params = {axis.key: _encode(axis, preset.settings[axis.key]) for axis in self._axes}
         if None not in params.values() and math.isfinite(preset.mean()):
@@ -91,7 +93,7 @@ class OptunaProposer:
     def tell(self, trials: Sequence[Trial]) -> None:
         states = self._optuna.trial.TrialState
         for asked, trial in zip(self._asked, trials, strict=True):
-            value = trial.mean()
+            value = trial.score(self._preset or trial)
             if trial.state == "invalid" or not math.isfinite(value):
                 self._study.tell(asked, state=states.FAIL)
                 continue

@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import dataclasses
 import logging
+import math
 import signal
 import sys
 import threading
@@ -285,8 +286,7 @@ class Study:
         )
 
     def _seen(self, trials: Sequence[Trial]) -> None:
-        known = [trial for trial in trials if trial.state == "complete"] or [trials[0]]
-        best = max(known, key=lambda trial: trial.mean())
+        best = best_trial(trials)
         running = sum(trial.state == "running" for trial in trials)
         seen = sum(trial.num_seen for trial in trials)
         self.screen.say(
@@ -327,10 +327,20 @@ class Study:
             self.output.write("trials.svg", picture.svg.encode())
             self.output.write("trials.png", picture.png)
 
+    def _say_what_cannot_be_chosen(self, trials: Sequence[Trial]) -> None:
+        complete = [trial for trial in trials if trial.state == "complete"]
+        failed = [trial.number for trial in complete if not math.isfinite(trial.score(trials[0]))]
+        if failed:
+            self.screen.say(
+                f"{len(failed)} settings have no value on prompts where the preset has one and cannot be chosen "
+                f"(trials {', '.join(map(str, failed))}); run.retry_errors=true measures these prompts again"
+            )
+
     def _finish(self, trials: Sequence[Trial], best: Trial, chosen: held.Confirmation | None, num_asked: int) -> int:
         plan = self.plan
         found = self._write_trials(trials)
         self._draw(found)
+        self._say_what_cannot_be_chosen(trials)
         print(f"\n{tables.format_trials(found)}\n")
         tuning = held.confirm(trials[0], best)
         shown = f"{plan.objective} {tuning.best.mean:.3f} on {tuning.best.count} tuning prompts"

@@ -27,7 +27,10 @@ def rung_sizes(num_prompts: int, first: int, factor: int = 2) -> tuple[int, ...]
 
 
 def survivors(rule: str, batch: Sequence[Trial], seen: Sequence[Trial], size: int) -> list[Trial]:
-    """Those of `batch` that go on after `size` prompts. seen: all trials that have so many, the batch's among them."""
+    """Those of `batch` that go on after `size` prompts.
+
+    seen: all trials that have so many, the batch's among them, the preset first.
+    """
     if rule == "none":
         return list(batch)
     if rule == "halving":
@@ -42,11 +45,11 @@ def _halve(batch: Sequence[Trial], seen: Sequence[Trial], size: int, factor: int
 
     Differs from the paper: decided for the batch together, and at least one place is given.
     """
-    means = sorted((trial.mean(size) for trial in seen if math.isfinite(trial.mean(size))), reverse=True)
+    means = sorted(filter(math.isfinite, (trial.score(seen[0], size) for trial in seen)), reverse=True)
     if not means:
         return []
     bar = means[max(1, math.ceil(len(means) / factor)) - 1]
-    return [trial for trial in batch if trial.mean(size) >= bar]
+    return [trial for trial in batch if trial.score(seen[0], size) >= bar]
 
 
 def _race(batch: Sequence[Trial], seen: Sequence[Trial], size: int, z: float = 1.0) -> list[Trial]:
@@ -54,10 +57,10 @@ def _race(batch: Sequence[Trial], seen: Sequence[Trial], size: int, z: float = 1
 
     A trial goes on unless it is behind the leader by more than `z` standard errors of their paired difference.
     """
-    known = [trial for trial in seen if math.isfinite(trial.mean(size))]
+    known = [trial for trial in seen if math.isfinite(trial.score(seen[0], size))]
     if not known:
         return []
-    leader = max(known, key=lambda trial: (trial.mean(size), -trial.number))
+    leader = max(known, key=lambda trial: (trial.score(seen[0], size), -trial.number))
     kept = []
     for trial in batch:
         gap = trial.paired(leader, size)

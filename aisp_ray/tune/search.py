@@ -102,12 +102,15 @@ async def extend(trials: Sequence[Trial], measure: Measure, before: int, size: i
 
 
 def best_trial(trials: Sequence[Trial]) -> Trial:
-    """The complete trial with the highest mean; the earlier one wins a tie.
+    """The complete trial with the highest mean over the preset's prompts (`Trial.score`); the earlier one wins a tie.
+
+    trials: the preset first.
 
     Raises:
-        ValueError: no trial has a value on all prompts.
+        ValueError: no trial has a value on all of these prompts.
     """
-    known = [trial for trial in trials if trial.state == "complete" and math.isfinite(trial.mean())]
+    scores = {trial.number: trial.score(trials[0]) for trial in trials if trial.state == "complete"}
+    known = [trial for trial in trials if math.isfinite(scores.get(trial.number, math.nan))]
     if not known:
         raise ValueError("no setting has a finite objective: see the errors in evaluations/")
-    return max(known, key=lambda trial: (trial.mean(), -trial.number))
+    return max(known, key=lambda trial: (scores[trial.number], -trial.number))

@@ -102,14 +102,23 @@ def _row(
 
 
 def ranked(rows: Iterable[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
-    """Rows of the table, best first; stopped ones follow those that saw every prompt."""
+    """Rows of the table, best first; those that cannot be chosen and stopped ones follow."""
+    rows = list(rows)
+    first = {row["trial"] for row in choosable(rows)}
     order = {"complete": 0, "running": 1, "stopped": 2, "invalid": 3}
 
     def place(row: Mapping[str, Any]) -> tuple[float, ...]:
         value = -math.inf if row["value"] is None else row["value"]
-        return order[row["state"]], -row["num_prompts"], -value, row["trial"]
+        return order[row["state"]], row["trial"] not in first, -row["num_prompts"], -value, row["trial"]
 
     return sorted(rows, key=place)
+
+
+def choosable(rows: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
+    """The rows that saw every prompt, without those that failed on more of them than the preset: see `Trial.score`."""
+    failed = next((row["num_failed"] for row in rows if row["trial"] == 0), 0)
+    complete = [row for row in rows if row["state"] == "complete" and row["value"] is not None]
+    return [row for row in complete if row["num_failed"] <= failed]
 
 
 def format_trials(table: pa.Table, most: int = 20) -> str:

@@ -39,6 +39,16 @@ class Trial:
         values = values[np.isfinite(values)]
         return float(values.mean()) if values.size else math.nan
 
+    def score(self, preset: Trial, size: int | None = None) -> float:
+        """What trials are ranked by: the mean over those of the first `size` prompts on which the preset has a value.
+
+        NaN where this one has none on one of them: no setting may win by failing where others do badly.
+        """
+        size = min(self.num_seen, preset.num_seen) if size is None else size
+        values, known = (np.asarray(trial.values[:size], dtype=np.float64) for trial in (self, preset))
+        compared = values[np.isfinite(known)] if np.isfinite(known).any() else values
+        return float(compared.mean()) if compared.size else math.nan
+
     def paired(self, other: Trial, size: int | None = None) -> np.ndarray:
         """Differences to another trial on the prompts both have a value for, float64."""
         size = min(self.num_seen, other.num_seen) if size is None else size

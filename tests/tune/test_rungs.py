@@ -50,6 +50,22 @@ def test_a_race_is_fair_to_failed_prompts():
     assert numbers(survivors("race", [leader, other], [leader, other], 4)) == [0, 1]
 
 
+def test_failing_on_bad_prompts_is_no_way_up():
+    nan = math.nan
+    preset, failing, other = trials([1, 2, 3, 2], [nan, nan, 3.5, nan], [1, 2, 3, 1.9])
+    assert numbers(survivors("halving", [failing, other], [preset, failing, other], 4)) == []
+    assert numbers(survivors("halving", [failing, preset], [preset, failing], 4)) == [0]
+    leads, behind = trials([1, 2, 3, 2], [nan, nan, 3.5, 2.5])
+    close = Trial(2, {}, None, values=[1, 2, 3, 2.2])
+    assert numbers(survivors("race", [close], [leads, behind, close], 4)) == [2]
+
+
+def test_prompts_on_which_the_preset_fails_end_no_rung():
+    preset, batch = trials([math.nan, math.nan, 1.0], [2.0, 1.0])
+    for rule in ("halving", "race"):
+        assert numbers(survivors(rule, [batch], [preset, batch], 2)) == [1]
+
+
 def test_nothing_goes_on_without_a_value():
     (hopeless,) = trials([math.nan, math.nan])
     for rule in ("halving", "race"):

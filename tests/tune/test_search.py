@@ -80,6 +80,34 @@ def test_only_a_complete_trial_can_win():
         best_trial([Trial(0, {}, None, state="complete", values=[math.nan])])
 
 
+def test_a_setting_that_fails_where_the_preset_does_not_cannot_win():
+    preset, failing, other = (
+        Trial(i, {}, None, state="complete", values=values)
+        for i, values in enumerate(([1, 2, 3, 2], [math.nan, math.nan, 2.5, math.nan], [2, 2, 3, 2]))
+    )
+    assert failing.mean() > preset.mean()
+    assert best_trial([preset, failing]) is preset
+    assert best_trial([preset, failing, other]) is other
+
+
+def test_means_are_compared_on_the_prompts_of_the_preset():
+    preset = Trial(0, {}, None, state="complete", values=[math.nan, 2.0, 3.0])
+    better = Trial(1, {}, None, state="complete", values=[-9.0, 2.5, 3.0])
+    assert best_trial([preset, better]) is better
+    assert better.score(preset) == 2.75
+
+
+def test_a_sampler_learns_nothing_from_the_mean_of_a_setting_that_fails():
+    preset = Trial(0, {"x": 8.0, "kind": "a"}, {}, state="complete", values=[1.0, 2.0])
+    proposer = make_proposer("random", SPACE, 2, 0, preset)
+    trials = [
+        Trial(i, s, {}, state="complete", values=v)
+        for i, (s, v) in enumerate(zip(proposer.ask(2), ([9.0, math.nan], [1.0, 3.0]), strict=True), start=1)
+    ]
+    proposer.tell(trials)
+    assert [trial.value for trial in proposer._study.trials] == [1.5, None, 2.0]
+
+
 def test_settings_the_method_refuses_are_trials_without_values():
     trials, _ = searched("grid", space=Space(method="aisp", keys={"x": [1.0, 9.5], "kind": ["a"]}))
     assert [trial.state for trial in trials] == ["complete", "complete", "invalid"]

@@ -165,8 +165,7 @@ def test_figures_are_in_the_page_and_beside_it(searched, monkeypatch):
 
 def test_a_search_that_was_stopped_has_a_page(tmp_path, no_figures):
     plan = make(tmp_path, "trials=12", "limit=16", "stop=halving", "batch=4")
-    with pytest.raises(BaseException):  # noqa: B017, PT011 - a CancelledError, as of a machine that is gone
-        run(plan, FakePolicy(90))
+    assert run(plan, FakePolicy(90))[0] == 1
     report = make_report(str(tmp_path))
     (search,) = report.searches
     assert not search.finished
@@ -182,8 +181,7 @@ def test_a_search_that_was_stopped_has_a_page(tmp_path, no_figures):
 
 def test_a_search_that_has_just_begun_has_a_page(tmp_path, no_figures):
     plan = make(tmp_path, "trials=12", "limit=16")
-    with pytest.raises(BaseException):  # noqa: B017, PT011
-        run(plan, FakePolicy(20))
+    assert run(plan, FakePolicy(20))[0] == 1
     assert not (tmp_path / "trials.parquet").exists()
     report = make_report(str(tmp_path))
     page = Path(report.page).read_text()
@@ -196,8 +194,7 @@ def test_a_search_that_has_just_begun_has_a_page(tmp_path, no_figures):
 def test_what_an_earlier_smaller_search_chose_is_not_shown_as_the_choice(tmp_path, no_figures):
     run(make(tmp_path, "trials=4", "limit=8"))
     assert read_search(str(tmp_path)).finished
-    with pytest.raises(BaseException):  # noqa: B017, PT011
-        run(make(tmp_path, "trials=12", "limit=8", "stop=none"), FakePolicy(60))
+    assert run(make(tmp_path, "trials=12", "limit=8", "stop=none"), FakePolicy(60))[0] == 1
     search = read_search(str(tmp_path))
     assert (tmp_path / "summary.json").exists()
     assert not search.finished

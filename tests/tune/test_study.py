@@ -21,6 +21,7 @@ from aisp_ray.report.searches import read_compared, read_search
 from aisp_ray.tune.run import read_prompts
 from aisp_ray.tune.run import run as run_plan
 from aisp_ray.tune.store import Evaluations, MixedError
+from aisp_ray.tune.table import choosable, ranked
 
 
 def trials_of(out):
@@ -254,7 +255,7 @@ def test_a_preset_without_a_value_ends_the_search_in_a_sentence(tmp_path, capsys
     assert "the preset has no finite reward on any of 4 tuning prompts" in capsys.readouterr().err
 
 
-def test_a_setting_that_the_method_cannot_run_has_no_value_and_the_others_go_on(tmp_path, monkeypatch):
+def test_a_setting_that_the_method_cannot_run_has_no_value_and_the_others_go_on(tmp_path, monkeypatch, capsys):
     tell = BestOfN.tell
 
     def brittle(self, state, rollouts, scores):
@@ -266,7 +267,15 @@ def test_a_setting_that_the_method_cannot_run_has_no_value_and_the_others_go_on(
     rows = trials_of(tmp_path)
     assert [row["num_failed"] for row in rows] == [0, 0, 12]
     assert rows[2]["value"] is None
+    assert "1 settings have no value on prompts where the preset has one" in capsys.readouterr().err
     assert json.loads((tmp_path / "summary.json").read_text())["best"]["settings"] == {"temperature": 0.5}
+
+
+def test_rows_that_failed_on_more_than_the_preset_stand_behind_those_that_can_be_chosen():
+    kept = {"state": "complete", "num_prompts": 4}
+    rows = [kept | {"trial": i, "value": v, "num_failed": f} for i, (v, f) in enumerate([(2.0, 1), (9.0, 2), (3.0, 0)])]
+    assert [row["trial"] for row in ranked(rows)] == [2, 0, 1]
+    assert [row["trial"] for row in choosable(rows)] == [0, 2]
 
 
 def test_any_failure_is_said_with_exit_code_1_and_what_was_measured_stays(tmp_path, capsys):

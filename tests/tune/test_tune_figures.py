@@ -51,7 +51,14 @@ def made(**keys):
     """Complete trials in which the keys take these values together."""
     rows = []
     for i, values in enumerate(zip(*keys.values(), strict=True)):
-        row = {"trial": i, "state": "complete", "objective": "reward", "value": 1.0 + i, "gain": float(i)}
+        row = {
+            "trial": i,
+            "state": "complete",
+            "num_failed": 0,
+            "objective": "reward",
+            "value": 1.0 + i,
+            "gain": float(i),
+        }
         row |= {f"{name}_{end}": row[name] + side for name in ("value", "gain") for end, side in ENDS}
         rows.append(row | {f"key.{name}": value for name, value in zip(keys, values, strict=True)})
     return rows
