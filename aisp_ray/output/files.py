@@ -110,7 +110,7 @@ class Output:
         data = self.read(name)
         try:
             return None if data is None else json.loads(data)
-        except json.JSONDecodeError as error:
+        except ValueError as error:  # no JSON, or no text at all
             raise ValueError(f"{inside(self.out, name)} is not JSON any more ({error}); remove it to go on") from error
 
     def parts(self, folder: str = ROWS) -> list[tuple[str, int]]:

@@ -29,10 +29,15 @@ def open_manifest(plan: Plan, output: Output, run_id: str) -> dict[str, Any]:
     """The manifest of this run on this output; that of earlier runs is gone on with.
 
     Raises:
-        RefusedError: the output holds rows of another configuration and `run.on_mismatch` is refuse, or a search.
+        RefusedError: the output holds rows of another configuration and `run.on_mismatch` is refuse, a search, or a
+            manifest that cannot be read.
     """
     now = _manifest(plan)
-    before = output.read_json(MANIFEST)
+    try:
+        before = output.read_json(MANIFEST)
+    except ValueError as error:
+        what = f"{plan.out}/{MANIFEST} is not JSON any more ({error.__cause__})"
+        raise RefusedError(f"{what}; put back what it held, or give another out") from error
     if before is not None and "methods" not in before:
         raise RefusedError(f"{plan.out} holds a search of settings (jobs/tune.py); give another out")
     if before is not None:
@@ -71,7 +76,7 @@ def _go_on(plan: Plan, output: Output, before: Mapping[str, Any], now: dict[str,
         return now
     if not lines or plan.run.on_mismatch == "ignore":
         mixed = [*before.get("ignored_differences", ()), *lines]  # what is mixed stays mixed
-        kept = {"chunk_rows": before["chunk_rows"], "runs": before["runs"]}
+        kept = {"chunk_rows": before["chunk_rows"], "runs": before["runs"], "engine": before.get("engine", [])}
         return {**now, **kept, **({"ignored_differences": mixed} if mixed else {})}
     shown = "\n".join(f"  {line}" for line in lines[:20])
     raise RefusedError(
@@ -158,14 +163,19 @@ def replica_summary(pool: str, replica: Replica) -> dict[str, Any]:
     }
 
 
-def engines_of(pool: Pool) -> list[Any]:
-    """The distinct engine fingerprints of a pool's actors. More than one: rows may differ in low bits."""
-    found: list[Any] = []
+def note_engines(manifest: dict[str, Any], pool: Pool) -> bool:
+    """List the engine fingerprints of a pool's actors that the manifest lacks; whether there were any.
+
+    More than one: rows may differ in low bits.
+    """
+    before = list(manifest.get("engine", ()))
+    listed = list(before)
     for replica in (*pool.gone, *pool.replicas):
-        engine = replica.facts.get("engine")
-        if engine is not None and engine not in found:
-            found.append(engine)
-    return found
+        engine = _as_json(replica.facts.get("engine"))
+        if engine is not None and engine not in listed:
+            listed.append(engine)
+    manifest["engine"] = listed
+    return listed != before
 
 
 def shown_prompt(role: str, text: str | None, most: int = 1200) -> Sequence[str]:

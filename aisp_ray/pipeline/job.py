@@ -24,7 +24,7 @@ from aisp_ray.data.stream import stream_prompts
 from aisp_ray.driver import Driver, Outcome, Progress, Task, particle_rows, row_of
 from aisp_ray.output import snapshot as snapshots
 from aisp_ray.output.files import ROWS, Output, inside
-from aisp_ray.output.manifest import MANIFEST, SUMMARY, engines_of, open_manifest, shown_prompt, summary_of
+from aisp_ray.output.manifest import MANIFEST, SUMMARY, note_engines, open_manifest, shown_prompt, summary_of
 from aisp_ray.output.snapshot import Snapshot
 from aisp_ray.output.store import Store
 from aisp_ray.pipeline.feed import Feed
@@ -136,6 +136,7 @@ class Job:
             self.meter.num_rows_total = self.plan.limit * len(self.plan.methods)
         self._say_what_is_there(len(searches))
         self._every(run.snapshot_seconds, self._snapshot)
+        self._every(run.snapshot_seconds, self._list_engines)
         self._every(self.screen.every, self._show)
         self.output.write_json(MANIFEST, self.manifest)
         await asyncio.gather(*(pool.wait_ready() for pool in self.pools.values()))
@@ -219,8 +220,13 @@ class Job:
             for line in shown_prompt(role, shown[role]):
                 self.screen.say(line)
         self.manifest["first_prompt"] = shown
-        self.manifest["engine"] = engines_of(self.policy)
+        note_engines(self.manifest, self.policy)
         self.output.write_json(MANIFEST, self.manifest)
+
+    async def _list_engines(self) -> None:
+        """Keep the engines of actors that came later, perhaps on another kind of GPU."""
+        if note_engines(self.manifest, self.policy):
+            self.output.write_json(MANIFEST, self.manifest)
 
     async def _show(self) -> None:
         self.screen.show(self.meter.line(self.pools, self._under_way))
@@ -292,6 +298,8 @@ class Job:
         if done:
             await asyncio.gather(*(pool.refresh() for pool in self.pools.values()))
         self._gauge()
+        with self._said(f"{MANIFEST} could not be written"):
+            await self._list_engines()
         with self._said(f"{SUMMARY} could not be written"):
             self._write_summary(code)
         if self._stopped is not None:

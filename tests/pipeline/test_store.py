@@ -8,7 +8,7 @@ import pytest
 
 from aisp_ray.output import snapshot
 from aisp_ray.output.files import Output, to_table
-from aisp_ray.output.manifest import open_manifest
+from aisp_ray.output.manifest import RefusedError, note_engines, open_manifest
 from aisp_ray.output.snapshot import Snapshot
 from aisp_ray.output.store import Store
 from aisp_ray.plan import Plan, RunSettings
@@ -78,6 +78,31 @@ def test_that_configurations_were_mixed_is_never_forgotten(tmp_path):
     output.write_json("manifest.json", third)
     clean = open_manifest(plan(tmp_path, fingerprint={"n": 4}, on_mismatch="overwrite"), output, "r5")
     assert "ignored_differences" not in clean
+
+
+def pool(*engines):
+    replicas = [SimpleNamespace(facts={} if engine is None else {"engine": engine}) for engine in engines]
+    return SimpleNamespace(gone=replicas[:1], replicas=replicas[1:])
+
+
+def test_the_manifest_lists_every_engine_of_this_run_and_of_earlier_ones(tmp_path):
+    output = Output(str(tmp_path))
+    manifest = open_manifest(plan(tmp_path), output, "r1")
+    assert note_engines(manifest, pool({"tile": (4, 8)}, {"tile": (4, 8)}, None))
+    assert manifest["engine"] == [{"tile": [4, 8]}]
+    output.write_json("manifest.json", manifest)
+    again = open_manifest(plan(tmp_path), output, "r2")
+    assert not note_engines(again, pool(None, {"tile": (4, 8)}))
+    assert note_engines(again, pool({"tile": (4, 8)}, {"tile": (2, 2)}))  # one that came later, on another machine
+    assert again["engine"] == [{"tile": [4, 8]}, {"tile": [2, 2]}]
+
+
+@pytest.mark.parametrize("content", [b'{"methods": [', b"\xff\xfe"])
+def test_a_manifest_that_cannot_be_read_is_refused_in_one_sentence(tmp_path, content):
+    output = Output(str(tmp_path))
+    output.write("manifest.json", content)
+    with pytest.raises(RefusedError, match=r"manifest\.json is not JSON any more .*; put back what it held"):
+        open_manifest(plan(tmp_path), output, "r1")
 
 
 @pytest.fixture

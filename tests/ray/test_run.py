@@ -62,11 +62,13 @@ def test_a_second_run_computes_nothing_and_a_longer_one_only_the_rest(settings):
     short = rows_of(settings["out"])
     assert run(make_plan({**settings, "limit": 10, "policy": {"load_error": ""}})) == 0
     assert iterations(settings) == 0
-    run(make_plan({**settings, "limit": 20}))
+    run(make_plan({**settings, "limit": 20, "policy": {"slots": 8}}))
     assert iterations(settings) == 10 * 2 * 4
     rows = rows_of(settings["out"])
     assert len(rows) == 40
     assert {key: rows[key] for key in short} == short
+    manifest = json.loads(Path(settings["out"], "manifest.json").read_text())
+    assert [engine["slots"] for engine in manifest["engine"]] == [16, 8]
 
 
 def iterations(settings):
