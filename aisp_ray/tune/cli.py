@@ -129,7 +129,8 @@ def make_plan(command: Command) -> TunePlan:
     space = config.build(values, "tune")
     if not isinstance(space, Space) or not isinstance(settings, RunSettings):
         raise ConfigError("tune and run must be presets of conf/tune and conf/run")
-    workbench = Workbench(space, composed.groups["method"][space.method])
+    preset = composed.groups["method"][space.method]
+    workbench = Workbench(space.typed(preset["_target_"]), preset)
     seed = read_seed(top["seed"])
     out = config.convert(top["out"], str, "out")
     search = _one_of(top, "search", SEARCHES)

@@ -159,7 +159,9 @@ def _encode(axis: Axis, value: Any) -> Any:
     if axis.values:
         return axis.values.index(value) if value in axis.values else None
     number = isinstance(value, int | float) and not isinstance(value, bool)
-    return value if number and axis.low <= value <= axis.high and axis.step is None else None
+    if not number or not axis.low <= value <= axis.high or axis.step is not None:
+        return None
+    return value if not axis.whole else int(value) if value == int(value) else None
 
 
 def _key(settings: Mapping[str, Any]) -> str:

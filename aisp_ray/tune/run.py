@@ -332,8 +332,8 @@ class Study:
         failed = [trial.number for trial in complete if not math.isfinite(trial.score(trials[0]))]
         if failed:
             self.screen.say(
-                f"{len(failed)} settings have no value on prompts where the preset has one and cannot be chosen "
-                f"(trials {', '.join(map(str, failed))}); run.retry_errors=true measures these prompts again"
+                f"trials that cannot be chosen, as they have no value on prompts where the preset has one: "
+                f"{', '.join(map(str, failed))}; run.retry_errors=true measures these prompts again"
             )
 
     def _finish(self, trials: Sequence[Trial], best: Trial, chosen: held.Confirmation | None, num_asked: int) -> int:

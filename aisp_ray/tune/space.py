@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import math
+import typing
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -38,7 +39,7 @@ class Axis:
 
     @property
     def whole(self) -> bool:
-        """Whether a range is of whole numbers."""
+        """Whether a range is of whole numbers: by the type of the method's field, once `Space.typed` has read it."""
         return all(isinstance(v, int) for v in (self.low, self.high)) and isinstance(self.step or 1, int)
 
     def grid(self) -> tuple[Any, ...]:
@@ -117,6 +118,20 @@ class Space:
     def axes(self) -> tuple[Axis, ...]:
         return tuple(make_axis(key, given) for key, given in self.keys.items())
 
+    def typed(self, target: str) -> Space:
+        """The space with the ends and the raster of ranges as the types of the method's fields.
+
+        So {low: 0, high: 2} is 0 to 2 and all between of a number, and 0, 1, 2 of a whole number.
+
+        target: `_target_` of the method's preset. Keys that it lacks stay: `Workbench.centre` names them.
+
+        Raises:
+            ConfigError: a range's number is none of its field's type.
+        """
+        hints = typing.get_type_hints(config.schema_of(target, f"method.{self.method}"))
+        keys = {key: _typed(key, given, hints[key]) if key in hints else given for key, given in self.keys.items()}
+        return dataclasses.replace(self, keys=keys)
+
     def grid(self) -> list[dict[str, Any]]:
         """Every combination, the last key fastest."""
         axes = self.axes()
@@ -129,6 +144,16 @@ class Space:
         """Each key's values in turn while the other keys stay at `centre`."""
         found = [{**centre, axis.key: value} for axis in self.axes() for value in axis.grid()]
         return list({repr(sorted(settings.items())): settings for settings in found}.values())
+
+
+def _typed(key: str, given: Any, hint: Any) -> Any:
+    if not isinstance(given, Mapping):
+        return given
+    numbers = {name: given[name] for name in ("low", "high", "step") if given.get(name) is not None}
+    return {
+        **given,
+        **{name: config.convert(value, hint, f"tune.keys.{key}.{name}") for name, value in numbers.items()},
+    }
 
 
 @dataclass(frozen=True)

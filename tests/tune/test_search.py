@@ -144,3 +144,10 @@ def test_a_list_is_handed_out_in_order():
     assert [each["x"] for each in proposer.ask(3)] == [0, 1, 2]
     assert [each["x"] for each in proposer.ask(3)] == [3, 4]
     assert proposer.ask(3) == []
+
+
+def test_a_preset_between_whole_numbers_is_no_failure():
+    space = Space(method="aisp", keys={"x": {"low": 0, "high": 10}, "kind": ["a", "b"]})
+    for x, told in ((0.5, 0), (8.0, 1)):
+        preset = Trial(0, {"x": x, "kind": "a"}, {}, state="complete", values=[1.0])
+        assert len(make_proposer("tpe", space, 4, 0, preset)._study.trials) == told

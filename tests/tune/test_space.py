@@ -104,3 +104,19 @@ def test_every_space_builds_and_its_method_takes_its_grid(name):
     methods = [bench.make(settings) for settings in space.grid()]
     assert {method.num_samples for method in methods} == {bench.samples()}
     assert math.prod(len(axis.grid()) for axis in space.axes()) == len(methods)
+
+
+def test_a_range_is_of_whole_numbers_where_the_method_s_field_is():
+    target = AISP["_target_"]
+    space = Space(
+        method="aisp", keys={"sigma": {"low": 0, "high": 2}, "horizon": {"low": 8.0, "high": 64.0, "step": 8.0}}
+    )
+    sigma, horizon = space.typed(target).axes()
+    assert not sigma.whole
+    assert sigma.grid() == (0.0, 0.5, 1.0, 1.5, 2.0)
+    assert horizon.whole
+    assert all(isinstance(value, int) for value in horizon.grid())
+    with pytest.raises(ConfigError, match=r"tune\.keys\.horizon\.low=7\.5: it must be a whole number"):
+        Space(method="aisp", keys={"horizon": {"low": 7.5, "high": 64}}).typed(target)
+    unknown = Space(method="aisp", keys={"sigme": {"low": 0, "high": 2}, "alpha": [0, 1]})
+    assert unknown.typed(target) == unknown

@@ -103,3 +103,9 @@ def test_an_edited_data_file_is_another_search(tmp_path):
         after = pin(make_plan(read_command(words)[1])).fingerprint
         assert any(line.startswith(f"{name}_content.files") for line in differences(before, after))
     assert pin(make_plan(read_command(["heldout=null"])[1])).fingerprint["heldout_content"] is None
+
+
+def test_a_range_with_whole_ends_is_of_numbers_where_the_key_is_one():
+    plan = make_plan(read_command(["tune=any", "tune.method=aisp", "tune.keys={sigma: {low: 0, high: 2}}"])[1])
+    (axis,) = plan.workbench.space.axes()
+    assert not axis.whole
