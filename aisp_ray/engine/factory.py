@@ -10,6 +10,7 @@ from aisp_ray.engine.base import Engine
 
 log = logging.getLogger(__name__)
 KINDS = ("fast", "expanded", "plain")
+LEAST_STACK = 16  # the check at load has prompts, too
 
 
 def build_engine(
@@ -19,13 +20,15 @@ def build_engine(
     decode: Callable[[Sequence[int]], str] | None = None,
     max_new_tokens: int = 128,
     verify: bool = True,
+    longest_prompt: int | None = None,
 ) -> Engine:
     """An engine for a loaded causal language model.
 
     kind: "fast" shares prompts and refills slots, and becomes "expanded" with one warning where the model does not
     allow that; "plain" is the reference. slots: rows decoded at once by the fast engine; None or "auto" chooses from
     free memory. decode: token ids to text, which only stop strings need. verify: decode a few tokens and compare them
-    with the model's own forward before anything else.
+    with the model's own forward before anything else. longest_prompt: tokens of a prompt that a tile on a GPU holds;
+    None: as many as the fast engine chooses.
 
     Raises:
         ValueError: an unknown kind or slot count, or a model whose logits are not those of its LM head.
@@ -34,7 +37,7 @@ def build_engine(
         raise ValueError(f"engine {kind!r} is not known; it is one of {', '.join(KINDS)}")
     engine = None
     if kind == "fast":
-        engine = _fast(model, slots, decode, max_new_tokens, verify)
+        engine = _fast(model, verify, slots, decode, max_new_tokens, stack=_stack(model, longest_prompt))
     if engine is None:
         from aisp_ray.engine.expanded import ExpandedEngine
         from aisp_ray.engine.plain import PlainEngine
@@ -47,14 +50,22 @@ def build_engine(
     return engine
 
 
-def _fast(model: Any, slots: Any, decode: Any, max_new_tokens: int, verify: bool) -> Any:
+def _stack(model: Any, longest_prompt: int | None) -> int | None:
+    """`FastEngine`'s `stack`; None leaves it to the engine, which on a CPU takes prompts of any length."""
+    if longest_prompt is None or model.device.type != "cuda":
+        return None
+    context = getattr(model.config.get_text_config(decoder=True), "max_position_embeddings", None) or longest_prompt
+    return max(min(longest_prompt, context), LEAST_STACK)
+
+
+def _fast(model: Any, verify: bool, *settings: Any, stack: int | None) -> Any:
     """The fast engine; None, with a warning, where the model cannot share a prefix."""
     from aisp_ray.engine.fast import FastEngine
     from aisp_ray.engine.prefixes import UnsupportedModelError
     from aisp_ray.engine.verify import verify_engine
 
     try:
-        engine = FastEngine(model, slots, decode, max_new_tokens)
+        engine = FastEngine(model, *settings, stack=stack)
         if verify:
             verify_engine(model, engine)
     except UnsupportedModelError as error:

@@ -43,7 +43,7 @@ class CausalLM(PolicySpec):
     min_new_tokens: int = 0  # the end token is forbidden before, and a stop string does not count
     stop_strings: tuple[str, ...] | None = None  # a response ends where one of these starts; null: the template's
     stop_tokens: tuple[str, ...] = ()  # further tokens that end a response, as written in the vocabulary
-    max_prompt_tokens: int | None = None  # longer prompts are error rows; null: what the context leaves
+    max_prompt_tokens: int | None = None  # longer prompts are error rows; null: the context's rest, on a GPU to 2048
     trust_remote_code: bool = False  # run Python code that the checkpoint brings along
 
     def __post_init__(self) -> None:
@@ -139,6 +139,7 @@ class CausalLM(PolicySpec):
             slots=self.slots,
             decode=lambda ids: tokenizer.decode(list(ids), skip_special_tokens=True),
             max_new_tokens=self.max_new_tokens,
+            longest_prompt=self.max_prompt_tokens,
         )
         return LoadedCausalLM(self, tokenizer, engine, model)
 
@@ -223,6 +224,7 @@ class LoadedCausalLM:
             (self._context - self.spec.max_new_tokens, "policy.max_new_tokens leaves no more of the model's context"),
             (self.spec.max_prompt_tokens, "policy.max_prompt_tokens"),
             (prompt.max_tokens, "data.max_prompt_tokens"),
+            (getattr(self.engine, "longest_prompt", None), "policy.max_prompt_tokens makes room for more on the GPU"),
         )
         limit, key = min((n, key) for n, key in limits if n is not None)
         if len(ids) > limit:

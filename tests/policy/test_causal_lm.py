@@ -1,4 +1,5 @@
 import json
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -54,6 +55,13 @@ def test_turns_that_a_chat_template_refuses_are_the_rows_error(gemma):
         policy.request(asked(Message("assistant", "a"), Message("user", "b")), STEERED, 0)
     merged = policy.describe(asked(Message("user", "a"), Message("user", "b")))
     assert merged.count("<start_of_turn>user") == 1
+
+
+def test_a_prompt_longer_than_the_engine_holds_is_the_rows_error(base):
+    policy = load(settings("llama3_8b", base, max_prompt_tokens=50))
+    policy.engine = SimpleNamespace(longest_prompt=40)  # a GPU's tiles
+    with pytest.raises(DataError, match=r"at most 40 fit \(policy\.max_prompt_tokens makes room"):
+        policy.request(asked(Message("user", "word " * 45)), STEERED, 0)
 
 
 def test_a_prompt_longer_than_any_of_three_limits_is_the_rows_error(base):
