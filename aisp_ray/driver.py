@@ -22,7 +22,7 @@ from typing import Any
 import numpy as np
 
 from aisp_ray.methods.base import Info, Method, State
-from aisp_ray.results import JUDGE_ERRORS, NO_REASON
+from aisp_ray.results import JUDGE_ERRORS, NO_REASON, NUM_TRUNCATED
 from aisp_ray.types import DataError, Policy, Prompt, Reward, Rollouts, Scores
 
 log = logging.getLogger(__name__)
@@ -304,7 +304,7 @@ def row_of(outcome: Outcome, run: Mapping[str, Any]) -> dict[str, Any]:
         "num_samples_seen": list(trace.num_samples_seen),
         "judge_names": list(outcome.judge_rewards),
         "judge_rewards": _nulls(outcome.judge_rewards.values()),
-        "extra": _extra_json(trace.extra, outcome.judge_errors),
+        "extra": _extra_json(trace, outcome.judge_errors),
     }
 
 
@@ -348,8 +348,10 @@ def _nulls(values: Any) -> list[float | None]:
     return [_null(value) for value in values]
 
 
-def _extra_json(extra: Mapping[str, tuple[float, ...]], judge_errors: Mapping[str, str]) -> str | None:
-    found: dict[str, Any] = {name: _nulls(values) for name, values in extra.items()}
+def _extra_json(trace: Trace, judge_errors: Mapping[str, str]) -> str | None:
+    found: dict[str, Any] = {name: _nulls(values) for name, values in trace.extra.items()}
+    if trace.num_truncated:
+        found[NUM_TRUNCATED] = trace.num_truncated
     if judge_errors:
         found[JUDGE_ERRORS] = dict(judge_errors)
     return json.dumps(found) if found else None

@@ -6,10 +6,14 @@ import pyarrow as pa
 
 SCHEMA_VERSION = "1"
 JUDGE_ERRORS = "judge_errors"  # in a row's `extra`: judge -> why it has no score of the response
+NUM_TRUNCATED = "num_truncated"  # in a row's `extra`: responses scored with a prompt that the reward model had cut
 NO_REASON = "the judge gave no reason"
 
 _LISTS = ("reward_mean", "reward_max", "reward_best", "ess", "control_norm")
-_EXTRA = "JSON of the method's own diagnostics, a list per name; judge_errors: judge -> why it has no score"
+_EXTRA = (
+    "JSON of the method's own diagnostics, a list per name; judge_errors: judge -> why it has no score; num_truncated: "
+    "responses scored with a prompt that the reward model had cut, where there are any"
+)
 
 ROW_SCHEMA = pa.schema(
     [

@@ -117,7 +117,7 @@ class Scores:
     errors: tuple[str | None, ...] = ()
     num_calls: int = 0  # responses that the reward model really read (identical ones are read once)
     seconds: float = 0.0
-    num_truncated: int = 0  # prompts cut to fit; responses never are
+    num_truncated: int = 0  # responses whose prompt was cut to fit; they themselves never are
 
 
 class Policy(Protocol):

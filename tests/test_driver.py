@@ -3,11 +3,12 @@
 import asyncio
 import json
 import math
+from dataclasses import replace
 
 import pytest
 
 from aisp_ray.codec import decode, encode
-from aisp_ray.driver import Driver, MethodError, Task, particle_rows, row_of, search
+from aisp_ray.driver import Driver, MethodError, Outcome, Task, particle_rows, row_of, search
 from aisp_ray.methods.aisp import Aisp
 from aisp_ray.methods.best_of_n import BestOfN
 from aisp_ray.results import PARTICLE_SCHEMA, ROW_SCHEMA
@@ -141,6 +142,20 @@ def test_why_a_judge_has_no_score_stays_with_the_row():
     assert json.loads(row["extra"])["judge_errors"] == reasons
     (outcome,) = outcomes([Task(prompt(0), "b", BestOfN(n=2, kappa=1))])
     assert "judge_errors" not in (row_of(outcome, RUN)["extra"] or "")
+
+
+def test_how_many_responses_were_scored_with_a_cut_prompt_is_in_the_row():
+    class Cutting(FakeReward):
+        async def score(self, prompt, responses):
+            return replace(await super().score(prompt, responses), num_truncated=1 if prompt.ordinal else 0)
+
+    def extra(ordinal):
+        task = Task(prompt(ordinal), "b", BestOfN(n=2, kappa=3))
+        progress = asyncio.run(search(task, FakePolicy(), Cutting(), seed=0))
+        return json.loads(row_of(Outcome(task, progress), RUN)["extra"] or "{}")
+
+    assert extra(1)["num_truncated"] == 3
+    assert "num_truncated" not in extra(0)
 
 
 def test_a_lost_machine_ends_the_run_and_is_not_a_row():
