@@ -57,3 +57,10 @@ def test_every_model_refuses_a_place_that_cannot_be(group, name):
             values.setdefault(field.name, "x")
     with pytest.raises(config.ConfigError, match=r"actors is \[0, 1\]"):
         config.build(values, group)
+
+
+@pytest.mark.parametrize(("group", "name"), YAMLS)
+def test_every_key_has_a_meaning_in_the_help(group, name):
+    cls = config.schema_of(config.read_choice(group, name)["_target_"], name)
+    meaning = config.comments(cls)
+    assert [field.name for field in dataclasses.fields(cls) if field.init and not meaning.get(field.name)] == []

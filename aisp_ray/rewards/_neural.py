@@ -36,9 +36,7 @@ class NeuralReward(RewardSpec):
     batch_tokens: int = 16384  # tokens read in one forward pass at most, padding included
     shared_prefix: bool = True  # decoders read the prompt once and keep it; false: padded batches of whole texts
     prefix_mb: int | None = None  # memory for kept prompts, MiB; null: a third of a GPU's free memory, 2048 on a CPU
-    read_on: bool | None = (
-        None  # responses that grow by a token (ARGS) are read from where they were; null: if possible
-    )
+    read_on: bool | None = None  # responses that grow by a token (ARGS) are read on, not anew; null: if possible
     across_prompts: bool = False  # batch several prompts together: scores then depend, by rounding, on what else waits
     trust_remote_code: bool = False  # run Python code that the checkpoint brings along
 

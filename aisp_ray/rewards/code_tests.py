@@ -33,9 +33,7 @@ class CodeTests(RewardSpec):
     wall_seconds: float = 60.0  # seconds by the clock, against answers that sleep
     memory_mb: int = 1024  # address space of an answer, MiB
     workers: int = 2  # answers that run side by side
-    sandbox: bool = (
-        True  # false: limits only, where the system has no seccomp; answers then can write files and connect
-    )
+    sandbox: bool = True  # false: limits only, where there is no seccomp; answers then can write files and connect
 
     def __post_init__(self) -> None:
         super().__post_init__()
