@@ -18,7 +18,7 @@ where it stopped; another search or more trials in the same `out` pay only for w
   python jobs/tune.py tune=sigma search=grid limit=64                  a sweep with intervals
   python jobs/tune.py tune=aisp search=one_at_a_time                   each key in turn around the preset
   python jobs/tune.py tune=aisp tune.keys.sigma=[0.3,0.5,0.7]          other values
-  python jobs/tune.py tune=any tune.method=misvo 'tune.keys={eta: {low: 0.1, high: 10, log: true}}'
+  python jobs/tune.py tune=any tune.method=misvo 'tune.keys={step_size: {low: 0.01, high: 1, log: true}}'
   dry_run=true       check the command and the data, say what would run and what it costs at most
   print_config=true  show the configuration that would be used
 """

@@ -1,5 +1,7 @@
 """The command: one sentence for what is wrong, nothing heavy before that."""
 
+import re
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -7,7 +9,8 @@ from pathlib import Path
 import pytest
 
 from aisp_ray.output.files import differences
-from aisp_ray.tune.cli import main, make_plan, pin, read_command
+from aisp_ray.tune.cli import check, main, make_plan, pin, read_command
+from aisp_ray.tune.helptext import help_text
 
 ROOT = Path(__file__).parent.parent.parent
 
@@ -78,6 +81,17 @@ def test_help_lists_every_key_and_space(capsys):
     shown = capsys.readouterr().out
     for word in ("heldout_limit", "first_rung", "sigma_lambda", "one_at_a_time", "judge.NAME"):
         assert word in shown
+
+
+def test_every_command_that_is_shown_can_be_given():
+    shown = help_text() + (ROOT / "docs" / "tuning.md").read_text(encoding="utf-8")
+    commands = [
+        shlex.split(line.split("   ")[0], comments=True) for line in re.findall(r"jobs/tune\.py (tune.*)", shown)
+    ]
+    commands += [shlex.split(words) for words in re.findall(r"`(tune=any [^`]*)`", shown)]
+    assert len(commands) > 8
+    for words in commands:
+        assert check(make_plan(read_command(words)[1])) == [], words
 
 
 def test_a_command_is_checked_without_torch_ray_or_optuna():
