@@ -3,6 +3,7 @@
 import copy
 import re
 import shlex
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -79,8 +80,9 @@ def test_versions_are_those_of_the_constraints(path):
     config = read(path)
     assert config["docker"]["image"] == f"rayproject/ray:{pinned('ray')}-py311-gpu"
     setup = " ".join(config["setup_commands"])
-    for package in ("torch", "transformers", "datasets", "omegaconf", "accelerate"):
-        assert f"{package}=={pinned(package)}" in setup
+    needed = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["dependencies"]
+    packages = {re.match(r"[\w-]+", line)[0] for line in needed} - {"ray"}  # which the image has
+    assert sorted(f"{package}=={pinned(package)}" for package in packages) == sorted(setup.split()[3:])
     assert any("HF_HOME" in option for option in config["docker"]["run_options"])
     starts = " ".join(config["head_start_ray_commands"])
     assert "--dashboard-host=127.0.0.1" in starts  # job submission is remote code execution: never public
@@ -131,6 +133,10 @@ def test_the_kubernetes_job_is_the_same_cluster():
         assert {"name": "HF_HOME", "value": "/hf-cache"} in container["env"]
         assert group["template"]["spec"]["restartPolicy"] == "Never"  # the pools replace what is lost
     head = spec["headGroupSpec"]["template"]["spec"]
+    assert spec["headGroupSpec"]["rayStartParams"]["dashboard-host"] == "0.0.0.0"  # docs/cluster.md says why
+    for group in (spec["headGroupSpec"], *groups.values()):  # one cache for all, as docs/cluster.md says
+        (volume,) = group["template"]["spec"]["volumes"]
+        assert volume["persistentVolumeClaim"] == {"claimName": "hf-cache"}
     assert "tolerations" not in head
     assert "out=s3://" in job["spec"]["entrypoint"]
     assert job["spec"]["backoffLimit"] > 0
