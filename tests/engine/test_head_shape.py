@@ -124,7 +124,8 @@ WORK = {
         request(9, N, TOKENS, OpenLoop(TOKENS, LOG, 0.5, shape=SHAPE, decay=1.1), iteration=2, seed=1),
         request(5, N, TOKENS, OpenLoop(TOKENS, None, 1.0), seed=2),
     ],
-    "sampled": [request(9, N, TOKENS, OpenLoop(TOKENS, None, 0.7, shape=SHAPE), sampling=Sampling(0.8))],
+    # of a seed whose draws lie clear of the tokens' bounds: at rounding's distance engines may differ
+    "sampled": [request(9, N, TOKENS, OpenLoop(TOKENS, None, 0.7, shape=SHAPE), sampling=Sampling(0.8), seed=2)],
     "two shapes and none at once": [
         request(9, N, TOKENS, OpenLoop(TOKENS, None, 1.0, shape=SHAPE)),
         request(9, N, TOKENS, OpenLoop(TOKENS, None, 1.0, shape=HeadShape(1.0)), seed=1),
