@@ -6,8 +6,9 @@ written between replays. Where a model cannot be captured its tile goes on eager
 
 from __future__ import annotations
 
-import functools
 import logging
+import weakref
+from collections import OrderedDict
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -19,26 +20,41 @@ from aisp_ray.engine.tile import Plan, Tile
 log = logging.getLogger(__name__)
 
 
-@functools.cache
-def _pool() -> Any:
-    """Memory that all graphs share: one replays at a time, and what it found is read before the next."""
-    return torch.cuda.graph_pool_handle()
+MOST = 32  # graphs of one tile: each holds what its steps found
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, eq=False, weakref_slot=True)
 class _Captured:
     graph: Any
     plan: Plan  # its tensors are what the graph reads
     found: dict[str, Tensor]
 
 
+class Pool:
+    """Memory that the graphs of an engine share: one replays at a time, and what it found is read before the next."""
+
+    def __init__(self) -> None:
+        self._graphs: weakref.WeakSet[_Captured] = weakref.WeakSet()
+        self._handle: Any = None
+
+    def handle(self) -> Any:
+        """CUDA gives up a pool with its last graph; the next one needs another."""
+        if not self._graphs:
+            self._handle = torch.cuda.graph_pool_handle()
+        return self._handle
+
+    def add(self, captured: _Captured) -> None:
+        self._graphs.add(captured)
+
+
 @dataclass(slots=True)
 class Capture:
-    """The graphs of one tile."""
+    """The graphs of one tile, the least recently used dropped."""
 
     tile: Tile
     enabled: bool
-    _graphs: dict[tuple, _Captured] = field(default_factory=dict)
+    pool: Pool
+    _graphs: OrderedDict[tuple, _Captured] = field(default_factory=OrderedDict)
 
     def run(self, count: int, num_blocks: int) -> dict[str, Tensor]:
         """`Tile.run`, captured where that is possible."""
@@ -59,6 +75,9 @@ class Capture:
             for mine, theirs in zip(held.plan.tensors(), self.tile.plan.tensors(), strict=True):
                 mine.copy_(theirs)
             self.tile.plan = held.plan
+        self._graphs.move_to_end(name)
+        while len(self._graphs) > MOST:
+            self._graphs.popitem(last=False)
         held.graph.replay()
         return held.found
 
@@ -73,6 +92,9 @@ class Capture:
         for tensor, value in zip(state, before, strict=True):
             tensor.copy_(value)
         graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph, pool=_pool()):
+        # thread_local: another thread, a reward model in this process, may allocate meanwhile
+        with torch.cuda.graph(graph, pool=self.pool.handle(), capture_error_mode="thread_local"):
             found = self.tile.run(count, num_blocks)
-        return _Captured(graph, self.tile.plan, found)
+        captured = _Captured(graph, self.tile.plan, found)
+        self.pool.add(captured)
+        return captured

@@ -21,9 +21,9 @@ from aisp_ray.engine._shape import Shapes
 from aisp_ray.engine._source import Source
 from aisp_ray.engine.attention import configs_of
 from aisp_ray.engine.base import RolloutRequest
-from aisp_ray.engine.capture import Capture
+from aisp_ray.engine.capture import Capture, Pool
 from aisp_ray.engine.draws import Means, controls, uniforms
-from aisp_ray.engine.memory import choose_prefix_bytes, choose_slots, row_bytes
+from aisp_ray.engine.memory import choose_prefix_bytes, choose_slots, give_back, row_bytes
 from aisp_ray.engine.packing import Packing
 from aisp_ray.engine.prefixes import Prefix, PrefixStore, UnsupportedModelError, continued, layouts_of, prefill
 from aisp_ray.engine.reading import Readout, take
@@ -75,7 +75,7 @@ class FastEngine:
         self._probe = probe(model)
         self._layouts = layouts_of(self._probe)
         self._capacity = (STACK if self.device.type == "cuda" else 0) if stack is None else stack
-        per_row = row_bytes(self._layouts, max_new_tokens, self.head, RING)
+        per_row = row_bytes(self._layouts, max_new_tokens, self.head, RING, self._capacity)
         self.slots = choose_slots(slots, per_row, self.device)
         self.tile_rows = min(tile or choose_tile(model, self.device), self.slots)
         self.slots -= self.slots % self.tile_rows
@@ -88,16 +88,19 @@ class FastEngine:
         # numbers of slots that a step may run on, the last is the whole tile
         self._widths: tuple[int, ...] = (self.tile_rows,) if self._capacity else ()
         self._captures: dict[int, Capture] = {}
+        self._pool = Pool()
         self._queue: deque[Active] = deque()
         self._active: dict[int, Active] = {}
         self._finished: list[tuple[int, Rollouts | Exception]] = []
         self._phase = self._next_ticket = 0
+        self._begin_seconds = 0.0  # of this step, charged to the requests that began in it
         self.forget()
         self.fingerprint = {
             "engine": "fast",
             "dtype": str(self.head.dtype),
             "device": self.device.type,
             "tile": self.tile_rows,
+            "stack": self._capacity,
             "packed": len(self._body.packing) > 0,
             "widths": self._widths,
             "max_new_tokens": max_new_tokens,
@@ -106,7 +109,7 @@ class FastEngine:
             "transformers": transformers.__version__,
         }
         if not self._capacity:
-            self._new_tile()  # finds out the widths
+            self._first_tile()  # finds out the widths
 
     @property
     def longest_prompt(self) -> int | None:
@@ -153,9 +156,10 @@ class FastEngine:
     @torch.no_grad()
     def step(self) -> list[tuple[int, Rollouts | Exception]]:
         """Decode the next token of every live row (on CUDA the next few); returns the tickets that finished."""
-        started = time.perf_counter()
+        started, self._begin_seconds = time.perf_counter(), 0.0
         self._fill()
         self._compact()
+        stepped = [row.active for tile in self._tiles for _, row in tile.live]
         for tile in [tile for tile in self._tiles if tile.live]:
             try:
                 if self._phase == 0:
@@ -166,7 +170,7 @@ class FastEngine:
             except torch.OutOfMemoryError as error:
                 self._shrink(tile, error)
         self._phase = (self._phase + (RING if self._capacity else 1)) % RING
-        self._share(time.perf_counter() - started)
+        self._share(time.perf_counter() - started - self._begin_seconds, stepped)
         self._collect()
         finished, self._finished = self._finished, []
         return finished
@@ -215,15 +219,30 @@ class FastEngine:
                 return tile
         if (len(self._tiles) + 1) * self.tile_rows > self.slots:
             return None
+        if not self._tiles:
+            return self._first_tile()
         try:
-            tile = self._new_tile()
+            return self._new_tile()
         except torch.OutOfMemoryError as error:
-            if not self._tiles:
-                raise
+            give_back(self.device, error)
             self.slots = len(self._tiles) * self.tile_rows
             log.warning("out of memory: going on with %d slots (%s)", self.slots, error)
             return None
-        return tile
+
+    def _first_tile(self) -> Tile:
+        """A tile while there is none, of as many slots as there is memory for.
+
+        Raises:
+            torch.OutOfMemoryError: not even one slot fits.
+        """
+        while True:
+            try:
+                return self._new_tile()
+            except torch.OutOfMemoryError as error:
+                self.store.trim(0)
+                give_back(self.device, error)
+                self._halve(error)
+                log.warning("out of memory: going on with %d slots in tiles of %d", self.slots, self.tile_rows)
 
     def _new_tile(self) -> Tile:
         cache = RowCache(self._probe, self._layouts, self.tile_rows, self.max_new_tokens, self._capacity or None)
@@ -234,7 +253,7 @@ class FastEngine:
             log.info("engine: a step runs on %s slots", ", ".join(map(str, self._widths)))
         tile.widths = self.fingerprint["widths"] = self._widths
         self._tiles.append(tile)
-        self._captures[id(tile)] = Capture(tile, self._body.captures)
+        self._captures[id(tile)] = Capture(tile, self._body.captures, self._pool)
         return tile
 
     def _activate(self) -> Active | None:
@@ -251,7 +270,9 @@ class FastEngine:
                     return None
                 self._finished.append((active.ticket, error))
                 continue
-            active.seconds += time.perf_counter() - started
+            seconds = time.perf_counter() - started
+            active.seconds += seconds
+            self._begin_seconds += seconds
             self._active[active.ticket] = active
             return active
         return None
@@ -323,9 +344,11 @@ class FastEngine:
         self._busy_useful_row_steps += (self._useful_row_steps - before) * waiting
 
     def _save(self, tile: Tile, slot: int, row: Row) -> None:
-        """Keep the row's suffix if its method may continue it. Captured steps have run states past the row's end."""
-        if row.active.may_be_continued and len(row.tokens) > 1 and not (self._capacity and tile.cache.states()):
-            row.active.prefix.snapshots.keep(tile.cache.save_row(slot, row.tokens))
+        """Keep the row's suffix if its method may continue it."""
+        # captured steps and those up to a stop string have run the states past the row's end
+        is_ahead = tile.cache.states() and (self._capacity or row.finish == "stop_string")
+        if row.active.may_be_continued and len(row.tokens) > 1 and not is_ahead:
+            self.store.keep(row.active.prefix, tile.cache.save_row(slot, row.tokens))
 
     # fewer rows, less memory
 
@@ -350,23 +373,28 @@ class FastEngine:
             tile.retire(slot)
         self._tiles.remove(tile)
         self._captures.pop(id(tile), None)
+        tile.drop()
         self.store.trim(0)
-        if not self._tiles:
-            if self.tile_rows == 1:
-                raise error
-            self.tile_rows //= 2
-            self.fingerprint["tile"] = self.tile_rows
-            self._body = build_body(self.model, self.tile_rows, self._body.captures)
-        self.slots = max(len(self._tiles), 1) * self.tile_rows
-        if self.device.type == "cuda":
-            torch.cuda.empty_cache()
+        give_back(self.device, error)
+        if self._tiles:
+            self.slots = len(self._tiles) * self.tile_rows
+        else:
+            self._halve(error)
         log.warning("out of memory: going on with %d slots in tiles of %d", self.slots, self.tile_rows)
 
-    def _share(self, seconds: float) -> None:
-        """Charge a step to the requests that had rows in it."""
-        live = [row.active for tile in self._tiles for _, row in tile.live]
-        for active in live:
-            active.seconds += seconds / len(live)
+    def _halve(self, error: Exception) -> None:
+        """Tiles of half as many slots, while there is no tile. A tile of one slot raises the error."""
+        if self.tile_rows == 1:
+            raise error
+        self.tile_rows //= 2
+        self.slots = self.fingerprint["tile"] = self.tile_rows
+        self._body = build_body(self.model, self.tile_rows, self._body.captures)
+
+    @staticmethod
+    def _share(seconds: float, stepped: Sequence[Active]) -> None:
+        """Charge a step to the requests that had rows in it, named once a row."""
+        for active in stepped:
+            active.seconds += seconds / len(stepped)
 
     def _collect(self) -> None:
         for ticket in [t for t, active in self._active.items() if active.num_done == len(active.rows)]:

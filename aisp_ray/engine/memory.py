@@ -1,23 +1,29 @@
-"""How many slots fit, from free memory."""
+"""How many slots fit, from free memory; and memory given back."""
 
 from __future__ import annotations
 
+import gc
 import logging
+import traceback
 from collections.abc import Sequence
 
 import torch
 
 from aisp_ray.engine._head import Head
 from aisp_ray.engine.prefixes import LayerLayout
+from aisp_ray.engine.prefixparts import LANE, stacked_tokens
 
 log = logging.getLogger(__name__)
 _MOST_SLOTS = {"cpu": 128, "cuda": 1024}
 
 
-def row_bytes(layouts: Sequence[LayerLayout | None], length: int, head: Head, ring: int) -> int:
-    """Bytes that one slot takes: suffix keys and values, controls drawn ahead, logits and what is computed on them."""
-    suffix = sum(layout.token_bytes for layout in layouts if layout is not None) * length
-    return suffix + (ring + 2) * head.dim * 4 + 6 * head.weight.shape[0] * 4
+def row_bytes(layouts: Sequence[LayerLayout | None], length: int, head: Head, ring: int, capacity: int = 0) -> int:
+    """Bytes that one slot takes: suffix keys and values, its part of the stacked prompts (`capacity` tokens each, two
+    lanes for `LANE` slots), controls drawn ahead, logits and what is computed on them."""
+    caches = [layout for layout in layouts if layout is not None]
+    suffix = sum(layout.token_bytes for layout in caches) * length
+    stacked = sum(layout.token_bytes * stacked_tokens(layout, capacity) for layout in caches) * 2 // LANE
+    return suffix + stacked + (ring + 2) * head.dim * 4 + 6 * head.weight.shape[0] * 4
 
 
 def free_bytes(device: torch.device) -> int:
@@ -47,3 +53,13 @@ def choose_slots(slots: int | str | None, per_row: int, device: torch.device) ->
         chosen *= 2
     log.info("engine: %d slots, %.1f MiB each", chosen, per_row / 2**20)
     return chosen
+
+
+def give_back(device: torch.device, error: BaseException | None = None) -> None:
+    """Return memory that nothing holds to the device, and what only the frames of a handled error hold with it."""
+    while error is not None:
+        traceback.clear_frames(error.__traceback__)
+        error = error.__context__
+    gc.collect()
+    if device.type == "cuda":
+        torch.cuda.empty_cache()

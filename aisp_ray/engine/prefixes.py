@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer, LinearAttentionLayer
 
-from aisp_ray.engine.snapshots import Snapshots
+from aisp_ray.engine.snapshots import Snapshot, Snapshots
 
 
 class UnsupportedModelError(ValueError):
@@ -131,7 +131,8 @@ def continued(prefix: Prefix, num_rows: int) -> Any:
 
 @dataclass(slots=True)
 class PrefixStore:
-    """Prefixes by token ids, the least recently used dropped above `limit_bytes`; those in use stay."""
+    """Prefixes by token ids with their snapshots. Above `limit_bytes` the least recently used go, of those in use the
+    snapshots only."""
 
     read: Callable[[Sequence[int]], Prefix]
     limit_bytes: int
@@ -159,12 +160,20 @@ class PrefixStore:
         prefix.users -= 1
 
     def trim(self, limit_bytes: int) -> None:
-        """Drop unused prefixes, oldest first, until at most `limit_bytes` are held."""
+        """Drop unused prefixes, oldest first, then snapshots of the others, until at most `limit_bytes` are held."""
         held = self.num_bytes
         for key in [key for key, prefix in self._held.items() if prefix.users == 0]:
             if held <= limit_bytes:
                 return
             held -= self._held.pop(key).num_bytes
+        for prefix in self._held.values():
+            while held > limit_bytes and len(prefix.snapshots):
+                held -= prefix.snapshots.drop_oldest()
+
+    def keep(self, prefix: Prefix, snapshot: Snapshot) -> None:
+        """Keep a snapshot beside its prefix, if there is room or others can go for it."""
+        prefix.snapshots.keep(snapshot)
+        self.trim(self.limit_bytes)
 
     @property
     def num_bytes(self) -> int:

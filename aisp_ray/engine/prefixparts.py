@@ -218,6 +218,11 @@ def _product(query: Tensor, keys: Tensor, values: Tensor, mask: Tensor | None, s
     return partial(query, keys, values, mask, softcap)
 
 
+def stacked_tokens(layout: LayerLayout, capacity: int) -> int:
+    """Keys that a lane holds of a layer, for prompts of up to `capacity` tokens."""
+    return capacity if layout.window is None else min(capacity, layout.window - 1)
+
+
 class StackedPrefixes(Lanes):
     """All lanes in one buffer of `capacity` keys: [lanes, Hkv, capacity, D] a layer, at fixed addresses.
 
@@ -239,8 +244,7 @@ class StackedPrefixes(Lanes):
     def _buffer(self, layout: LayerLayout | None, width: str) -> Tensor | None:
         if layout is None:
             return None
-        kept = self.capacity if layout.window is None else min(self.capacity, layout.window - 1)
-        shape = (self.num_lanes, layout.num_heads, kept, getattr(layout, width))
+        shape = (self.num_lanes, layout.num_heads, stacked_tokens(layout, self.capacity), getattr(layout, width))
         return torch.zeros(shape, dtype=layout.dtype, device=layout.device)
 
     @property

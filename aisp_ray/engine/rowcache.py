@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Sequence
 from typing import Any
 
@@ -24,7 +25,8 @@ class SuffixLayer(CacheLayerMixin):
 
     def __init__(self, layout: LayerLayout, rows: int, length: int, owner: RowCache):
         super().__init__()
-        self.layout, self.owner = layout, owner
+        # not a strong reference: a cycle would keep the buffers of a tile that is given up
+        self.layout, self.owner = layout, weakref.proxy(owner)
         shape = (owner.max_blocks, rows, layout.num_heads, owner.block)
         self.key_blocks = torch.zeros((*shape, layout.key_dim), dtype=layout.dtype, device=layout.device)
         self.value_blocks = torch.zeros((*shape, layout.value_dim), dtype=layout.dtype, device=layout.device)

@@ -51,7 +51,13 @@ class Snapshots:
         self.num_bytes += snapshot.num_bytes - (old.num_bytes if old is not None else 0)
         self._held[snapshot.tokens] = snapshot
         while len(self._held) > MOST:
-            self.num_bytes -= self._held.popitem(last=False)[1].num_bytes
+            self.drop_oldest()
+
+    def drop_oldest(self) -> int:
+        """Returns the bytes that are free then."""
+        freed = self._held.popitem(last=False)[1].num_bytes
+        self.num_bytes -= freed
+        return freed
 
     def find(self, tokens: Sequence[int]) -> tuple[Snapshot | None, int]:
         """The snapshot that spares most of these tokens, and how many."""

@@ -7,7 +7,7 @@ Where fewer slots give the same bits (`widths.py` finds out), a step runs on no 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import astuple, dataclass, field
 from typing import Any
 
 import numpy as np
@@ -38,10 +38,12 @@ class Plan:
     wants_prelogits: bool = False
     stop_ids: list[tuple[Tensor, Tensor, Tensor]] = field(default_factory=list)  # ids, rows [B], minima [B]
     branches: tuple[Tensor, Tensor] | None = None  # position of the branch [B] (-1: none), rank [B]
-    forced: Tensor | None = None  # [B, T] given tokens, -1 where free
+    forced: Tensor | None = None  # [B, length] given tokens, -1 where free
 
     @classmethod
-    def of(cls, rows: Sequence[Row | None], device: Any) -> Plan:
+    def of(cls, rows: Sequence[Row | None], device: Any, length: int) -> Plan:
+        """length: the longest response. All that a captured step depends on is in an order, and of a size, that does
+        not depend on which row sits where."""
         live = [(slot, row) for slot, row in enumerate(rows) if row is not None]
         proposals = [row.active.request.proposal for _, row in live]
         plan = cls()
@@ -53,7 +55,7 @@ class Plan:
         def values(read: Any, idle: int) -> Tensor:
             return torch.tensor([idle if row is None else read(row) for row in rows], device=device)
 
-        for sampling in dict.fromkeys(proposal.sampling for proposal in proposals):
+        for sampling in sorted({proposal.sampling for proposal in proposals}, key=astuple):
             plan.samplings.append((sampling, where(lambda row, s=sampling: row.active.request.proposal.sampling == s)))
         plan.draws_tokens = any(proposal.sampling.temperature > 0 for proposal in proposals)
         plan.controlled = any(row.active.draws_control for _, row in live)
@@ -63,11 +65,8 @@ class Plan:
         for law in {id(row.active.law): row.active.law for _, row in live if row.active.law is not None}.values():
             mine = where(lambda row, law=law: row.active.law is law)
             plan.laws.append((law, mine, values(lambda row: row.active.request.proposal.control.horizon, 0)))
-        for ids in dict.fromkeys(
-            row.active.request.stop.token_ids
-            for _, row in live
-            if row.active.stop_ids and row.active.request.stop.min_new_tokens > row.step
-        ):
+        early = [row.active.request.stop for _, row in live if row.active.request.stop.min_new_tokens > row.step]
+        for ids in sorted({stop.token_ids for stop in early if stop.token_ids}, key=lambda ids: (len(ids), ids)):
             mine = where(lambda row, ids=ids: row.active.request.stop.token_ids == ids)
             forbidden = torch.tensor(ids, device=device)
             plan.stop_ids.append((forbidden, mine, values(lambda row: row.active.request.stop.min_new_tokens, 0)))
@@ -75,9 +74,10 @@ class Plan:
             first = lambda row: len(row.forced) if row.active.request.proposal.sampling.branch_first else -1  # noqa: E731
             plan.branches = (values(first, -1), values(lambda row: row.particle, 0))
         if any(len(row.forced) > row.step for _, row in live):
-            width = max(len(row.forced) for _, row in live)
-            forced = [list(row.forced) if row is not None else [] for row in rows]
-            plan.forced = torch.tensor([ids + [-1] * (width - len(ids)) for ids in forced], device=device)
+            forced = np.full((len(rows), length), -1)
+            for slot, row in live:
+                forced[slot, : len(row.forced)] = row.forced
+            plan.forced = torch.from_numpy(forced).to(device)
         return plan
 
     def signature(self) -> tuple:
@@ -87,7 +87,7 @@ class Plan:
             (self.controlled, self.wants_base, self.wants_kl, self.wants_prelogits),
             tuple(len(ids) for ids, _, _ in self.stop_ids),
             self.branches is not None,
-            None if self.forced is None else self.forced.shape[1],
+            self.forced is not None,
         )
 
     def tensors(self) -> list[Tensor]:
@@ -180,6 +180,10 @@ class Tile:
         self.rows[slot] = None
         self._changed()
 
+    def drop(self) -> None:
+        """Let go of everything, for good: whoever still has the tile holds no memory by it."""
+        vars(self).clear()
+
     def _changed(self) -> None:
         self._plan_is_old = self._lanes_are_old = True
 
@@ -215,7 +219,7 @@ class Tile:
     def plan_rows(self) -> None:
         """Bring the plan up to date, which `pick` goes by."""
         if self._plan_is_old:
-            self.plan = Plan.of(self.rows[: self.width], self.device)
+            self.plan = Plan.of(self.rows[: self.width], self.device, self.cache.length)
             self._plan_is_old = False
 
     def place_lanes(self) -> None:

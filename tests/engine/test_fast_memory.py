@@ -1,0 +1,158 @@
+"""Memory: what a slot takes is counted, what is given up is free at once, and what does not fit is halved."""
+
+from __future__ import annotations
+
+import gc
+import weakref
+from collections.abc import Iterator
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from tiny_models import drive, request, tiny
+
+from aisp_ray.controls import OpenLoop
+from aisp_ray.engine import fast
+from aisp_ray.engine.factory import LEAST_STACK, _stack
+from aisp_ray.engine.fast import FastEngine
+from aisp_ray.engine.memory import row_bytes
+from aisp_ray.types import Sampling
+
+STACKS = (None, 32)
+
+
+@pytest.fixture
+def no_collector() -> Iterator[None]:
+    """Garbage in cycles stays, as on a GPU machine where nothing else asks for a collection."""
+    gc.collect()
+    gc.disable()
+    yield
+    gc.enable()
+
+
+def work() -> list:
+    return [request(n=8, tokens=12, control=OpenLoop(12, None, 1.0), seed=seed) for seed in range(3)]
+
+
+def tokens(found: list) -> list:
+    return [[item.token_ids for item in rollouts.items] for rollouts in found]
+
+
+def engine(stack: int | None, **more: Any) -> FastEngine:
+    return FastEngine(tiny("llama"), 16, max_new_tokens=12, tile=16, stack=stack, **more)
+
+
+@pytest.mark.parametrize("stack", STACKS)
+def test_a_tile_that_is_given_up_holds_no_memory_when_the_next_one_is_built(
+    stack: int | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    expected = tokens(drive(engine(stack), work()))
+    mine = engine(stack)
+    decode, new_tile, seen, held = mine._decode, mine._new_tile, [], []
+
+    def fail_once(tile: Any) -> None:
+        if not held:
+            held.extend(weakref.ref(t) for t in (*tile.cache.buffers(), tile.hidden, tile.control))
+            held.extend(weakref.ref(t) for t in getattr(tile.cache.prefixes, "_keys", ()))
+            raise torch.OutOfMemoryError("as if")
+        decode(tile)
+
+    def build() -> Any:
+        seen.append([ref() is None for ref in held])
+        return new_tile()
+
+    monkeypatch.setattr(mine, "_decode", fail_once)
+    monkeypatch.setattr(mine, "_new_tile", build)
+    assert tokens(drive(mine, work())) == expected
+    assert mine.fingerprint["tile"] == 8
+    assert seen[-1]
+    assert all(seen[-1])
+
+
+@pytest.mark.parametrize("stack", STACKS)
+def test_an_engine_that_nobody_has_holds_no_memory(stack: int | None, no_collector: None) -> None:
+    mine = engine(stack)
+    drive(mine, work())
+    buffer = weakref.ref(mine._tiles[0].cache.buffers()[0])
+    del mine
+    assert buffer() is None
+
+
+@pytest.mark.parametrize("stack", STACKS)
+def test_a_first_tile_that_does_not_fit_is_halved(stack: int | None, monkeypatch: pytest.MonkeyPatch) -> None:
+    expected = tokens(drive(engine(stack), work()))
+    cache = fast.RowCache
+
+    def small(probe: Any, layouts: Any, rows: int, *more: Any) -> Any:
+        if rows > 4:
+            raise torch.OutOfMemoryError("as if")
+        return cache(probe, layouts, rows, *more)
+
+    monkeypatch.setattr(fast, "RowCache", small)
+    mine = engine(stack)
+    assert tokens(drive(mine, work())) == expected
+    assert (mine.slots, mine.fingerprint["tile"]) == (4, 4)
+
+
+def test_not_even_one_slot_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    def never(*_: Any) -> None:
+        raise torch.OutOfMemoryError("as if")
+
+    monkeypatch.setattr(fast, "RowCache", never)
+    with pytest.raises(torch.OutOfMemoryError):
+        engine(None)
+
+
+@pytest.mark.parametrize("name", ["llama", "gemma3", "lfm2"])
+def test_what_a_slot_takes_has_its_part_of_the_stacked_prompts(name: str) -> None:
+    mine = FastEngine(tiny(name), 64, max_new_tokens=24, tile=64, stack=128)
+    tile = mine._new_tile()
+    counted = [row_bytes(mine._layouts, 24, mine.head, fast.RING, capacity) for capacity in (128, 0)]
+    assert counted[0] - counted[1] == tile.cache.prefixes.num_bytes / 64
+    assert counted[0] > tile.cache.num_bytes / 64
+
+
+def test_automatic_slots_leave_room_for_the_stacked_prompts(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("aisp_ray.engine.memory.free_bytes", lambda _: 20_000_000)
+    slots = [FastEngine(tiny("llama"), "auto", max_new_tokens=16, stack=stack).slots for stack in (16, 2048)]
+    assert slots == [128, 64]
+
+
+def test_a_gpus_tiles_hold_the_longest_prompt_that_the_policy_takes() -> None:
+    model = SimpleNamespace(device=torch.device("cuda"), config=tiny("llama").config)
+    model.config.max_position_embeddings = 4096
+    assert [_stack(model, longest) for longest in (None, 3000, 100_000, 3)] == [None, 3000, 4096, LEAST_STACK]
+    model.device = torch.device("cpu")
+    assert _stack(model, 3000) is None
+
+
+@pytest.mark.parametrize("stack", STACKS)
+def test_all_time_is_charged_to_the_requests_that_it_was_spent_on(
+    stack: int | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    mine = FastEngine(tiny("llama"), 8, max_new_tokens=12, tile=8, stack=stack)
+    now, spent = [0.0], []
+    monkeypatch.setattr(fast, "time", SimpleNamespace(perf_counter=lambda: now[0]))
+
+    def takes(seconds: float, call: Any) -> Any:
+        def timed(*args: Any) -> Any:
+            now[0] += seconds
+            spent.append(seconds)
+            return call(*args)
+
+        return timed
+
+    monkeypatch.setattr(mine, "_decode", takes(8.0, mine._decode))
+    monkeypatch.setattr(mine, "_begin", takes(1.0, mine._begin))
+    asked = [
+        request(n=3, tokens=1, sampling=Sampling(branch_first=True)),
+        request(n=1, tokens=1, seed=1),
+        request(n=9, tokens=11, seed=2),
+        request(n=2, tokens=4, seed=3),
+    ]
+    found = drive(mine, asked)
+    assert sum(rollouts.seconds for rollouts in found) == pytest.approx(sum(spent))
+    # both have rows in the first step only: three and one, beside four of the third, which has no lane if stacked
+    shared = 8.0 / (8 if stack is None else 4)
+    assert [rollouts.seconds for rollouts in found[:2]] == pytest.approx([1 + 3 * shared, 1 + shared])
