@@ -30,6 +30,7 @@ import transformers
 from aisp_ray.controls import OpenLoop, WeightEntry, WeightLog
 from aisp_ray.engine.base import RolloutRequest, StopRules
 from aisp_ray.engine.fast import FastEngine
+from aisp_ray.engine.memory import give_back
 from aisp_ray.types import Proposal, Sampling
 
 NUM_SAMPLES = 16
@@ -170,6 +171,7 @@ def roofline(model: Any, shape: Shape, engine_layouts: list[Any], speed: tuple[f
 
 
 def lines_of(name: str, args: argparse.Namespace) -> list[dict[str, Any]]:
+    give_back(torch.device(args.device))  # what the model before held
     model = build((CONFIGS | {"tiny": tiny})[name](), args.device)
     layouts = FastEngine(model, 1, max_new_tokens=1, stack=16)._layouts
     found = []
@@ -181,6 +183,7 @@ def lines_of(name: str, args: argparse.Namespace) -> list[dict[str, Any]]:
                 line |= {f"{method}_{key}": value for key, value in measure(model, shape, method, args.device).items()}
             except torch.OutOfMemoryError as error:
                 line[f"{method}_error"] = str(error).splitlines()[0]
+            give_back(torch.device(args.device))  # what that engine held
         if "aisp_seconds" in line and "best_of_n_seconds" in line:
             line["aisp_time_over_best_of_n"] = line["aisp_seconds"] / line["best_of_n_seconds"]
             if args.speed is not None:
