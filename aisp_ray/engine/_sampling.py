@@ -15,7 +15,7 @@ def pick(logits: Tensor, sampling: Sampling, uniform: Tensor | None) -> Tensor:
     temperature 0. Returns int64 [rows].
     """
     if sampling.temperature == 0.0:
-        return logits.argmax(-1)
+        return most_likely(logits)
     assert uniform is not None, "sampling needs uniform numbers"
     scaled = logits / sampling.temperature
     width = sampling.top_k if 0 < sampling.top_k < logits.shape[-1] else logits.shape[-1]
@@ -29,6 +29,12 @@ def pick(logits: Tensor, sampling: Sampling, uniform: Tensor | None) -> Tensor:
             mass = torch.where(before < sampling.top_p, mass, 0.0)
         return order.gather(1, _inverse_cdf(mass, uniform)).squeeze(1)
     return _inverse_cdf(scaled.softmax(-1).double(), uniform).squeeze(1)
+
+
+def most_likely(logits: Tensor) -> Tensor:
+    """The first of the highest logits, int64 [rows]."""
+    # PyTorch's own takes about ten times as long on a CPU
+    return torch.from_numpy(logits.numpy().argmax(-1)) if logits.is_cpu else logits.argmax(-1)
 
 
 def _inverse_cdf(mass: Tensor, uniform: Tensor) -> Tensor:

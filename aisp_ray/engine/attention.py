@@ -5,7 +5,8 @@ of g = H / Hkv per key-value head, D head width, L prompt keys, T suffix keys in
 
 Every product has a shape that depends on the tile, the lane width and the row's own prompt only, never on who else is
 in the batch. Blocks of the suffix that no row has reached are skipped; a row not there yet would weigh them with an
-exact zero, so skipping changes no bit.
+exact zero, so skipping changes no bit. Of the last block only what rows have reached is read, where a trial at load
+(`widths.py`) showed the same bits for that.
 """
 
 from __future__ import annotations
@@ -69,7 +70,8 @@ def shared_prefix_attention(
     for block in range(cache.num_blocks):
         mask = cache.suffix_mask(block, layout.window, query.device)  # [B, 1, 1, T]
         keys, values = layer.key_blocks[block][:rows], layer.value_blocks[block][:rows]
-        span = partial(grouped, keys, values, mask, softcap)
+        reach = cache.reach if block == cache.num_blocks - 1 else None
+        span = partial(grouped, keys, values, mask, softcap, reach)
         found = merge(found, span)
     out, mass = found
     sinks = options.get("s_aux")
@@ -81,8 +83,22 @@ def shared_prefix_attention(
 Part = tuple[Tensor, Tensor]  # softmax over a span applied to its values [..., D], log of its mass [..., 1]; float32
 
 
-def partial(query: Tensor, keys: Tensor, values: Tensor, mask: Tensor | None, softcap: float | None) -> Part:
-    """Attention over one span of keys. query [..., q, D], keys and values [..., k, D], mask added to the logits."""
+def partial(
+    query: Tensor,
+    keys: Tensor,
+    values: Tensor,
+    mask: Tensor | None,
+    softcap: float | None,
+    reach: int | None = None,
+) -> Part:
+    """Attention over one span of keys. query [..., q, D], keys and values [..., k, D], mask added to the logits.
+
+    reach: the mask hides all keys from here on, so they need not be read; None: it may not.
+    """
+    count = keys.shape[-2]
+    if reach is not None:
+        keys, values = keys[..., :reach, :], values[..., :reach, :]
+        mask = None if mask is None else mask[..., :reach]
     scores = torch.matmul(query, keys.transpose(-1, -2)).float()  # [..., q, k]
     if softcap is not None:
         scores = (scores / softcap).tanh_().mul_(softcap)
@@ -90,7 +106,8 @@ def partial(query: Tensor, keys: Tensor, values: Tensor, mask: Tensor | None, so
         scores = scores.add_(mask)
     top = scores.amax(-1, keepdim=True)
     weights = scores.sub_(top).exp_()
-    mass = weights.sum(-1, keepdim=True)
+    # with the zeros of the keys that are not read: the order of a sum depends on its length
+    mass = (weights if reach is None else nn.functional.pad(weights, (0, count - reach))).sum(-1, keepdim=True)
     out = torch.matmul(weights.to(values.dtype), values).float().div_(mass)
     return out, mass.log_().add_(top)
 

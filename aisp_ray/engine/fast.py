@@ -32,7 +32,7 @@ from aisp_ray.engine.rowcache import RowCache
 from aisp_ray.engine.rows import Active, Row
 from aisp_ray.engine.support import require_supported
 from aisp_ray.engine.tile import Body, Tile
-from aisp_ray.engine.widths import equal_widths
+from aisp_ray.engine.widths import equal_reaches, equal_widths
 from aisp_ray.loading import locate
 from aisp_ray.types import Rollouts
 
@@ -87,6 +87,7 @@ class FastEngine:
         self._tiles: list[Tile] = []
         # numbers of slots that a step may run on, the last is the whole tile
         self._widths: tuple[int, ...] = (self.tile_rows,) if self._capacity else ()
+        self._reaches: tuple[int, ...] = ()  # numbers of a suffix block's keys that a step may read alone
         self._captures: dict[int, Capture] = {}
         self._pool = Pool()
         self._queue: deque[Active] = deque()
@@ -250,8 +251,10 @@ class FastEngine:
         if self._widths[-1:] != (self.tile_rows,):
             # a captured step has one shape
             self._widths = (self.tile_rows,) if self._capacity else equal_widths(tile, self._probe)
+            self._reaches = () if self._capacity else equal_reaches(tile, self._probe, self._widths)
             log.info("engine: a step runs on %s slots", ", ".join(map(str, self._widths)))
         tile.widths = self.fingerprint["widths"] = self._widths
+        cache.reaches = self._reaches
         self._tiles.append(tile)
         self._captures[id(tile)] = Capture(tile, self._body.captures, self._pool)
         return tile
@@ -324,7 +327,8 @@ class FastEngine:
         if steps:
             tile.fit()  # rows have ended
             tile.place_lanes()
-            tile.forward(tile.cache.blocks_for(max(steps)))
+            furthest = max(steps)
+            tile.forward(tile.cache.blocks_for(furthest), tile.cache.reach_for(furthest))
 
     def _read(self, tile: Tile, readout: Readout) -> None:
         """Give the rows their tokens and end those that are done."""

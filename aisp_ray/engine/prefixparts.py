@@ -112,7 +112,7 @@ class LoopedPrefixes(Lanes):
         super().__init__(rows, step, length, layouts)
         self._rows: list[list[int]] = []  # of each lane, the first repeated where the lane has more places
         self._scatter: list[int] = []  # place of each row
-        self._kinds: dict[int, tuple[int, float | None]] = {}  # by layer: query heads a group, soft-cap
+        self.kinds: dict[int, tuple[int, float | None]] = {}  # by layer: query heads a group, soft-cap
         self._equal: dict[int, tuple[int, ...]] = {}  # by prompt length: widths that give a full lane's bits
         self._placed: dict[Any, Tensor] = {}  # index tensors, until rows change
 
@@ -133,7 +133,7 @@ class LoopedPrefixes(Lanes):
 
     def part(self, layer_index: int, query: Tensor, softcap: float | None) -> Part:
         heads, group, dim = query.shape[1:]
-        self._kinds[layer_index] = (group, softcap)
+        self.kinds[layer_index] = (group, softcap)
         gather, scatter = self._indices(heads, group, query.device)
         flat, start, parts = query.reshape(-1, group, dim).index_select(0, gather), 0, []
         for lane, (prefix, rows) in enumerate(zip(self.lanes, self._rows, strict=True)):
@@ -160,11 +160,11 @@ class LoopedPrefixes(Lanes):
     def _widths(self, prefix: Prefix) -> tuple[int, ...]:
         """Rows that a lane of this prefix may have, ascending. The first step of all has full lanes and shows what the
         layers ask for."""
-        if len(self._kinds) < sum(layout is not None for layout in self.layouts):
+        if len(self.kinds) < sum(layout is not None for layout in self.layouts):
             return (LANE,)
         if prefix.length not in self._equal:
             found, kinds = list(_LANE_WIDTHS), set()
-            for index, (group, softcap) in self._kinds.items():
+            for index, (group, softcap) in self.kinds.items():
                 keys, values, masked = prefix.keys[index], prefix.values[index], self._is_masked(prefix, index)
                 kind = (keys.shape, values.shape, keys.dtype, group, softcap, masked)
                 if kind not in kinds:

@@ -104,6 +104,8 @@ class RowCache(Cache):
         super().__init__(layers=layers)
         self.layouts = list(layouts)
         self.num_blocks = 1
+        self.reaches: tuple[int, ...] = ()  # numbers of a block's keys that may be read alone, ascending
+        self.reach: int | None = None  # keys of the last block that the step reads; None: all
         self.width = rows  # rows that the step runs on, from the first on
         self.step: Tensor = torch.zeros(rows, dtype=torch.int64, device=probe.hidden.device)  # suffix position, [B]
         self.prefixes: PrefixPart = (
@@ -130,11 +132,16 @@ class RowCache(Cache):
         """Suffix blocks that a row at this position reads."""
         return min(step, self.length - 1) // self.block + 1
 
-    def begin_step(self, num_blocks: int, width: int) -> None:
-        """Forget the last step's index tensors. num_blocks: as many as the furthest row reads. width: rows stepped."""
+    def reach_for(self, step: int) -> int | None:
+        """How many keys of its last block a row at this position reads at least; None: all."""
+        return next((reach for reach in self.reaches if reach > step % self.block), None)
+
+    def begin_step(self, num_blocks: int, width: int, reach: int | None = None) -> None:
+        """Forget the last step's index tensors. num_blocks: as many as the furthest row reads, and of the last one
+        `reach` keys. width: rows stepped."""
         self._memo.clear()
         self.prefixes.begin_step()
-        self.num_blocks = num_blocks
+        self.num_blocks, self.reach = num_blocks, reach
         if width != self.width:
             self.width = width
             for layer in self.layers:

@@ -290,15 +290,15 @@ class Tile:
         """Every tensor that a step changes and the next one reads."""
         return [self.hidden, self.token, self.cache.step, *self.cache.states()]
 
-    def forward(self, num_blocks: int) -> None:
+    def forward(self, num_blocks: int, reach: int | None = None) -> None:
         """Run the body on the picked tokens: pre-logits of every row's next position."""
-        self.hidden[: self.width].copy_(self.run_body(num_blocks))
+        self.hidden[: self.width].copy_(self.run_body(num_blocks, reach))
         self.cache.step[: self.width].add_(1).clamp_(max=self.cache.length - 1)
 
-    def run_body(self, num_blocks: int) -> Tensor:
+    def run_body(self, num_blocks: int, reach: int | None = None) -> Tensor:
         """What the body makes of the picked tokens, [W, d]; writes keys, values and states only."""
         width = self.width
-        self.cache.begin_step(num_blocks, width)
+        self.cache.begin_step(num_blocks, width, reach)
         position = (self.base_length[:width] + self.cache.step[:width])[:, None]
         with decoding(self.body.configs, self.cache), self.body.packing.used():
             out = self.body.model.base_model(

@@ -1,4 +1,4 @@
-"""Which numbers of slots give the rows of a whole tile, bit for bit.
+"""Which numbers of slots give the rows of a whole tile, bit for bit, and which numbers of suffix keys a whole block's.
 
 A product of fewer rows is cheaper, but libraries may choose another order of summation for it, and then a row's last
 bits would depend on how many others are left. Which order they choose depends on shapes only, so it is tried out when
@@ -19,10 +19,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from aisp_ray.engine.attention import VECTORS
+from aisp_ray.engine.attention import VECTORS, partial
 from aisp_ray.engine.prefixes import Prefix
+from aisp_ray.engine.prefixparts import HIDDEN
+from aisp_ray.engine.rowcache import SuffixLayer
 from aisp_ray.engine.tile import Tile
 
+_REACH = 16  # suffix keys: the raster of numbers that are tried
 _ROUNDS = 2  # random inputs; each has a row in every slot
 _EXPERTS = ("num_experts", "num_local_experts", "n_routed_experts", "moe_num_experts")
 
@@ -69,6 +72,48 @@ def equal_widths(tile: Tile, prefix: Prefix) -> tuple[int, ...]:
     _clear(tile)
     packing.widths = frozenset((*found, size))
     return (*found, size)
+
+
+@torch.no_grad()
+def equal_reaches(tile: Tile, prefix: Prefix, widths: Sequence[int]) -> tuple[int, ...]:
+    """Numbers of a suffix block's first keys, ascending, whose attention alone is bit for bit that of the whole block
+    with the others hidden, at each of the widths. Tried in float32 on a CPU only: half types gain nothing.
+
+    tile: a fresh one, left as if new. prefix: any prompt.
+    """
+    cache = tile.cache
+    layers = [layer for layer in cache.layers if isinstance(layer, SuffixLayer)]
+    if not layers or any(t.dtype != torch.float32 or not t.is_cpu for t in cache.buffers()):
+        return ()
+    found = list(range(_REACH, cache.block, _REACH))
+    if found and not cache.prefixes.kinds:
+        tokens, states = _fill(tile, prefix, 0)
+        _step(tile, prefix, len(tile.rows), tokens, states)  # shows what the layers ask for
+        _clear(tile)
+    kinds = {
+        (layer.layout.num_heads, layer.layout.key_dim, layer.layout.value_dim, *cache.prefixes.kinds[i])
+        for i, layer in enumerate(cache.layers)
+        if i in cache.prefixes.kinds
+    }
+    for kind in kinds:
+        for width in widths:
+            found = [reach for reach in found if _reach_is_equal(kind, width, cache.block, reach)]
+    return tuple(found)
+
+
+def _reach_is_equal(kind: tuple[Any, ...], width: int, block: int, reach: int) -> bool:
+    """Whether random rows [width, heads, group, dim] that have come up to `reach` read only so many keys alike."""
+    heads, key_dim, value_dim, group, softcap = kind
+    draw = torch.Generator().manual_seed(reach)
+    query, keys, values = (
+        torch.randn(width, heads, *shape, generator=draw)
+        for shape in ((group, key_dim), (block, key_dim), (block, value_dim))
+    )
+    at = torch.randint(reach, (width, 1), generator=draw)
+    mask = ((torch.arange(block) > at) * HIDDEN)[:, None, None, :]
+    whole = partial(query, keys, values, mask, softcap)
+    part = partial(query, keys, values, mask, softcap, reach)
+    return all(torch.equal(mine, theirs) for mine, theirs in zip(part, whole, strict=True))
 
 
 def _has_experts(model: Any) -> bool:

@@ -88,11 +88,11 @@ def fail_at(monkeypatch: pytest.MonkeyPatch, calls: tuple[int, ...]) -> None:
     """Memory runs out at these calls of the body."""
     count, forward = [0], Tile.forward
 
-    def sometimes(self: Tile, num_blocks: int) -> None:
+    def sometimes(self: Tile, *reached: int | None) -> None:
         count[0] += 1
         if count[0] in calls:
             raise torch.OutOfMemoryError("CUDA out of memory (as if)")
-        forward(self, num_blocks)
+        forward(self, *reached)
 
     monkeypatch.setattr(Tile, "forward", sometimes)
 

@@ -10,7 +10,7 @@ import torch
 from tiny_models import bits, drive, request, tiny
 
 from aisp_ray.controls import OpenLoop, WeightEntry, WeightLog
-from aisp_ray.engine import prefixparts
+from aisp_ray.engine import prefixparts, widths
 from aisp_ray.engine.attention import VECTORS, whole_vectors
 from aisp_ray.engine.base import StopRules
 from aisp_ray.engine.fast import FastEngine
@@ -174,3 +174,54 @@ def test_a_row_without_a_control_has_no_sums_of_the_row_before_it() -> None:
     found = drive(engine(tiny("llama"), 2, 2), [steered, free])
     assert found[0].items[0].control_square > 0
     assert [(item.control_inner, item.control_square) for item in found[1].items] == [(0.0, 0.0)] * 2
+
+
+def long_work() -> list:
+    """Rows of up to 40 tokens, each with its own end."""
+    stop = StopRules(tuple(range(3, 6)))
+    return [request(5 + 6 * i, 6, 40, OpenLoop(40, None, 1.0), seed=i, stop=stop, want=WANT) for i in range(3)]
+
+
+@pytest.mark.parametrize("name", ["llama", "gemma2", "mistral", "gpt_oss", "lfm2"])
+def test_reading_only_the_keys_that_rows_have_reached_changes_no_bit(name: str) -> None:
+    model = tiny(name)
+    near = FastEngine(model, 20, max_new_tokens=40, tile=20)
+    far = FastEngine(model, 20, max_new_tokens=40, tile=20)
+    for tile in far._tiles:
+        tile.cache.reaches = ()
+    far._reaches = ()
+    assert [bits(one) for one in drive(near, long_work())] == [bits(one) for one in drive(far, long_work())]
+
+
+def test_a_step_reads_no_more_keys_than_its_rows_need() -> None:
+    engine = FastEngine(tiny("llama"), 6, max_new_tokens=40, tile=6)
+    (tile,) = engine._tiles
+    if tile.cache.reaches != (16, 32):
+        pytest.skip("products of fewer keys round otherwise on this machine")
+    read, real = [], tile.cache.begin_step
+
+    def noted(num_blocks: int, width: int, reach: int | None = None) -> None:
+        read.append(reach)
+        real(num_blocks, width, reach)
+
+    tile.cache.begin_step = noted  # type: ignore[method-assign]
+    drive(engine, [request(5, 6, 40, OpenLoop(40, None, 1.0))])
+    assert read == [16] * 16 + [32] * 16 + [None] * 7
+
+
+def test_a_number_of_keys_whose_bits_differ_is_not_used(monkeypatch: pytest.MonkeyPatch) -> None:
+    right = widths.partial
+
+    def odd(*args: Any) -> tuple:
+        out, mass = right(*args)
+        return (out, mass + 1e-5) if args[-1] == 16 else (out, mass)
+
+    fresh = FastEngine(tiny("llama"), 6, max_new_tokens=40, tile=6)
+    plain = fresh._reaches
+    monkeypatch.setattr(widths, "partial", odd)
+    found = widths.equal_reaches(fresh._tiles[0], fresh._probe, (6,))
+    assert found == tuple(reach for reach in plain if reach != 16)
+
+
+def test_half_types_read_whole_blocks() -> None:
+    assert FastEngine(tiny("llama", torch.bfloat16), 6, max_new_tokens=40, tile=6)._reaches == ()
