@@ -19,8 +19,10 @@ eval: setup  ## run the main job on some prompts of the embedded demo; make eval
 test: setup  ## the tests: no network, no GPU
 	$(PY) -m pytest $(ARGS)
 
+# two processes: after the Ray session of other tests, Ray cancels new actors of the clusters in tests/ray
 test-slow: setup  ## the tests that take long
-	$(PY) -m pytest -m slow $(ARGS)
+	$(PY) -m pytest -m slow --ignore=tests/ray $(ARGS)
+	$(PY) -m pytest -m slow tests/ray $(ARGS)
 
 chaos: setup  ## kill actors, nodes and the driver at random during one long run
 	$(PY) -m pytest -m slow tests/ray/test_chaos.py $(ARGS)
