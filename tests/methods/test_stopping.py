@@ -48,9 +48,10 @@ def test_early_stop_needs_a_spread_and_a_reward():
 
 def test_aisp_stops_where_no_gain_is_expected_and_not_before():
     reward = lambda ids: 0.1 * len(ids) + 0.01 * ids[0]  # noqa: E731
-    long, full = drive(Aisp(n=4, kappa=12, sigma=0.5, horizon=4), ToyPolicy(), reward)
-    for bar in (0.005, 0.05, 0.2):
-        state, history = drive(Aisp(n=4, kappa=12, sigma=0.5, horizon=4, early_stop=bar), ToyPolicy(), reward)
+    long, full = drive(Aisp(n=4, kappa=12, sigma=2.0, horizon=4), ToyPolicy(), reward)
+    for bar, rounds in ((0.005, 12), (0.02, 7), (0.05, 1), (0.2, 1)):
+        state, history = drive(Aisp(n=4, kappa=12, sigma=2.0, horizon=4, early_stop=bar), ToyPolicy(), reward)
+        assert len(history) == rounds
         gains = [info["expected_gain"] for _, _, _, info in history]
         assert all(gain >= bar for gain in gains[:-1])
         assert gains[-1] < bar
@@ -60,12 +61,13 @@ def test_aisp_stops_where_no_gain_is_expected_and_not_before():
     assert "expected_gain" not in full[0][3]
 
 
-@pytest.mark.parametrize("bar", [0.35, 0.44, 0.62])
-def test_aisp_stops_once_the_best_reward_is_there(bar):
+@pytest.mark.parametrize(("bar", "rounds"), [(0.0, 1), (0.35, 2), (0.43, 3), (0.62, 12)])
+def test_aisp_stops_once_the_best_reward_is_there(bar, rounds):
     reward = lambda ids: 0.1 * len(ids) + 0.01 * ids[0]  # noqa: E731
-    _, full = drive(Aisp(n=4, kappa=12, sigma=0.5, horizon=4), ToyPolicy(), reward)
+    _, full = drive(Aisp(n=4, kappa=12, sigma=2.0, horizon=4), ToyPolicy(), reward)
     best = np.maximum.accumulate([max(scores.rewards) for _, _, scores, _ in full])
-    state, history = drive(Aisp(n=4, kappa=12, sigma=0.5, horizon=4, stop_at=bar), ToyPolicy(), reward)
+    state, history = drive(Aisp(n=4, kappa=12, sigma=2.0, horizon=4, stop_at=bar), ToyPolicy(), reward)
+    assert len(history) == rounds
     assert len(history) == (int(np.argmax(best >= bar)) + 1 if best[-1] >= bar else 12)
     assert [scores for _, _, scores, _ in history] == [scores for _, _, scores, _ in full[: len(history)]]
     assert state.done
