@@ -12,6 +12,7 @@ _AWAY = {
     *("ClientConnectionError", "ServerTimeoutError"),  # of aiohttp
     "LocalEntryNotFoundError",  # the hub cannot be reached, and the file is not in the cache
 }
+_SETTINGS = (ValueError, TypeError, ImportError, FileNotFoundError, AttributeError, KeyError)
 _WAIT = (408, 429)  # HTTP: request time-out, too many requests
 
 
@@ -31,6 +32,11 @@ def comes_from_away(error: BaseException | None) -> bool:
             return True
         error = error.__cause__ or error.__context__
     return False
+
+
+def will_fail_again(error: BaseException) -> bool:
+    """Whether a model that did not load for this fails to load anywhere: a setting, a file or a package is wrong."""
+    return isinstance(error, _SETTINGS) and not comes_from_away(error)
 
 
 def _status(error: BaseException) -> int | None:

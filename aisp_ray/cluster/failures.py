@@ -18,7 +18,7 @@ import traceback
 
 import ray.exceptions as rx
 
-from aisp_ray.services import comes_from_away, is_away
+from aisp_ray.services import is_away, will_fail_again
 from aisp_ray.types import DataError
 
 
@@ -67,9 +67,8 @@ def sort_error(error: BaseException) -> Exception:
 def sort_load_error(error: BaseException) -> CallError:
     """Why a model did not load: `settings` will fail again anywhere, `load` may not."""
     text = f"{type(error).__name__}: {error}"
-    wrong = isinstance(error, ValueError | TypeError | ImportError | FileNotFoundError | AttributeError | KeyError)
-    wrong = wrong and not comes_from_away(error)
-    return CallError("settings" if wrong else "load", f"{text}\n{''.join(traceback.format_exception(error))}")
+    kind = "settings" if will_fail_again(error) else "load"
+    return CallError(kind, f"{text}\n{''.join(traceback.format_exception(error))}")
 
 
 def read_error(error: BaseException) -> tuple[str, str]:

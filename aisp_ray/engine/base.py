@@ -40,6 +40,13 @@ class RolloutRequest:
     stop: StopRules
     particles: tuple[int, ...] | None = None  # which of the proposal's particles to draw; None: all
 
+    def check(self, decode: Decode | None) -> None:
+        """Raises ValueError for what no engine can serve; decode: what the engine makes text of token ids with."""
+        if self.stop.strings and decode is None:
+            raise ValueError("stop strings need a `decode` function")
+        if any(len(prefix) >= self.max_new_tokens for prefix in self.proposal.prefixes or ()):
+            raise ValueError(f"a prefix to continue from is not shorter than max_new_tokens={self.max_new_tokens}")
+
 
 class Engine(Protocol):
     """Steps many requests at once. Not thread-safe: one thread submits and steps."""

@@ -147,12 +147,9 @@ class FastEngine:
             raise ValueError(
                 f"max_new_tokens is {request.max_new_tokens}; this engine was built for 1 to {self.max_new_tokens}"
             )
-        if request.stop.strings and self._decode_text is None:
-            raise ValueError("stop strings need a `decode` function")
+        request.check(self._decode_text)
         if not proposal.want <= WANTS:
             raise ValueError(f"want is {sorted(proposal.want)}; known are {sorted(WANTS)}")
-        if any(len(prefix) >= request.max_new_tokens for prefix in proposal.prefixes or ()):
-            raise ValueError(f"a prefix to continue from is not shorter than max_new_tokens={request.max_new_tokens}")
 
     @torch.no_grad()
     def step(self) -> list[tuple[int, Rollouts | Exception]]:

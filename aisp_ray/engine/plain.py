@@ -62,10 +62,7 @@ class PlainEngine:
         return len(self._queue)
 
     def submit(self, request: RolloutRequest) -> int:
-        if request.stop.strings and self._decode is None:
-            raise ValueError("stop strings need a `decode` function")
-        if any(len(prefix) >= request.max_new_tokens for prefix in request.proposal.prefixes or ()):
-            raise ValueError(f"a prefix to continue from is not shorter than max_new_tokens={request.max_new_tokens}")
+        request.check(self._decode)
         self._next_ticket += 1
         self._queue.append((self._next_ticket, request))
         return self._next_ticket

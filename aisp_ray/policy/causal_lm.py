@@ -15,13 +15,12 @@ from aisp_ray.engine.base import RolloutRequest, StopRules
 from aisp_ray.policy._render import Renderer
 from aisp_ray.policy.base import PolicySpec
 from aisp_ray.policy.templates import find_template
-from aisp_ray.services import comes_from_away
+from aisp_ray.services import comes_from_away, will_fail_again
 from aisp_ray.types import DataError, LoadError, Prompt, Proposal, Rollouts
 
 DEMO = "demo:"  # prefix of the embedded models' names
 DTYPES = ("float32", "bfloat16", "float16")
 ENGINES = ("fast", "expanded", "plain")
-_SETTINGS = (ValueError, TypeError, ImportError, FileNotFoundError, AttributeError, KeyError)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -177,11 +176,9 @@ def _is_setting(error: Exception, source: str) -> bool:
 
     Where a hub's file is missing that may be the network, of which the libraries' exception does not always tell.
     """
-    if comes_from_away(error):
-        return False
     local = Path(source).is_absolute() or Path(source).exists()
     missing = local and isinstance(error, OSError) and error.errno is None  # what transformers raises for a file
-    return missing or isinstance(error, _SETTINGS)
+    return will_fail_again(error) or (missing and not comes_from_away(error))
 
 
 def _reason(error: Exception) -> str:
