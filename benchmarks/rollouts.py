@@ -59,7 +59,7 @@ class Work:
 
 
 WORKS = (
-    Work("prompt300", 4, 300, 64, 4, slots=64, tile=64, timed=2, at_least=4.5),
+    Work("prompt300", 4, 300, 64, 4, slots=64, tile=64, timed=1, at_least=4.5),
     Work("prompt1024", 1, 1024, 64, 2, slots=16, tile=16, timed=1, at_least=9.0),
     Work("short_answers", 4, 300, 64, 4, slots=64, tile=64, timed=2, end_tokens=430, at_least=8.0),
     Work("refill", 16, 64, 64, 2, slots=32, tile=32, timed=0, end_tokens=683),

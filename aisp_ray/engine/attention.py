@@ -64,6 +64,8 @@ def shared_prefix_attention(
     layout = layer.layout
     rows, heads, _, dim = query.shape
     scale = dim**-0.5 if scaling is None else scaling
+    if cache.direct is not None:
+        return cache.direct.attend(module.layer_idx, layer, query, scale, options), None
     grouped = (query * scale).view(rows, layout.num_heads, heads // layout.num_heads, dim)  # [B, Hkv, g, D]
     softcap = options.get("softcap")
     found = cache.prefixes.part(module.layer_idx, grouped, softcap)

@@ -19,34 +19,36 @@ def build_engine(
     slots: int | str | None = None,
     decode: Callable[[Sequence[int]], str] | None = None,
     max_new_tokens: int = 128,
-    verify: bool = True,
     longest_prompt: int | None = None,
+    kernels: bool = True,
 ) -> Engine:
     """An engine for a loaded causal language model.
 
     kind: "fast" shares prompts and refills slots, and becomes "expanded" with one warning where the model does not
     allow that; "plain" is the reference. slots: rows decoded at once by the fast engine; None or "auto" chooses from
-    free memory. decode: token ids to text, which only stop strings need. verify: decode a few tokens and compare them
-    with the model's own forward before anything else. longest_prompt: tokens of a prompt that a tile on a GPU holds;
-    None: as many as the fast engine chooses.
+    free memory. decode: token ids to text, which only stop strings need. longest_prompt: tokens of a prompt that a tile
+    on a GPU holds; None: as many as the fast engine chooses. kernels: the fast engine may use its own products on a CPU
+    in float32.
+
+    Before anything else it decodes a few tokens and compares them with the model's own forward.
 
     Raises:
         ValueError: an unknown kind or slot count, or a model whose logits are not those of its LM head.
     """
     if kind not in KINDS:
         raise ValueError(f"engine {kind!r} is not known; it is one of {', '.join(KINDS)}")
+    from aisp_ray.engine.verify import verify_head
+
     engine = None
     if kind == "fast":
-        engine = _fast(model, verify, slots, decode, max_new_tokens, stack=_stack(model, longest_prompt))
+        settings = {"stack": _stack(model, longest_prompt), "kernels": kernels}
+        engine = _fast(model, slots, decode, max_new_tokens, **settings)
     if engine is None:
         from aisp_ray.engine.expanded import ExpandedEngine
         from aisp_ray.engine.plain import PlainEngine
 
         engine = (PlainEngine if kind == "plain" else ExpandedEngine)(model, decode)
-    if verify:
-        from aisp_ray.engine.verify import verify_head
-
-        verify_head(model, engine.head)
+    verify_head(model, engine.head)
     return engine
 
 
@@ -58,17 +60,23 @@ def _stack(model: Any, longest_prompt: int | None) -> int | None:
     return max(min(longest_prompt, context), LEAST_STACK)
 
 
-def _fast(model: Any, verify: bool, *settings: Any, stack: int | None) -> Any:
+def _fast(model: Any, *settings: Any, kernels: bool, **named: Any) -> Any:
     """The fast engine; None, with a warning, where the model cannot share a prefix."""
     from aisp_ray.engine.fast import FastEngine
     from aisp_ray.engine.prefixes import UnsupportedModelError
     from aisp_ray.engine.verify import verify_engine
 
+    engine = None
     try:
-        engine = FastEngine(model, *settings, stack=stack)
-        if verify:
-            verify_engine(model, engine)
+        engine = FastEngine(model, *settings, kernels=kernels, **named)
+        verify_engine(model, engine)
     except UnsupportedModelError as error:
+        own, engine = engine is not None and engine.fingerprint["kernels"], None
+        if own:  # it may be them
+            found = _fast(model, *settings, kernels=False, **named)
+            if found is not None:
+                log.warning("%s runs without the engine's own kernels, slower: %s", type(model).__name__, error)
+            return found
         log.warning("%s runs on expanded caches, slower: %s", type(model).__name__, error)
         return None
     return engine

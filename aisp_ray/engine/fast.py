@@ -22,7 +22,9 @@ from aisp_ray.engine._source import Source
 from aisp_ray.engine.attention import configs_of
 from aisp_ray.engine.base import RolloutRequest
 from aisp_ray.engine.capture import Capture, Pool
+from aisp_ray.engine.direct import kernels_for
 from aisp_ray.engine.draws import Means, controls, uniforms
+from aisp_ray.engine.kernels import usable
 from aisp_ray.engine.memory import choose_prefix_bytes, choose_slots, give_back, row_bytes
 from aisp_ray.engine.packing import Packing
 from aisp_ray.engine.prefixes import Prefix, PrefixStore, UnsupportedModelError, continued, layouts_of, prefill
@@ -49,13 +51,14 @@ class FastEngine:
     slots: rows decoded at once, or "auto" from free memory. tile: slots of one forward; equal tiles give equal bits.
     max_new_tokens: the longest response; the suffix buffers are this long. prefix_bytes: what prompts may take, from
     free memory if None. stack: the longest prompt in tokens if steps are to have fixed addresses, as CUDA graphs need
-    (chosen on CUDA if None); 0 or None on a CPU keeps prompts in place, of any length.
+    (chosen on CUDA if None); 0 or None on a CPU keeps prompts in place, of any length. kernels: use the engine's own
+    products (kernels.c) on a CPU in float32, where a C compiler is found.
 
     Raises:
         UnsupportedModelError: the model's cache cannot be shared; the text says why.
     """
 
-    def __init__(
+    def __init__(  # noqa: PLR0913
         self,
         model: Any,
         slots: int | str | None = "auto",
@@ -64,6 +67,7 @@ class FastEngine:
         tile: int | None = None,
         prefix_bytes: int | None = None,
         stack: int | None = None,
+        kernels: bool = True,
     ):
         require_supported(model)
         self.model = model.eval()
@@ -83,7 +87,10 @@ class FastEngine:
             lambda ids: prefill(model.base_model, ids, model.device), prefix_bytes or choose_prefix_bytes(self.device)
         )
         self.means = Means()
-        self._body = build_body(model, self.tile_rows, self.device.type == "cuda" and one_device(model))
+        own = kernels and not self._capacity
+        self._attention = kernels_for(self._layouts) if own else None
+        self._products = usable() if own else None
+        self._body = self._build_body(self.device.type == "cuda" and one_device(model))
         self._tiles: list[Tile] = []
         # numbers of slots that a step may run on, the last is the whole tile
         self._widths: tuple[int, ...] = (self.tile_rows,) if self._capacity else ()
@@ -96,21 +103,28 @@ class FastEngine:
         self._phase = self._next_ticket = 0
         self._begin_seconds = 0.0  # of this step, charged to the requests that began in it
         self.forget()
-        self.fingerprint = {
+        self.fingerprint = self._describe()
+        if not self._capacity:
+            self._first_tile()  # finds out the widths
+
+    def _describe(self) -> dict[str, Any]:
+        """The fingerprint: what a row's bits depend on."""
+        linear = self._products is not None and len(self._body.packing) > 0
+        return {
             "engine": "fast",
             "dtype": str(self.head.dtype),
             "device": self.device.type,
             "tile": self.tile_rows,
             "stack": self._capacity,
             "packed": len(self._body.packing) > 0,
+            # what the engine's own kernels compute
+            "kernels": ["linear"] * linear + ["attention"] * (self._attention is not None),
             "widths": self._widths,
-            "max_new_tokens": max_new_tokens,
+            "max_new_tokens": self.max_new_tokens,
             "threads": torch.get_num_threads() if self.device.type == "cpu" else 0,
             "torch": torch.__version__,
             "transformers": transformers.__version__,
         }
-        if not self._capacity:
-            self._first_tile()  # finds out the widths
 
     @property
     def longest_prompt(self) -> int | None:
@@ -243,13 +257,15 @@ class FastEngine:
                 log.warning("out of memory: going on with %d slots in tiles of %d", self.slots, self.tile_rows)
 
     def _new_tile(self) -> Tile:
-        cache = RowCache(self._probe, self._layouts, self.tile_rows, self.max_new_tokens, self._capacity or None)
+        settings = (self.max_new_tokens, self._capacity or None, self._attention)
+        cache = RowCache(self._probe, self._layouts, self.tile_rows, *settings)
         tile = Tile(self._body, self.head, cache, RING)
         if self._widths[-1:] != (self.tile_rows,):
             # a captured step has one shape
             self._widths = (self.tile_rows,) if self._capacity else equal_widths(tile, self._probe)
             self._reaches = () if self._capacity else equal_reaches(tile, self._probe, self._widths)
-            log.info("engine: a step runs on %s slots", ", ".join(map(str, self._widths)))
+            own = "the engine's kernels" if self._attention is not None else "PyTorch's operations"
+            log.info("engine: a step runs on %s slots, by %s", ", ".join(map(str, self._widths)), own)
         tile.widths = self.fingerprint["widths"] = self._widths
         cache.reaches = self._reaches
         self._tiles.append(tile)
@@ -389,7 +405,11 @@ class FastEngine:
             raise error
         self.tile_rows //= 2
         self.slots = self.fingerprint["tile"] = self.tile_rows
-        self._body = build_body(self.model, self.tile_rows, self._body.captures)
+        self._body = self._build_body(self._body.captures)
+
+    def _build_body(self, captures: bool) -> Body:
+        packing = Packing(self.model, self.tile_rows, self._products)
+        return Body(self.model, configs_of(self.model), packing, captures)
 
     @staticmethod
     def _share(seconds: float, stepped: Sequence[Active]) -> None:
@@ -420,10 +440,6 @@ def probe(model: Any) -> Prefix:
 
 def one_device(model: Any) -> bool:
     return len({p.device for p in model.parameters()}) == 1
-
-
-def build_body(model: Any, rows: int, captures: bool) -> Body:
-    return Body(model, configs_of(model), Packing(model, rows), captures)
 
 
 def choose_tile(model: Any, device: torch.device) -> int:

@@ -1,8 +1,8 @@
-"""Linear layers with weights packed once for the tile's shape, on a CPU in float32.
+"""Linear layers with weights packed once, on a CPU in float32.
 
-A matrix product of few rows spends much of its time on bringing the weights into the kernel's layout; oneDNN can keep
-them in it. The packed weights are a second copy, so this is done only where memory is plenty. Decode steps use it,
-the model's own calls do not.
+A matrix product of few rows spends much of its time on bringing the weights into the kernel's layout and waiting for
+them. The engine's kernels, or oneDNN where those cannot be had, keep them in it. The packed weights are a second copy,
+so this is done only where memory is plenty. Decode steps use it, the model's own calls do not.
 """
 
 from __future__ import annotations
@@ -14,22 +14,29 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from aisp_ray.engine.kernels import Kernels
 from aisp_ray.engine.memory import free_bytes
 
 
 class Packing:
     """Packed copies of a model's linear layers for `rows` rows; empty where packing is not to be had.
 
-    widths: numbers of rows that they are used for, others are computed the model's own way.
+    kernels: pack for these, which give the same bits at any number of rows; None: for oneDNN.
+    widths: numbers of rows that oneDNN is used for, others are computed the model's own way.
     """
 
-    def __init__(self, model: nn.Module, rows: int):
+    def __init__(self, model: nn.Module, rows: int, kernels: Kernels | None = None):
         self.widths: frozenset[int] = frozenset((rows,))
         self._forwards: list[tuple[nn.Module, Callable[[Tensor], Tensor]]] = []
         linears = [m for m in model.modules() if type(m) is nn.Linear]
         needed = sum(m.weight.nbytes for m in linears)
         plain = all(m.weight.device.type == "cpu" and m.weight.dtype == torch.float32 for m in linears)
-        if linears and plain and needed <= free_bytes(torch.device("cpu")) // 4 and _packs(rows):
+        if not linears or not plain or needed > free_bytes(torch.device("cpu")) // 4:
+            return
+        if kernels is not None:
+            packed = kernels.pack([m.weight for m in linears])
+            self._forwards = [(m, _own(m, weight, kernels)) for m, weight in zip(linears, packed, strict=True)]
+        elif _packs(rows):
             self._forwards = [(m, _packed(m, rows, self)) for m in linears]
 
     def __len__(self) -> int:
@@ -45,6 +52,15 @@ class Packing:
         finally:
             for module, _ in self._forwards:
                 module.__dict__.pop("forward", None)
+
+
+def _own(module: nn.Linear, packed: Tensor, kernels: Kernels) -> Callable[[Tensor], Tensor]:
+    bias, width = module.bias, module.out_features
+
+    def forward(x: Tensor) -> Tensor:
+        return kernels.linear(x.reshape(-1, x.shape[-1]), packed, bias, width).view(*x.shape[:-1], width)
+
+    return forward
 
 
 def _packed(module: nn.Linear, rows: int, owner: Packing | None = None) -> Callable[[Tensor], Tensor]:

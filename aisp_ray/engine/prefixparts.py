@@ -55,16 +55,16 @@ class Lanes:
         self.memo: dict[Any, Tensor] = {}
         self._moved: dict[Any, Tensor] = {}
 
-    def group(self, owners: Sequence[Prefix | None]) -> list[tuple[Prefix, list[int]]]:
-        """The lanes' prefixes with their rows, at most LANE each."""
+    def group(self, owners: Sequence[Prefix | None], most: int = LANE) -> list[tuple[Prefix, list[int]]]:
+        """The lanes' prefixes with their rows, at most `most` each."""
         groups: dict[int, tuple[Prefix, list[int]]] = {}
         for row, prefix in enumerate(owners):
             if prefix is not None:
                 groups.setdefault(id(prefix), (prefix, []))[1].append(row)
         return [
-            (prefix, members[start : start + LANE])
+            (prefix, members[start : start + most])
             for prefix, members in groups.values()
-            for start in range(0, len(members), LANE)
+            for start in range(0, len(members), most)
         ]
 
     def begin_step(self) -> None:

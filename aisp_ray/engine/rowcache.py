@@ -10,6 +10,8 @@ import torch
 from torch import Tensor
 from transformers.cache_utils import Cache, CacheLayerMixin, LinearAttentionLayer
 
+from aisp_ray.engine.direct import DirectPrefixes
+from aisp_ray.engine.kernels import Kernels
 from aisp_ray.engine.prefixes import LayerLayout, Prefix, states_of
 from aisp_ray.engine.prefixparts import HIDDEN, LoopedPrefixes, PrefixPart, StackedPrefixes, window_mask
 from aisp_ray.engine.snapshots import Snapshot
@@ -84,6 +86,7 @@ class RowCache(Cache):
     """A transformers cache whose rows go on from shared prefixes, each at its own position.
 
     length: suffix positions. capacity: None loops over prompts of any length, else all are stacked up to this one.
+    kernels: do the attention, of prompts of any length.
     """
 
     def __init__(
@@ -93,6 +96,7 @@ class RowCache(Cache):
         rows: int,
         length: int,
         capacity: int | None = None,
+        kernels: Kernels | None = None,
     ):
         self.rows, self.length = rows, length
         self.block = min(BLOCK, length)
@@ -108,7 +112,8 @@ class RowCache(Cache):
         self.reach: int | None = None  # keys of the last block that the step reads; None: all
         self.width = rows  # rows that the step runs on, from the first on
         self.step: Tensor = torch.zeros(rows, dtype=torch.int64, device=probe.hidden.device)  # suffix position, [B]
-        self.prefixes: PrefixPart = (
+        self.direct = None if kernels is None else DirectPrefixes(rows, self.step, length, layouts, kernels)
+        self.prefixes: PrefixPart = self.direct or (
             LoopedPrefixes(rows, self.step, length, layouts)
             if capacity is None
             else StackedPrefixes(rows, self.step, length, layouts, capacity)

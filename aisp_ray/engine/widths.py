@@ -82,6 +82,8 @@ def equal_reaches(tile: Tile, prefix: Prefix, widths: Sequence[int]) -> tuple[in
     tile: a fresh one, left as if new. prefix: any prompt.
     """
     cache = tile.cache
+    if cache.direct is not None:
+        return ()  # reads each row up to its position
     layers = [layer for layer in cache.layers if isinstance(layer, SuffixLayer)]
     if not layers or any(t.dtype != torch.float32 or not t.is_cpu for t in cache.buffers()):
         return ()

@@ -34,6 +34,7 @@ class CausalLM(PolicySpec):
     cache_dir: str | None = None  # folder of downloaded checkpoints, e.g. on a disk all nodes share; null: HF_HOME's
     dtype: str = "bfloat16"  # float32 | bfloat16 | float16
     engine: str = "fast"  # fast | expanded | plain: same tokens; plain is the reference
+    kernels: bool = True  # engine=fast on a CPU in float32: its own products, where a C compiler is found
     slots: int | None = None  # rows decoded side by side; null chooses from free memory
     template: str = "chat"  # chat | re_control_user | re_control_human | transcript | args | vicuna | plain | x.jinja
     system: str | None = None  # system turn for prompts that have none
@@ -139,6 +140,7 @@ class CausalLM(PolicySpec):
             decode=lambda ids: tokenizer.decode(list(ids), skip_special_tokens=True),
             max_new_tokens=self.max_new_tokens,
             longest_prompt=self.max_prompt_tokens,
+            kernels=self.kernels,
         )
         return LoadedCausalLM(self, tokenizer, engine, model)
 

@@ -33,6 +33,7 @@ SHARED = (
     "gpt_oss",
     "granite",
 )
+WITHOUT_KERNELS = ("llama", "mistral", "gemma2", "gemma3", "lfm2", "gpt_oss")  # one of each kind of layer
 
 
 def requests(iteration: int) -> list:
@@ -51,10 +52,13 @@ def expected(model: object, one: object) -> list[tuple[int, ...]]:
     return generate(model, one.prompt_ids, controls, ENDS)
 
 
-@pytest.mark.parametrize("name", SHARED)
-def test_tokens_equal_generate_with_ragged_prompts_and_refill(name: str) -> None:
+@pytest.mark.parametrize(
+    ("name", "own"), [*((name, True) for name in SHARED), *((name, False) for name in WITHOUT_KERNELS)]
+)
+def test_tokens_equal_generate_with_ragged_prompts_and_refill(name: str, own: bool) -> None:
+    """own: with the engine's own kernels, where there is a compiler."""
     model = tiny(name)
-    engine = FastEngine(model, slots=8, max_new_tokens=TOKENS, tile=4)  # 30 rows for 8 slots
+    engine = FastEngine(model, slots=8, max_new_tokens=TOKENS, tile=4, kernels=own)  # 30 rows for 8 slots
     work = requests(0) + requests(1)
     found = drive(engine, work)
     differing = [

@@ -50,6 +50,7 @@ def engine(model: object, slots: int = 16, tile: int = 8) -> FastEngine:
         ("lfm2", torch.float32),
     ],
 )
+@pytest.mark.usefixtures("products")
 def test_neighbours_arrival_and_slots_change_no_bit(name: str, dtype: torch.dtype) -> None:
     model = tiny(name, dtype)
     (alone,) = drive(engine(model), [probe()])

@@ -14,6 +14,7 @@ from aisp_ray.engine import attention, draws
 from aisp_ray.engine._head import Head
 from aisp_ray.engine.factory import build_engine
 from aisp_ray.engine.fast import FastEngine
+from aisp_ray.engine.kernels import usable
 from aisp_ray.engine.memory import choose_slots
 from aisp_ray.engine.packing import Packing
 from aisp_ray.engine.prefixes import PrefixStore, UnsupportedModelError, continued, prefill
@@ -143,10 +144,11 @@ def test_verify_refuses_attention_that_drops_an_option(name: str, option: str, m
 
 
 def test_verify_refuses_a_window_that_is_not_kept(monkeypatch: pytest.MonkeyPatch) -> None:
-    verify_engine(tiny("mistral"))
+    small = lambda: FastEngine(tiny("mistral"), 4, max_new_tokens=6, tile=4, kernels=False)  # noqa: E731
+    verify_engine(tiny("mistral"), small())
     monkeypatch.setattr("aisp_ray.engine.prefixparts.window_mask", lambda *_: None)
     with pytest.raises(UnsupportedModelError, match="differ"):
-        verify_engine(tiny("mistral"))
+        verify_engine(tiny("mistral"), small())
 
 
 def dispatched(model: object) -> object:
@@ -192,11 +194,12 @@ def test_the_factory_says_once_why_it_falls_back(
     assert "no such kernel" in record.getMessage()
 
 
-def test_packed_layers_compute_the_same_and_leave_the_model_as_it_was() -> None:
+@pytest.mark.parametrize("own", [True, False])
+def test_packed_layers_compute_the_same_and_leave_the_model_as_it_was(own: bool) -> None:
     model = tiny("llama")
-    packing = Packing(model, 8)
-    if not len(packing):
-        pytest.skip("this build of PyTorch does not pack")
+    packing = Packing(model, 8, usable() if own else None)
+    if not len(packing) or (own and usable() is None):
+        pytest.skip("neither a compiler nor a build of PyTorch that packs")
     x = torch.randn(8, 1, 64)
     layer = model.model.layers[0].mlp.up_proj
     with torch.no_grad():

@@ -38,7 +38,8 @@ def always_whole(model: Any, tile: int = 32) -> FastEngine:
     whole = engine(model, tile=tile)
     for one in whole._tiles:
         one.widths = (tile,)
-        one.cache.prefixes._widths = lambda _: (prefixparts.LANE,)
+        if one.cache.direct is None:
+            one.cache.prefixes._widths = lambda _: (prefixparts.LANE,)
     return whole
 
 
@@ -53,6 +54,7 @@ def always_whole(model: Any, tile: int = 32) -> FastEngine:
         ("lfm2", torch.float32),  # states
     ],
 )
+@pytest.mark.usefixtures("products")
 def test_steps_on_fewer_slots_change_no_bit(name: str, dtype: torch.dtype) -> None:
     model = tiny(name, dtype)
     fitted, whole = engine(model), always_whole(model)
@@ -150,6 +152,7 @@ def test_an_elementwise_function_has_the_same_bits_in_every_shape() -> None:
         assert torch.equal(found.flatten(), whole[:count])
 
 
+@pytest.mark.usefixtures("products")
 def test_lanes_are_narrow_where_the_bits_stay(monkeypatch: pytest.MonkeyPatch) -> None:
     model = tiny("llama")
     prefix = prefill(model.base_model, request(21).prompt_ids, model.device)
@@ -185,8 +188,8 @@ def long_work() -> list:
 @pytest.mark.parametrize("name", ["llama", "gemma2", "mistral", "gpt_oss", "lfm2"])
 def test_reading_only_the_keys_that_rows_have_reached_changes_no_bit(name: str) -> None:
     model = tiny(name)
-    near = FastEngine(model, 20, max_new_tokens=40, tile=20)
-    far = FastEngine(model, 20, max_new_tokens=40, tile=20)
+    near = FastEngine(model, 20, max_new_tokens=40, tile=20, kernels=False)
+    far = FastEngine(model, 20, max_new_tokens=40, tile=20, kernels=False)
     for tile in far._tiles:
         tile.cache.reaches = ()
     far._reaches = ()
@@ -194,7 +197,7 @@ def test_reading_only_the_keys_that_rows_have_reached_changes_no_bit(name: str) 
 
 
 def test_a_step_reads_no_more_keys_than_its_rows_need() -> None:
-    engine = FastEngine(tiny("llama"), 6, max_new_tokens=40, tile=6)
+    engine = FastEngine(tiny("llama"), 6, max_new_tokens=40, tile=6, kernels=False)
     (tile,) = engine._tiles
     if tile.cache.reaches != (16, 32):
         pytest.skip("products of fewer keys round otherwise on this machine")
@@ -216,7 +219,7 @@ def test_a_number_of_keys_whose_bits_differ_is_not_used(monkeypatch: pytest.Monk
         out, mass = right(*args)
         return (out, mass + 1e-5) if args[-1] == 16 else (out, mass)
 
-    fresh = FastEngine(tiny("llama"), 6, max_new_tokens=40, tile=6)
+    fresh = FastEngine(tiny("llama"), 6, max_new_tokens=40, tile=6, kernels=False)
     plain = fresh._reaches
     monkeypatch.setattr(widths, "partial", odd)
     found = widths.equal_reaches(fresh._tiles[0], fresh._probe, (6,))

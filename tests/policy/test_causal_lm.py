@@ -7,6 +7,7 @@ from policy_helpers import PROMPTS, STEERED, load, rollouts, settings
 from tiny_checkpoints import LLAMA3_CHAT, make_checkpoint
 
 from aisp_ray.cluster.failures import sort_load_error
+from aisp_ray.engine import kernels
 from aisp_ray.policy.causal_lm import CausalLM
 from aisp_ray.types import DataError, LoadError, Message, Prompt, Rollout, Rollouts
 
@@ -153,6 +154,13 @@ def test_further_stop_tokens_are_named_as_in_the_vocabulary(base):
     assert policy.tokenizer.convert_tokens_to_ids("<|end_header_id|>") in ends
     with pytest.raises(ValueError, match=r'no token .*Did you mean "<\|eot_id\|>"'):
         load(settings("llama3_8b", base, stop_tokens=["<|eot|>"]))
+
+
+def test_the_engines_own_kernels_can_be_left_out(base):
+    policy = load(settings("llama3_8b", base, kernels=False))
+    assert policy.engine.fingerprint["kernels"] == []
+    own = load(settings("llama3_8b", base)).engine.fingerprint["kernels"]
+    assert own == (["linear", "attention"] if kernels.usable() else [])
 
 
 def test_an_adapter_is_merged_and_changes_the_responses(base, tmp_path):

@@ -1,0 +1,254 @@
+"""The engine's own products: right, the same bits however the work is cut, and never needed."""
+
+from __future__ import annotations
+
+import logging
+import os
+import stat
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+from tiny_models import WINDOW, drive, request, tiny
+
+from aisp_ray.controls import OpenLoop
+from aisp_ray.engine import kernels
+from aisp_ray.engine.direct import DirectPrefixes
+from aisp_ray.engine.factory import build_engine
+from aisp_ray.engine.fast import FastEngine
+from aisp_ray.engine.kernels import Kernels
+from aisp_ray.engine.prefixes import LayerLayout, Prefix
+from aisp_ray.engine.rowcache import SuffixLayer
+
+needs_compiler = pytest.mark.skipif(kernels.load() is None, reason="no C compiler")
+
+
+@pytest.fixture(scope="module")
+def own() -> Kernels:
+    found = kernels.load()
+    if found is None:
+        pytest.skip("no C compiler")
+    return found
+
+
+@pytest.fixture(scope="module")
+def variants(own: Kernels) -> list[Kernels]:
+    """The same source for vectors of 4, 8 and 16 floats, whatever this machine has."""
+    base = [*kernels._FLAGS, *(("-fopenmp",) if own.threaded else ())]
+    return [Kernels(kernels._compiled([*kernels.compiler(), *base, f"-DVL={n}"]), own.threaded) for n in (4, 8, 16)]
+
+
+@pytest.fixture
+def two_threads() -> Iterator[None]:
+    before = torch.get_num_threads()
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.mark.parametrize(
+    ("outputs", "inputs", "bias"),
+    [(96, 64, False), (101, 64, True), (7, 3, True), (33, 1100, False), (64, 512, True), (40, 1024, True)],
+)
+def test_linear_layers_of_any_size(variants: list[Kernels], outputs: int, inputs: int, bias: bool) -> None:
+    torch.manual_seed(0)
+    weight, other = torch.randn(outputs, inputs), torch.randn(5, 2)
+    b = torch.randn(outputs) if bias else None
+    for own in variants:
+        packed, _ = own.pack([weight, other])
+        for rows in (1, 2, 5, 6, 7, 13, 16, 33, 70):
+            x = torch.randn(rows, inputs)
+            expected = torch.nn.functional.linear(x, weight, b)
+            torch.testing.assert_close(own.linear(x, packed, b, outputs), expected, atol=1e-4, rtol=1e-4)
+
+
+def test_a_row_of_a_linear_layer_has_the_same_bits_among_any_number_of_rows(
+    variants: list[Kernels], two_threads: None
+) -> None:
+    weight, x = torch.randn(70, 700), torch.randn(40, 700)
+    results = []
+    for own in variants:
+        (packed,) = own.pack([weight])
+        torch.set_num_threads(1)
+        whole = own.linear(x, packed, None, 70)
+        for rows in (1, 3, 8, 17):
+            assert torch.equal(own.linear(x[:rows], packed, None, 70), whole[:rows])
+        torch.set_num_threads(2)
+        assert torch.equal(own.linear(x, packed, None, 70), whole)
+        results.append(whole)
+    assert torch.equal(results[0], results[1])  # nor do vectors change them
+    assert torch.equal(results[0], results[2])
+
+
+class Case:
+    """One layer's attention of rows at random positions, two prompts and an idle row among them."""
+
+    def __init__(self, heads: int, group: int, dims: tuple[int, int], window: int | None):
+        torch.manual_seed(1)
+        self.layout = LayerLayout(heads, *dims, torch.float32, torch.device("cpu"), window)
+        self.length, self.block, self.slots = 150, 128, 6
+        draw = torch.randn
+        self.keys = draw(2, 6, heads, self.block, dims[0])  # blocks, slots, ...
+        self.values = draw(2, 6, heads, self.block, dims[1])
+        self.step = torch.tensor([0, 3, 127, 128, 149, 17])
+        kept = [length if window is None else min(length, window - 1) for length in (90, 11)]
+        a, b = (
+            Prefix((1,) * n, None, [draw(1, heads, k, dims[0])], [draw(1, heads, k, dims[1])], [n - k], draw(4), 0)
+            for n, k in zip((90, 11), kept, strict=True)
+        )
+        self.owners = [a, b, a, None, a, b]
+        self.query = draw(6, heads * group, 1, dims[0])
+
+    def suffix(self) -> SuffixLayer:
+        layer = SuffixLayer.__new__(SuffixLayer)
+        layer.layout, layer.key_blocks, layer.value_blocks = self.layout, self.keys, self.values
+        return layer
+
+    def run(self, own: Kernels, rows: list[int] | None = None, **options: object) -> torch.Tensor:
+        """Of all rows or only some of them; the others are idle."""
+        owners = [owner if rows is None or i in rows else None for i, owner in enumerate(self.owners)]
+        prefixes = DirectPrefixes(self.slots, self.step, self.length, [self.layout], own)
+        prefixes.assign(owners)
+        return prefixes.attend(0, self.suffix(), self.query, 0.3, options)[:, 0]
+
+    def expected(self, softcap: float | None = None, s_aux: torch.Tensor | None = None) -> torch.Tensor:
+        """In float64, one row and head at a time."""
+        layout, count = self.layout, self.query.shape[1]
+        out = torch.zeros(self.slots, count, layout.value_dim, dtype=torch.float64)
+        for row, owner in enumerate(self.owners):
+            if owner is None:
+                continue
+            at = int(self.step[row])
+            for head in range(count):
+                group = head // (count // layout.num_heads)
+                own = [blocks[:, row, group].flatten(0, 1)[: at + 1] for blocks in (self.keys, self.values)]
+                keys, values = (
+                    torch.cat([prompt[0, group], mine]).double()
+                    for prompt, mine in zip((owner.keys[0], owner.values[0]), own, strict=True)
+                )
+                logits = keys @ self.query[row, head, 0].double() * 0.3
+                if softcap:
+                    logits = softcap * torch.tanh(logits / softcap)
+                if layout.window is not None:
+                    logits[: -layout.window] = -torch.inf
+                if s_aux is not None:
+                    logits = torch.cat([logits, s_aux[head : head + 1].double()])
+                out[row, head] = logits.softmax(0)[: len(values)] @ values
+        return out
+
+
+CASES = [
+    (2, 2, (16, 16), None),
+    (1, 1, (8, 8), None),
+    (3, 5, (24, 20), None),
+    (2, 8, (64, 64), 40),
+    (1, 2, (16, 5), 140),
+]
+
+
+@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize("extra", ["nothing", "soft-cap", "sinks"])
+def test_attention_over_prompts_and_suffixes(variants: list[Kernels], case: tuple, extra: str) -> None:
+    one = Case(*case)
+    options = {"soft-cap": {"softcap": 2.0}, "sinks": {"s_aux": torch.randn(one.query.shape[1])}}.get(extra, {})
+    expected = one.expected(**options)
+    for own in variants:
+        torch.testing.assert_close(one.run(own, **options).double(), expected, atol=2e-5, rtol=1e-4)
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_a_row_attends_with_the_same_bits_whoever_is_beside_it(
+    variants: list[Kernels], case: tuple, two_threads: None
+) -> None:
+    one = Case(*case)
+    torch.set_num_threads(1)
+    whole = one.run(variants[0])
+    for own in variants:
+        torch.set_num_threads(2)
+        assert torch.equal(one.run(own), whole)
+        for rows in ([0], [2, 4], [5, 1, 0]):
+            found = one.run(own, rows)
+            assert torch.equal(found[rows], whole[rows])
+            assert not found[[i for i in range(6) if i not in rows]].any()
+
+
+def test_very_far_logits_are_no_nan(own: Kernels) -> None:
+    one = Case(1, 1, (16, 16), None)
+    one.query *= 1e4
+    torch.testing.assert_close(one.run(own).double(), one.expected(), atol=1e-4, rtol=1e-4)
+
+
+@needs_compiler
+def test_the_engine_uses_them_unless_told() -> None:
+    model = tiny("llama")
+    assert FastEngine(model, 4, tile=4).fingerprint["kernels"] == ["linear", "attention"]
+    assert FastEngine(model, 4, tile=4, kernels=False).fingerprint["kernels"] == []
+    assert FastEngine(tiny("llama", torch.bfloat16), 4, tile=4).fingerprint["kernels"] == []
+
+
+@needs_compiler
+def test_a_window_that_the_kernels_dropped_would_be_seen_at_load(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """And the model then runs by PyTorch's operations."""
+    real = kernels.Kernels.attend
+
+    def wide(self: Kernels, layer: kernels.Layer, *rest: object) -> None:
+        layer.window = 0
+        real(self, layer, *rest)
+
+    monkeypatch.setattr(kernels.Kernels, "attend", wide)
+    model, work = tiny("mistral"), [request(WINDOW + 5, 3, 10, OpenLoop(10, None, 1.0))]
+    with caplog.at_level(logging.WARNING, "aisp_ray"):
+        engine = build_engine(model, slots=4, max_new_tokens=10)
+    assert (engine.fingerprint["engine"], engine.fingerprint["kernels"]) == ("fast", [])
+    (record,) = caplog.records
+    assert "without the engine's own kernels, slower: its decoded pre-logits differ" in record.getMessage()
+    plain = drive(build_engine(model, "plain"), work)
+    assert [item.token_ids for item in drive(engine, work)[0].items] == [item.token_ids for item in plain[0].items]
+
+
+def test_no_compiler_is_no_error(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
+    monkeypatch.delenv("CC", raising=False)
+    monkeypatch.setenv("PATH", "/nowhere")
+    with caplog.at_level(logging.INFO, "aisp_ray"):
+        assert kernels.load.__wrapped__() is None
+    assert "no C compiler found" in caplog.text
+
+
+def script(folder: Path, text: str) -> str:
+    path = folder / "cc"
+    path.write_text(f"#!/bin/sh\n{text}\n")
+    path.chmod(path.stat().st_mode | stat.S_IXUSR)
+    return str(path)
+
+
+def test_a_compiler_that_fails_is_no_error_and_its_words_are_in_the_log(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("CC", script(tmp_path, "echo 'what is a float' >&2; exit 1"))
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    with caplog.at_level(logging.INFO, "aisp_ray"):
+        assert kernels.load.__wrapped__() is None
+    assert "what is a float" in caplog.text
+    assert list((tmp_path / "cache").rglob("*")) == [tmp_path / "cache" / "aisp_ray"]  # nothing is left behind
+
+
+@needs_compiler
+def test_they_are_compiled_once_for_each_compiler(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    real, calls = subprocess.run, []
+    monkeypatch.setattr(subprocess, "run", lambda command, **more: calls.append(command) or real(command, **more))
+    for _ in range(2):
+        assert kernels.load.__wrapped__() is not None
+    assert len(calls) == 1
+    (kept,) = (tmp_path / "aisp_ray").iterdir()
+    assert kept.suffix == ".so"
+
+
+@needs_compiler
+@pytest.mark.skipif(os.geteuid() == 0 and not Path("/proc/version").exists(), reason="no folder that cannot be written")
+def test_a_home_that_cannot_be_written_is_no_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", "/proc/version")  # a file
+    assert kernels.load.__wrapped__() is not None
