@@ -26,6 +26,7 @@ log = logging.getLogger(__name__)
 _FLAGS = ("-O3", "-march=native", "-fPIC", "-shared", "-ffp-contract=off")
 _OPTIONAL = (("-fopenmp",), ())  # without it, products run on one thread only
 _PAGE = 1 << 21  # bytes of a large page
+_held: list[tempfile.TemporaryDirectory[str]] = []  # gone when the process ends
 
 
 class Layer(ctypes.Structure):
@@ -138,14 +139,15 @@ def _compiled(command: Sequence[str]) -> Path:
     source = resources.files("aisp_ray.engine").joinpath("kernels.c").read_bytes()
     about = (source, repr(command).encode(), _processor().encode())
     name = f"kernels-{hashlib.sha256(b'|'.join(about)).hexdigest()[:24]}.so"
-    folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "aisp_ray"
-    if (folder / name).exists():
-        return folder / name
     try:
+        folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "aisp_ray"
+        if (folder / name).exists():
+            return folder / name
         folder.mkdir(parents=True, exist_ok=True, mode=0o700)
         work = tempfile.TemporaryDirectory(dir=folder)
-    except OSError:  # a home that cannot be written
-        folder = Path(tempfile.mkdtemp(prefix="aisp_ray-"))
+    except (OSError, RuntimeError):  # no home, or one that cannot be written
+        _held.append(tempfile.TemporaryDirectory(prefix="aisp_ray-"))
+        folder = Path(_held[-1].name)
         work = tempfile.TemporaryDirectory(dir=folder)
     with work as path:
         built = Path(path, name)
