@@ -5,8 +5,8 @@
 The naive way, measured in the same run: each iteration of each prompt calls `generate` on the prompt repeated n times,
 with the controls added by a hook on the LM head; it reads the prompt again every time. Its time is a sum over
 independent calls, so without --full only the first prompt is timed and its seconds are scaled; its tokens are compared
-with the engine's. CPU seconds of this process; both ways are run several times in turn and the fastest run of each counts,
-so that neighbours on the machine matter less.
+with the engine's. CPU seconds of this process; both ways are run several times in turn and the fastest run of each
+counts, so that neighbours on the machine matter less.
 """
 
 from __future__ import annotations
