@@ -1,7 +1,7 @@
 """Attention of a tile's rows by the engine's own kernels: prompts read once for all their rows, suffixes in place.
 
-A row's numbers depend on the row and its prompt alone, whatever the tile's shape: no lanes of a fixed width, no masks,
-no keys read beyond a row's position.
+A row's numbers depend on the row and its prompt alone, whatever the tile's shape: no lanes of a fixed width, no keys
+read beyond a row's position.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ class DirectPrefixes(Lanes):
     def __init__(self, rows: int, step: Tensor, length: int, layouts: Sequence[LayerLayout | None], kernels: Kernels):
         super().__init__(rows, step, length, layouts)
         self.kernels = kernels
-        self._members = torch.zeros(0, dtype=torch.int64)
+        self._members = torch.zeros(0, dtype=torch.int64, device="cpu")
         self._tables: dict[int, Tensor] = {}  # by layer: the lanes as kernels.c reads them
         self._idle = False  # whether some of the rows stepped go on from no prompt
         self._layers: dict[int, Layer] = {}
@@ -39,7 +39,7 @@ class DirectPrefixes(Lanes):
     def assign(self, owners: Sequence[Prefix | None]) -> None:
         self._groups = self.group(owners)
         members = [row for _, rows in self._groups for row in rows]
-        self._members = torch.tensor(members, dtype=torch.int64)
+        self._members = torch.tensor(members, dtype=torch.int64, device="cpu")
         self._idle = len(members) < len(owners)
         self._tables.clear()
 
@@ -51,10 +51,12 @@ class DirectPrefixes(Lanes):
         count, heads = query.shape[:2]
         query, sinks = query.contiguous(), options.get("s_aux")
         sinks = None if sinks is None else sinks.detach().float().contiguous()
+        if sinks is not None and sinks.numel() != heads:
+            raise ValueError(f"layer {index} has {sinks.numel()} sinks for {heads} heads")
         layer = self._layer(index, suffix, heads)
         layer.scale, layer.softcap = scale, options.get("softcap") or 0.0
         layer.sinks = None if sinks is None else sinks.data_ptr()
-        make = torch.zeros if self._idle else torch.empty
+        make = query.new_zeros if self._idle else query.new_empty
         out = make(count, 1, heads, suffix.layout.value_dim)
         self.kernels.attend(layer, self._table(index), self._members, self.step, query, out)
         return out
@@ -62,6 +64,8 @@ class DirectPrefixes(Lanes):
     def _layer(self, index: int, suffix: SuffixLayer, heads: int) -> Layer:
         if index not in self._layers:
             layout, blocks = suffix.layout, suffix.key_blocks
+            if heads % layout.num_heads:
+                raise ValueError(f"layer {index} has {heads} query heads on {layout.num_heads} key-value heads")
             self._layers[index] = Layer(
                 heads=layout.num_heads,
                 group=heads // layout.num_heads,
@@ -83,7 +87,7 @@ class DirectPrefixes(Lanes):
                 places = (keys.shape[-2], prefix.starts[index], prefix.length, first, len(rows))
                 lines.append((keys.data_ptr(), values.data_ptr(), *places))
                 first += len(rows)
-            self._tables[index] = torch.tensor(lines, dtype=torch.int64).view(-1, 7)
+            self._tables[index] = torch.tensor(lines, dtype=torch.int64, device="cpu").view(-1, 7)
         return self._tables[index]
 
 

@@ -63,6 +63,7 @@ def _stack(model: Any, longest_prompt: int | None) -> int | None:
 def _fast(model: Any, *settings: Any, kernels: bool, **named: Any) -> Any:
     """The fast engine; None, with a warning, where the model cannot share a prefix."""
     from aisp_ray.engine.fast import FastEngine
+    from aisp_ray.engine.memory import give_back
     from aisp_ray.engine.prefixes import UnsupportedModelError
     from aisp_ray.engine.verify import verify_engine
 
@@ -71,12 +72,14 @@ def _fast(model: Any, *settings: Any, kernels: bool, **named: Any) -> Any:
         engine = FastEngine(model, *settings, kernels=kernels, **named)
         verify_engine(model, engine)
     except UnsupportedModelError as error:
-        own, engine = engine is not None and engine.fingerprint["kernels"], None
-        if own:  # it may be them
-            found = _fast(model, *settings, kernels=False, **named)
-            if found is not None:
-                log.warning("%s runs without the engine's own kernels, slower: %s", type(model).__name__, error)
-            return found
-        log.warning("%s runs on expanded caches, slower: %s", type(model).__name__, error)
+        own, problem, engine = engine is not None and engine.fingerprint["kernels"], str(error), None
+        give_back(model.device, error)  # the failed engine hangs on the frames of its check
+    else:
+        return engine
+    if not own:
+        log.warning("%s runs on expanded caches, slower: %s", type(model).__name__, problem)
         return None
+    engine = _fast(model, *settings, kernels=False, **named)  # it may be them
+    if engine is not None:
+        log.warning("%s runs without the engine's own kernels, slower: %s", type(model).__name__, problem)
     return engine

@@ -87,9 +87,10 @@ class FastEngine:
             lambda ids: prefill(model.base_model, ids, model.device), prefix_bytes or choose_prefix_bytes(self.device)
         )
         self.means = Means()
-        own = kernels and not self._capacity
+        own = kernels and not self._capacity and self.device.type == "cpu" and self.head.dtype == torch.float32
         self._attention = kernels_for(self._layouts) if own else None
         self._products = usable() if own else None
+        self._body: Body | None = None
         self._body = self._build_body(self.device.type == "cuda" and one_device(model))
         self._tiles: list[Tile] = []
         # numbers of slots that a step may run on, the last is the whole tile
@@ -264,8 +265,8 @@ class FastEngine:
             # a captured step has one shape
             self._widths = (self.tile_rows,) if self._capacity else equal_widths(tile, self._probe)
             self._reaches = () if self._capacity else equal_reaches(tile, self._probe, self._widths)
-            own = "the engine's kernels" if self._attention is not None else "PyTorch's operations"
-            log.info("engine: a step runs on %s slots, by %s", ", ".join(map(str, self._widths)), own)
+            own = " and ".join(self.fingerprint["kernels"]) or "nothing"
+            log.info("engine: a step runs on %s slots; own kernels: %s", ", ".join(map(str, self._widths)), own)
         tile.widths = self.fingerprint["widths"] = self._widths
         cache.reaches = self._reaches
         self._tiles.append(tile)
@@ -404,11 +405,15 @@ class FastEngine:
         if self.tile_rows == 1:
             raise error
         self.tile_rows //= 2
-        self.slots = self.fingerprint["tile"] = self.tile_rows
+        self.slots = self.tile_rows
         self._body = self._build_body(self._body.captures)
+        self.fingerprint.update(self._describe())
 
     def _build_body(self, captures: bool) -> Body:
-        packing = Packing(self.model, self.tile_rows, self._products)
+        if self._body is not None and self._products is not None:
+            packing = self._body.packing  # serves any number of rows
+        else:
+            packing = Packing(self.model, self.tile_rows, self._products)
         return Body(self.model, configs_of(self.model), packing, captures)
 
     @staticmethod

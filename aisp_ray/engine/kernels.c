@@ -3,8 +3,8 @@
 What PyTorch's libraries leave on the table: at 4 to 64 rows the weights come from memory, and a library first waits for
 them and then computes. Here the next weights are fetched while the present ones are used.
 
-Every output is one chain of fused multiply-adds over its terms, in ascending order, in one lane of a vector. So a row's
-bits depend neither on the other rows, nor on how many there are, nor on vector width or threads. Compile it without
+Every output of a product is one chain of multiply-adds over its terms (fused, where the processor can), in ascending
+order, in one lane of a vector; attention goes on over keys in such steps. So a row's bits depend neither on the other rows, nor on how many there are, nor on vector width or threads. Compile it without
 contraction of other operations.
 
 Vectors of VL floats; a product computes up to ROWS rows of WIDE columns in registers. */
@@ -30,7 +30,7 @@ Vectors of VL floats; a product computes up to ROWS rows of WIDE columns in regi
 #define VL 4
 #endif
 #endif
-#define ROWS (VL == 8 ? 6 : 8) /* as registers allow: 16 of 8 floats, else 32 */
+#define ROWS (VL == 8 ? 6 : 8) /* as registers allow: AVX2 has 16, AVX-512 and ARM 32 */
 #define WIDE (2 * VL)
 #define LINE 64                              /* bytes of a cache line */
 #define LINES ((WIDE * 4 + LINE - 1) / LINE) /* lines of WIDE floats */
@@ -41,6 +41,7 @@ Vectors of VL floats; a product computes up to ROWS rows of WIDE columns in regi
 
 typedef float vf __attribute__((vector_size(VL * 4), aligned(4), may_alias));
 typedef int32_t vi __attribute__((vector_size(VL * 4), aligned(4), may_alias));
+_Static_assert(sizeof(vf) == VL * 4, "this compiler does not know vectors");
 #define INLINE static inline __attribute__((always_inline))
 #define UNROLL _Pragma("GCC unroll 16")
 INLINE long least(long a, long b) { return a < b ? a : b; }
@@ -164,15 +165,21 @@ static void panel(const float *x, const float *b, float *c, long ldc, long rows,
     }
 }
 
-/* y [rows, outputs] = x [rows, inputs] weight^T + bias; bias may be null. */
-void aisp_linear(const float *x, const float *packed, const float *bias, float *y, long rows, long outputs,
+/* y [rows, outputs] = x [rows, inputs] weight^T + bias; bias may be null. Returns 1 if there is no memory. */
+int aisp_linear(const float *x, const float *packed, const float *bias, float *y, long rows, long outputs,
                  long inputs, int threads) {
     long panels = (outputs + WIDE - 1) / WIDE;
+    int failed = 0;
 #pragma omp parallel for num_threads(threads) if (threads > 1) schedule(static)
     for (long p = 0; p < panels; p++) {
         long first = p * WIDE, width = least(WIDE, outputs - first);
         float *c = width == WIDE ? y + first : malloc(rows * WIDE * sizeof(float));
         long ldc = width == WIDE ? outputs : WIDE;
+        if (!c) {
+#pragma omp atomic write
+            failed = 1;
+            continue;
+        }
         panel(x, packed + first * inputs, c, ldc, rows, inputs);
         if (width < WIDE) {
             for (long r = 0; r < rows; r++) memcpy(y + r * outputs + first, c + r * WIDE, width * sizeof(float));
@@ -182,6 +189,7 @@ void aisp_linear(const float *x, const float *packed, const float *bias, float *
             for (long r = 0; r < rows; r++)
                 for (long j = first; j < first + width; j++) y[r * outputs + j] += bias[j];
     }
+    return failed;
 }
 
 /* ---- attention ---- */
@@ -291,6 +299,7 @@ static void attend(const Layer *l, Softmax *s, const float *keys, const float *v
 static Softmax begin(const Layer *l, long num) {
     Softmax s = {.num = num, .columns = up(num, WIDE) + WIDE, .width = up(l->value_dim, VL)};
     s.query = calloc(s.columns * (l->key_dim + KEYS + 4) + (num + KEYS) * s.width, sizeof(float));
+    if (!s.query) return s;
     s.score = s.query + s.columns * l->key_dim;
     s.top = s.score + s.columns * KEYS;
     s.mass = s.top + s.columns;
@@ -322,10 +331,11 @@ static void finish(const Layer *l, Softmax *s, const int64_t *rows, long head, f
 }
 
 /* One key-value head of one lane: the prompt for all rows, then each row's own suffix. */
-static void attend_head(const Layer *l, const Lane *lane, const int64_t *rows, const int64_t *step, long head,
+static int attend_head(const Layer *l, const Lane *lane, const int64_t *rows, const int64_t *step, long head,
                         const float *query, float *out) {
     long group = l->group, total = l->heads * group;
     Softmax s = begin(l, lane->num_rows * group);
+    if (!s.query) return 1;
     long seen = lane->start; /* the first position that a row sees */
     for (long i = 0; i < lane->num_rows; i++) {
         long last_hidden = l->window ? lane->length + step[rows[i]] - l->window : -1;
@@ -355,18 +365,24 @@ static void attend_head(const Layer *l, const Lane *lane, const int64_t *rows, c
     }
     finish(l, &s, rows, head, out);
     free(s.query);
+    return 0;
 }
 
 /* out [slots, heads * group, value_dim] for the rows of all lanes; others are left alone.
    query [slots, heads * group, key_dim]. step [slots]: each row's suffix position, whose key and value are in the
-   buffers already. */
-void aisp_attend(const Layer *l, const Lane *lanes, long num_lanes, const int64_t *rows, const int64_t *step,
+   buffers already. Returns 1 if there is no memory. */
+int aisp_attend(const Layer *l, const Lane *lanes, long num_lanes, const int64_t *rows, const int64_t *step,
                  const float *query, float *out, int threads) {
+    int failed = 0;
 #pragma omp parallel for num_threads(threads) if (threads > 1) schedule(dynamic)
     for (long unit = 0; unit < num_lanes * l->heads; unit++) {
         const Lane *lane = lanes + unit / l->heads;
-        attend_head(l, lane, rows + lane->first_row, step, unit % l->heads, query, out);
+        if (attend_head(l, lane, rows + lane->first_row, step, unit % l->heads, query, out)) {
+#pragma omp atomic write
+            failed = 1;
+        }
     }
+    return failed;
 }
 
 long aisp_vector(void) { return VL; }

@@ -15,6 +15,7 @@ import shutil
 import subprocess
 import tempfile
 from collections.abc import Sequence
+from dataclasses import dataclass
 from functools import cache
 from importlib import resources
 from pathlib import Path
@@ -23,8 +24,11 @@ import torch
 from torch import Tensor
 
 log = logging.getLogger(__name__)
-_FLAGS = ("-O3", "-march=native", "-fPIC", "-shared", "-ffp-contract=off")
+# the last two: no compiler may change the numbers, nor how denormal ones are treated in the whole process
+_FLAGS = ("-O3", "-march=native", "-fPIC", "-shared", "-ffp-contract=off", "-fno-fast-math")
+_SECONDS = 120  # for the compiler
 _OPTIONAL = (("-fopenmp",), ())  # without it, products run on one thread only
+_END = b"\nthe end\n"  # behind a library: one cut short, by a full disk, would end the process that loads it
 _PAGE = 1 << 21  # bytes of a large page
 _held: list[tempfile.TemporaryDirectory[str]] = []  # gone when the process ends
 
@@ -37,6 +41,15 @@ class Layer(ctypes.Structure):
         *((name, ctypes.c_void_p) for name in ("keys", "values", "sinks")),
         *((name, ctypes.c_float) for name in ("scale", "softcap")),
     )
+
+
+@dataclass(frozen=True, slots=True)
+class Packed:
+    """A linear layer's weights in the order in which `Kernels.linear` reads them."""
+
+    panels: Tensor
+    outputs: int
+    inputs: int
 
 
 class Kernels:
@@ -56,42 +69,61 @@ class Kernels:
             getattr(library, name).argtypes = arguments
         for name in ("aisp_vector", "aisp_packed_floats"):
             getattr(library, name).restype = whole
+        for name in ("aisp_linear", "aisp_attend"):
+            getattr(library, name).restype = ctypes.c_int
         self._library, self.threaded = library, threaded
         self.vector: int = library.aisp_vector()
 
-    def pack(self, weights: Sequence[Tensor]) -> list[Tensor]:
-        """Weights [outputs, inputs], float32, in the order in which `linear` reads them, side by side in memory."""
+    def pack(self, weights: Sequence[Tensor]) -> list[Packed]:
+        """Weights [outputs, inputs], float32 on the CPU, side by side in memory."""
         sizes = [self._library.aisp_packed_floats(*weight.shape) for weight in weights]
         spare = _PAGE // 4
-        arena = torch.empty(sum(sizes) + spare)
+        arena = torch.empty(sum(sizes) + spare, dtype=torch.float32, device="cpu")
         arena = arena[-(arena.data_ptr() // 4) % spare :]  # from the start of a large page on
         self._library.aisp_advise(arena.data_ptr(), arena.nbytes // _PAGE * _PAGE)
-        packed = list(arena[: sum(sizes)].split(sizes))
+        packed = [
+            Packed(panels, *weight.shape)
+            for weight, panels in zip(weights, arena[: sum(sizes)].split(sizes), strict=True)
+        ]
         for weight, to in zip(weights, packed, strict=True):
             weight = weight.detach().contiguous()
-            self._library.aisp_pack(weight.data_ptr(), to.data_ptr(), *weight.shape)
+            _require("a weight", weight, to.inputs)
+            self._library.aisp_pack(weight.data_ptr(), to.panels.data_ptr(), to.outputs, to.inputs)
         return packed
 
-    def linear(self, x: Tensor, packed: Tensor, bias: Tensor | None, outputs: int) -> Tensor:
+    def linear(self, x: Tensor, packed: Packed, bias: Tensor | None) -> Tensor:
         """x [rows, inputs] times packed weights [outputs, inputs] plus bias [outputs] -> [rows, outputs], float32.
 
         A row's bits do not depend on the other rows or on how many there are.
+
+        Raises:
+            ValueError: another dtype, device or width.
         """
         x = x.contiguous()
-        rows, inputs = x.shape
-        y = x.new_empty(rows, outputs)
-        pointer = None if bias is None else bias.data_ptr()
-        self._library.aisp_linear(
-            x.data_ptr(), packed.data_ptr(), pointer, y.data_ptr(), rows, outputs, inputs, torch.get_num_threads()
+        _require("the input of a linear layer", x, packed.inputs)
+        if bias is not None:
+            bias = bias.contiguous()
+            _require("a bias", bias, packed.outputs)
+        y = x.new_empty(len(x), packed.outputs)
+        pointers = (x, packed.panels, bias, y)
+        failed = self._library.aisp_linear(
+            *(None if tensor is None else tensor.data_ptr() for tensor in pointers),
+            *(len(x), packed.outputs, packed.inputs, torch.get_num_threads()),
         )
+        if failed:
+            raise MemoryError("no memory for a linear layer")
         return y
 
     def attend(self, layer: Layer, lanes: Tensor, rows: Tensor, step: Tensor, query: Tensor, out: Tensor) -> None:
         """Attention of the rows of all lanes over their prompts and suffixes, into `out`; see kernels.c.
 
         lanes: int64 [lanes, 7], the fields of `Lane`. rows: int64, the lanes' rows one after the other.
+
+        Raises:
+            ValueError: queries of another dtype, device or width.
         """
-        self._library.aisp_attend(
+        _require("a query", query, layer.key_dim)
+        failed = self._library.aisp_attend(
             ctypes.addressof(layer),
             lanes.data_ptr(),
             len(lanes),
@@ -100,6 +132,17 @@ class Kernels:
             query.data_ptr(),
             out.data_ptr(),
             torch.get_num_threads(),
+        )
+        if failed:
+            raise MemoryError("no memory for attention")
+
+
+def _require(what: str, tensor: Tensor, width: int) -> None:
+    """C reads what a pointer points to: another dtype or shape would be read beyond its end."""
+    if tensor.dtype != torch.float32 or not tensor.is_cpu or tensor.shape[-1] != width:
+        raise ValueError(
+            f"{what} is {tensor.dtype} on {tensor.device}, {tensor.shape[-1]} wide; "
+            f"the kernels take torch.float32 on cpu, {width} wide"
         )
 
 
@@ -112,18 +155,26 @@ def usable() -> Kernels | None:
 @cache
 def load() -> Kernels | None:
     """The kernels, compiled before or now; None, with a log line that says why, where they cannot be had."""
-    command = compiler()
+    try:
+        command = compiler()
+    except ValueError as error:
+        log.info("engine: CC=%s cannot be read (%s): products run on PyTorch alone", os.environ["CC"], error)
+        return None
     if not command:
         log.info("engine: no C compiler found (CC, cc, gcc, clang): products run on PyTorch's operations alone")
         return None
     problem = ""
     for extra in _OPTIONAL:
         try:
-            return Kernels(_compiled([*command, *_FLAGS, *extra]), threaded=bool(extra))
+            found = _opened([*command, *_FLAGS, *extra], threaded=bool(extra))
         except subprocess.CalledProcessError as error:
             problem = error.stderr.strip()[-500:]
-        except (OSError, AttributeError) as error:
+        except (OSError, AttributeError, subprocess.TimeoutExpired) as error:
             problem = str(error)
+        else:
+            if not found.threaded:
+                log.info("engine: its kernels compile without OpenMP only and serve one thread: %s", problem)
+            return found
     log.info("engine: its kernels do not compile here, products run on PyTorch's operations alone: %s", problem)
     return None
 
@@ -134,14 +185,27 @@ def compiler() -> list[str]:
     return shlex.split(os.environ.get("CC", "")) or [path for path in found if path][:1]
 
 
-def _compiled(command: Sequence[str]) -> Path:
-    """The shared library of this command, compiled once for each source, compiler and kind of processor."""
+def _opened(command: Sequence[str], threaded: bool) -> Kernels:
+    path = _compiled(command)
+    try:
+        return Kernels(path, threaded)
+    except OSError:  # in a folder that nothing may run from
+        return Kernels(_compiled(command, apart=True), threaded)
+
+
+def _compiled(command: Sequence[str], apart: bool = False) -> Path:
+    """The shared library of this command, compiled once for each source, command and kind of processor.
+
+    apart: into a folder of this process's own.
+    """
     source = resources.files("aisp_ray.engine").joinpath("kernels.c").read_bytes()
     about = (source, repr(command).encode(), _processor().encode())
     name = f"kernels-{hashlib.sha256(b'|'.join(about)).hexdigest()[:24]}.so"
     try:
+        if apart:
+            raise OSError("the common folder does not serve")
         folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "aisp_ray"
-        if (folder / name).exists():
+        if (folder / name).exists() and (folder / name).read_bytes().endswith(_END):
             return folder / name
         folder.mkdir(parents=True, exist_ok=True, mode=0o700)
         work = tempfile.TemporaryDirectory(dir=folder)
@@ -153,7 +217,9 @@ def _compiled(command: Sequence[str]) -> Path:
         built = Path(path, name)
         Path(path, "kernels.c").write_bytes(source)
         command = [*command, str(Path(path, "kernels.c")), "-o", str(built)]
-        subprocess.run(command, check=True, capture_output=True, text=True)
+        subprocess.run(command, check=True, capture_output=True, text=True, errors="replace", timeout=_SECONDS)
+        with built.open("ab") as file:
+            file.write(_END)
         os.replace(built, folder / name)  # two processes may compile at once: each leaves a whole file
     return folder / name
 

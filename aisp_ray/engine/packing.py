@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from aisp_ray.engine.kernels import Kernels
+from aisp_ray.engine.kernels import Kernels, Packed
 from aisp_ray.engine.memory import free_bytes
 
 
@@ -30,7 +30,7 @@ class Packing:
         self._forwards: list[tuple[nn.Module, Callable[[Tensor], Tensor]]] = []
         linears = [m for m in model.modules() if type(m) is nn.Linear]
         needed = sum(m.weight.nbytes for m in linears)
-        plain = all(m.weight.device.type == "cpu" and m.weight.dtype == torch.float32 for m in linears)
+        plain = all(_is_plain(m) for m in linears)
         if not linears or not plain or needed > free_bytes(torch.device("cpu")) // 4:
             return
         if kernels is not None:
@@ -54,11 +54,18 @@ class Packing:
                 module.__dict__.pop("forward", None)
 
 
-def _own(module: nn.Linear, packed: Tensor, kernels: Kernels) -> Callable[[Tensor], Tensor]:
+def _is_plain(module: nn.Linear) -> bool:
+    """Numbers in memory as they are: no quantised or distributed tensor that only looks like float32."""
+    held = [tensor for tensor in (module.weight, module.bias) if tensor is not None]
+    plain = all(type(t) in (nn.Parameter, Tensor) and t.is_cpu and t.dtype == torch.float32 for t in held)
+    return plain and module.in_features > 0
+
+
+def _own(module: nn.Linear, packed: Packed, kernels: Kernels) -> Callable[[Tensor], Tensor]:
     bias, width = module.bias, module.out_features
 
     def forward(x: Tensor) -> Tensor:
-        return kernels.linear(x.reshape(-1, x.shape[-1]), packed, bias, width).view(*x.shape[:-1], width)
+        return kernels.linear(x.reshape(-1, x.shape[-1]), packed, bias).view(*x.shape[:-1], width)
 
     return forward
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import logging
 import stat
 import subprocess
@@ -59,7 +60,7 @@ def test_linear_layers_of_any_size(variants: list[Kernels], outputs: int, inputs
         for rows in (1, 2, 5, 6, 7, 13, 16, 33, 70):
             x = torch.randn(rows, inputs)
             expected = torch.nn.functional.linear(x, weight, b)
-            torch.testing.assert_close(own.linear(x, packed, b, outputs), expected, atol=1e-4, rtol=1e-4)
+            torch.testing.assert_close(own.linear(x, packed, b), expected, atol=1e-4, rtol=1e-4)
 
 
 def test_a_row_of_a_linear_layer_has_the_same_bits_among_any_number_of_rows(
@@ -70,11 +71,11 @@ def test_a_row_of_a_linear_layer_has_the_same_bits_among_any_number_of_rows(
     for own in variants:
         (packed,) = own.pack([weight])
         torch.set_num_threads(1)
-        whole = own.linear(x, packed, None, 70)
+        whole = own.linear(x, packed, None)
         for rows in (1, 3, 8, 17):
-            assert torch.equal(own.linear(x[:rows], packed, None, 70), whole[:rows])
+            assert torch.equal(own.linear(x[:rows], packed, None), whole[:rows])
         torch.set_num_threads(2)
-        assert torch.equal(own.linear(x, packed, None, 70), whole)
+        assert torch.equal(own.linear(x, packed, None), whole)
         results.append(whole)
     assert torch.equal(results[0], results[1])  # nor do vectors change them
     assert torch.equal(results[0], results[2])
@@ -262,3 +263,135 @@ def test_no_home_is_no_error(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
     monkeypatch.setattr(Path, "home", nowhere)
     assert kernels.load.__wrapped__() is not None
+
+
+@needs_compiler
+def test_a_library_cut_short_is_compiled_again(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    command = [*kernels.compiler(), *kernels._FLAGS]
+    path = kernels._compiled(command)
+    whole = path.read_bytes()
+    path.write_bytes(whole[:1000])
+    assert kernels._opened(command, threaded=False).vector in (4, 8, 16)
+    assert len(path.read_bytes()) == len(whole)
+
+
+@needs_compiler
+def test_a_folder_that_nothing_may_run_from_is_no_error(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    real = ctypes.CDLL
+
+    def library(path: str) -> ctypes.CDLL:
+        if path.startswith(str(tmp_path)):
+            raise OSError("failed to map segment from shared object")
+        return real(path)
+
+    monkeypatch.setattr(ctypes, "CDLL", library)
+    assert kernels.load.__wrapped__() is not None
+
+
+@pytest.mark.parametrize("value", ["gcc 'x", "/nowhere/cc", "false"])
+def test_a_compiler_that_is_none_is_no_error(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, value: str) -> None:
+    monkeypatch.setenv("CC", value)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    assert kernels.load.__wrapped__() is None
+
+
+@needs_compiler
+def test_warnings_that_are_no_text_and_flags_that_are_too_fast_do_no_harm(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    (real, *rest) = kernels.compiler()
+    monkeypatch.setenv(
+        "CC", script(tmp_path, f"printf '\\377\\376' >&2; exec {real} {' '.join(rest)} -ffast-math \"$@\"")
+    )
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    assert kernels.load.__wrapped__() is not None
+    assert float(torch.tensor(1e-40) * 0.5) > 0.0  # denormal numbers of the whole process
+
+
+@needs_compiler
+@pytest.mark.parametrize(
+    ("x", "bias"),
+    [
+        (torch.ones(2, 8, dtype=torch.bfloat16), None),
+        (torch.ones(2, 8, dtype=torch.float64), None),
+        (torch.ones(2, 7), None),
+        (torch.ones(2, 8), torch.ones(5, dtype=torch.bfloat16)),
+        (torch.ones(2, 8), torch.ones(4)),
+    ],
+)
+def test_what_c_would_misread_is_refused(own: Kernels, x: torch.Tensor, bias: torch.Tensor | None) -> None:
+    (packed,) = own.pack([torch.ones(5, 8)])
+    with pytest.raises(ValueError, match=r"the kernels take torch.float32 on cpu, \d wide"):
+        own.linear(x, packed, bias)
+
+
+def test_queries_and_sinks_that_do_not_fit_are_refused(own: Kernels) -> None:
+    one = Case(2, 2, (16, 16), None)
+    with pytest.raises(ValueError, match="3 sinks for 4 heads"):
+        one.run(own, s_aux=torch.ones(3))
+    one.query = one.query.double()
+    with pytest.raises(ValueError, match=r"a query is torch\.float64"):
+        one.run(own)
+
+
+def test_a_strided_bias_is_read_right(own: Kernels) -> None:
+    bias = torch.arange(10.0)[::2]
+    (packed,) = own.pack([torch.zeros(5, 8)])
+    assert torch.equal(own.linear(torch.ones(1, 8), packed, bias)[0], bias)
+
+
+def test_another_default_dtype_changes_nothing(own: Kernels) -> None:
+    one = Case(2, 2, (16, 16), None)
+    expected = one.run(own)
+    torch.set_default_dtype(torch.bfloat16)
+    try:
+        (packed,) = own.pack([torch.ones(40, 8, dtype=torch.float32)])
+        assert packed.panels.dtype == torch.float32
+        assert torch.equal(one.run(own), expected)
+    finally:
+        torch.set_default_dtype(torch.float32)
+
+
+def test_no_memory_is_an_exception(own: Kernels, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Failing:
+        aisp_linear = aisp_attend = staticmethod(lambda *_: 1)
+
+    (packed,) = own.pack([torch.ones(5, 8)])
+    one = Case(2, 2, (16, 16), None)
+    monkeypatch.setattr(own, "_library", Failing)
+    with pytest.raises(MemoryError):
+        own.linear(torch.ones(1, 8), packed, None)
+    with pytest.raises(MemoryError):
+        one.run(own)
+    assert ctypes.sizeof(kernels.Layer) == 10 * 8 + 2 * 4  # as in C
+
+
+@needs_compiler
+def test_weights_that_only_look_plain_are_left_to_pytorch() -> None:
+    class Wrapped(torch.Tensor):
+        pass
+
+    model = tiny("llama")
+    layer = model.model.layers[0].mlp.up_proj
+    layer.weight = torch.nn.Parameter(layer.weight.detach().as_subclass(Wrapped), requires_grad=False)
+    assert type(layer.weight) is not torch.nn.Parameter
+    assert FastEngine(model, 4, tile=4).fingerprint["kernels"] == ["attention"]
+
+
+@needs_compiler
+def test_halved_tiles_keep_the_packed_weights() -> None:
+    engine = FastEngine(tiny("llama"), 4, tile=4)
+    before = engine._body.packing
+    engine._tiles.clear()
+    engine._halve(RuntimeError())
+    assert engine._body.packing is before
+    assert engine.fingerprint["tile"] == engine.slots == 2
+    assert engine.fingerprint["kernels"] == ["linear", "attention"]
+
+
+@needs_compiler
+def test_other_dtypes_compile_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(kernels, "load", lambda: pytest.fail("compiled"))
+    FastEngine(tiny("llama", torch.bfloat16), 4, tile=4)
