@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from aisp_ray.engine.kernels import Kernels, Layer, usable
+from aisp_ray.engine.kernels import Kernels, Layer
 from aisp_ray.engine.prefixes import LayerLayout, Prefix
 from aisp_ray.engine.prefixparts import Lanes
 
@@ -28,16 +28,14 @@ class DirectPrefixes(Lanes):
     def __init__(self, rows: int, step: Tensor, length: int, layouts: Sequence[LayerLayout | None], kernels: Kernels):
         super().__init__(rows, step, length, layouts)
         self.kernels = kernels
+        self._groups: list[tuple[Prefix, list[int]]] = []
         self._members = torch.zeros(0, dtype=torch.int64, device="cpu")
         self._tables: dict[int, Tensor] = {}  # by layer: the lanes as kernels.c reads them
         self._idle = False  # whether some of the rows stepped go on from no prompt
         self._layers: dict[int, Layer] = {}
 
-    def group(self, owners: Sequence[Prefix | None], most: int | None = None) -> list[tuple[Prefix, list[int]]]:
-        return super().group(owners, most or max(len(owners), 1))
-
     def assign(self, owners: Sequence[Prefix | None]) -> None:
-        self._groups = self.group(owners)
+        self._groups = self.group(owners, most=self.rows)
         members = [row for _, rows in self._groups for row in rows]
         self._members = torch.tensor(members, dtype=torch.int64, device="cpu")
         self._idle = len(members) < len(owners)
@@ -91,9 +89,7 @@ class DirectPrefixes(Lanes):
         return self._tables[index]
 
 
-def kernels_for(layouts: Sequence[LayerLayout | None]) -> Kernels | None:
-    """The kernels, if they can do the attention of all layers: float32 on a CPU."""
+def can_attend(layouts: Sequence[LayerLayout | None]) -> bool:
+    """Whether the kernels can do the attention of all layers: float32 on a CPU."""
     layers = [layout for layout in layouts if layout is not None]
-    if not layers or any(layout.dtype != torch.float32 or layout.device.type != "cpu" for layout in layers):
-        return None
-    return usable()
+    return bool(layers) and all(one.dtype == torch.float32 and one.device.type == "cpu" for one in layers)

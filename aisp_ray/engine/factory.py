@@ -41,8 +41,8 @@ def build_engine(
 
     engine = None
     if kind == "fast":
-        settings = {"stack": _stack(model, longest_prompt), "kernels": kernels}
-        engine = _fast(model, slots, decode, max_new_tokens, **settings)
+        stack = _stack(model, longest_prompt)
+        engine = _fast(model, slots, decode, max_new_tokens, kernels=kernels, stack=stack)
     if engine is None:
         from aisp_ray.engine.expanded import ExpandedEngine
         from aisp_ray.engine.plain import PlainEngine

@@ -10,6 +10,7 @@ import logging
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -22,7 +23,7 @@ from aisp_ray.engine._source import Source
 from aisp_ray.engine.attention import configs_of
 from aisp_ray.engine.base import RolloutRequest
 from aisp_ray.engine.capture import Capture, Pool
-from aisp_ray.engine.direct import kernels_for
+from aisp_ray.engine.direct import can_attend
 from aisp_ray.engine.draws import Means, controls, uniforms
 from aisp_ray.engine.kernels import usable
 from aisp_ray.engine.memory import choose_prefix_bytes, choose_slots, give_back, row_bytes
@@ -88,10 +89,10 @@ class FastEngine:
         )
         self.means = Means()
         own = kernels and not self._capacity and self.device.type == "cpu" and self.head.dtype == torch.float32
-        self._attention = kernels_for(self._layouts) if own else None
-        self._products = usable() if own else None
-        self._body: Body | None = None
-        self._body = self._build_body(self.device.type == "cuda" and one_device(model))
+        self._kernels = usable() if own else None
+        self._attention = self._kernels if can_attend(self._layouts) else None
+        captures = self.device.type == "cuda" and one_device(model)
+        self._body = Body(model, configs_of(model), Packing(model, self.tile_rows, self._kernels), captures)
         self._tiles: list[Tile] = []
         # numbers of slots that a step may run on, the last is the whole tile
         self._widths: tuple[int, ...] = (self.tile_rows,) if self._capacity else ()
@@ -110,7 +111,7 @@ class FastEngine:
 
     def _describe(self) -> dict[str, Any]:
         """The fingerprint: what a row's bits depend on."""
-        linear = self._products is not None and len(self._body.packing) > 0
+        linear = self._kernels is not None and len(self._body.packing) > 0
         return {
             "engine": "fast",
             "dtype": str(self.head.dtype),
@@ -406,15 +407,9 @@ class FastEngine:
             raise error
         self.tile_rows //= 2
         self.slots = self.tile_rows
-        self._body = self._build_body(self._body.captures)
+        if self._kernels is None:  # theirs serves any number of rows
+            self._body = replace(self._body, packing=Packing(self.model, self.tile_rows))
         self.fingerprint.update(self._describe())
-
-    def _build_body(self, captures: bool) -> Body:
-        if self._body is not None and self._products is not None:
-            packing = self._body.packing  # serves any number of rows
-        else:
-            packing = Packing(self.model, self.tile_rows, self._products)
-        return Body(self.model, configs_of(self.model), packing, captures)
 
     @staticmethod
     def _share(seconds: float, stepped: Sequence[Active]) -> None:

@@ -4,8 +4,8 @@ What PyTorch's libraries leave on the table: at 4 to 64 rows the weights come fr
 them and then computes. Here the next weights are fetched while the present ones are used.
 
 Every output of a product is one chain of multiply-adds over its terms (fused, where the processor can), in ascending
-order, in one lane of a vector; attention goes on over keys in such steps. So a row's bits depend neither on the other rows, nor on how many there are, nor on vector width or threads. Compile it without
-contraction of other operations.
+order, in one lane of a vector; attention goes on over keys in such steps. So a row's bits depend neither on the other
+rows, nor on how many there are, nor on vector width or threads. Compile it without contraction of other operations.
 
 Vectors of VL floats; a product computes up to ROWS rows of WIDE columns in registers. */
 
@@ -167,7 +167,7 @@ static void panel(const float *x, const float *b, float *c, long ldc, long rows,
 
 /* y [rows, outputs] = x [rows, inputs] weight^T + bias; bias may be null. Returns 1 if there is no memory. */
 int aisp_linear(const float *x, const float *packed, const float *bias, float *y, long rows, long outputs,
-                 long inputs, int threads) {
+                long inputs, int threads) {
     long panels = (outputs + WIDE - 1) / WIDE;
     int failed = 0;
 #pragma omp parallel for num_threads(threads) if (threads > 1) schedule(static)
@@ -239,6 +239,7 @@ typedef struct {
     int32_t *hidden;                /* [columns]: positions up to here lie before a row's window */
 } Softmax;
 
+/* Scores of `count` keys; the values of the same keys are fetched meanwhile, about as many lines as ROWS of them have. */
 static void scores(const Layer *l, Softmax *s, const float *keys, const float *values, long count, long q, long num) {
     for (long j = 0; j < count; j += ROWS)
         for (long p = 0; p < num; p += WIDE) {
@@ -332,7 +333,7 @@ static void finish(const Layer *l, Softmax *s, const int64_t *rows, long head, f
 
 /* One key-value head of one lane: the prompt for all rows, then each row's own suffix. */
 static int attend_head(const Layer *l, const Lane *lane, const int64_t *rows, const int64_t *step, long head,
-                        const float *query, float *out) {
+                       const float *query, float *out) {
     long group = l->group, total = l->heads * group;
     Softmax s = begin(l, lane->num_rows * group);
     if (!s.query) return 1;
@@ -372,7 +373,7 @@ static int attend_head(const Layer *l, const Lane *lane, const int64_t *rows, co
    query [slots, heads * group, key_dim]. step [slots]: each row's suffix position, whose key and value are in the
    buffers already. Returns 1 if there is no memory. */
 int aisp_attend(const Layer *l, const Lane *lanes, long num_lanes, const int64_t *rows, const int64_t *step,
-                 const float *query, float *out, int threads) {
+                const float *query, float *out, int threads) {
     int failed = 0;
 #pragma omp parallel for num_threads(threads) if (threads > 1) schedule(dynamic)
     for (long unit = 0; unit < num_lanes * l->heads; unit++) {
@@ -384,5 +385,3 @@ int aisp_attend(const Layer *l, const Lane *lanes, long num_lanes, const int64_t
     }
     return failed;
 }
-
-long aisp_vector(void) { return VL; }

@@ -53,13 +53,12 @@ class Packed:
 
 
 class Kernels:
-    """The compiled functions. `threaded`: whether they can use several threads; `vector`: floats of a vector."""
+    """The compiled functions. `threaded`: whether they can use several threads."""
 
     def __init__(self, path: Path, threaded: bool):
         library = ctypes.CDLL(str(path))
         pointer, whole = ctypes.c_void_p, ctypes.c_long
         for name, arguments in {
-            "aisp_vector": (),
             "aisp_packed_floats": (whole, whole),
             "aisp_advise": (pointer, whole),
             "aisp_pack": (pointer, pointer, whole, whole),
@@ -67,12 +66,8 @@ class Kernels:
             "aisp_attend": (pointer, pointer, whole, pointer, pointer, pointer, pointer, ctypes.c_int),
         }.items():
             getattr(library, name).argtypes = arguments
-        for name in ("aisp_vector", "aisp_packed_floats"):
-            getattr(library, name).restype = whole
-        for name in ("aisp_linear", "aisp_attend"):
-            getattr(library, name).restype = ctypes.c_int
+        library.aisp_packed_floats.restype = whole
         self._library, self.threaded = library, threaded
-        self.vector: int = library.aisp_vector()
 
     def pack(self, weights: Sequence[Tensor]) -> list[Packed]:
         """Weights [outputs, inputs], float32 on the CPU, side by side in memory."""
@@ -201,27 +196,29 @@ def _compiled(command: Sequence[str], apart: bool = False) -> Path:
     source = resources.files("aisp_ray.engine").joinpath("kernels.c").read_bytes()
     about = (source, repr(command).encode(), _processor().encode())
     name = f"kernels-{hashlib.sha256(b'|'.join(about)).hexdigest()[:24]}.so"
-    try:
-        if apart:
-            raise OSError("the common folder does not serve")
-        folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "aisp_ray"
-        if (folder / name).exists() and (folder / name).read_bytes().endswith(_END):
-            return folder / name
-        folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-        work = tempfile.TemporaryDirectory(dir=folder)
-    except (OSError, RuntimeError):  # no home, or one that cannot be written
-        _held.append(tempfile.TemporaryDirectory(prefix="aisp_ray-"))
-        folder = Path(_held[-1].name)
-        work = tempfile.TemporaryDirectory(dir=folder)
-    with work as path:
-        built = Path(path, name)
-        Path(path, "kernels.c").write_bytes(source)
-        command = [*command, str(Path(path, "kernels.c")), "-o", str(built)]
+    if not apart:
+        try:
+            path = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "aisp_ray" / name
+            if path.exists() and path.read_bytes().endswith(_END):
+                return path
+            path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+            return _build(command, source, path)
+        except (OSError, RuntimeError):  # no home, or one that cannot be written
+            pass
+    _held.append(tempfile.TemporaryDirectory(prefix="aisp_ray-"))
+    return _build(command, source, Path(_held[-1].name, name))
+
+
+def _build(command: Sequence[str], source: bytes, path: Path) -> Path:
+    with tempfile.TemporaryDirectory(dir=path.parent) as work:
+        text, built = Path(work, "kernels.c"), Path(work, path.name)
+        text.write_bytes(source)
+        command = [*command, str(text), "-o", str(built)]
         subprocess.run(command, check=True, capture_output=True, text=True, errors="replace", timeout=_SECONDS)
         with built.open("ab") as file:
             file.write(_END)
-        os.replace(built, folder / name)  # two processes may compile at once: each leaves a whole file
-    return folder / name
+        os.replace(built, path)  # two processes may compile at once: each leaves a whole file
+    return path
 
 
 def _processor() -> str:

@@ -6,6 +6,7 @@ import ctypes
 import logging
 import stat
 import subprocess
+import weakref
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -35,13 +36,19 @@ def own() -> Kernels:
 
 @pytest.fixture(scope="module")
 def variants(own: Kernels) -> list[Kernels]:
-    """The same source for vectors of 4, 8 and 16 floats, whatever this machine has."""
-    base = [*kernels._FLAGS, *(("-fopenmp",) if own.threaded else ())]
-    return [Kernels(kernels._compiled([*kernels.compiler(), *base, f"-DVL={n}"]), own.threaded) for n in (4, 8, 16)]
+    """The same source for vectors of 4, 8 and 16 floats, whatever this machine has; not kept in the user's folder."""
+    base = [*kernels.compiler(), *kernels._FLAGS, *(("-fopenmp",) if own.threaded else ())]
+    return [Kernels(kernels._compiled([*base, f"-DVL={n}"], apart=True), own.threaded) for n in (4, 8, 16)]
 
 
 @pytest.fixture
-def two_threads() -> Iterator[None]:
+def quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Compile without optimising, where only the compiling matters."""
+    monkeypatch.setattr(kernels, "_FLAGS", ("-O0", *kernels._FLAGS[1:]))
+
+
+@pytest.fixture
+def threads_kept() -> Iterator[None]:
     before = torch.get_num_threads()
     yield
     torch.set_num_threads(before)
@@ -64,7 +71,7 @@ def test_linear_layers_of_any_size(variants: list[Kernels], outputs: int, inputs
 
 
 def test_a_row_of_a_linear_layer_has_the_same_bits_among_any_number_of_rows(
-    variants: list[Kernels], two_threads: None
+    variants: list[Kernels], threads_kept: None
 ) -> None:
     weight, x = torch.randn(70, 700), torch.randn(40, 700)
     results = []
@@ -159,7 +166,7 @@ def test_attention_over_prompts_and_suffixes(variants: list[Kernels], case: tupl
 
 @pytest.mark.parametrize("case", CASES)
 def test_a_row_attends_with_the_same_bits_whoever_is_beside_it(
-    variants: list[Kernels], case: tuple, two_threads: None
+    variants: list[Kernels], case: tuple, threads_kept: None
 ) -> None:
     one = Case(*case)
     torch.set_num_threads(1)
@@ -209,6 +216,23 @@ def test_a_window_that_the_kernels_dropped_would_be_seen_at_load(
     assert [item.token_ids for item in drive(engine, work)[0].items] == [item.token_ids for item in plain[0].items]
 
 
+@needs_compiler
+def test_an_engine_that_failed_holds_no_memory_when_the_next_one_is_built(monkeypatch: pytest.MonkeyPatch) -> None:
+    built: list[weakref.ref[FastEngine]] = []
+    alive: list[int] = []
+    real = FastEngine.__init__
+
+    def noted(self: FastEngine, *args: object, **named: object) -> None:
+        alive.append(sum(one() is not None for one in built))
+        built.append(weakref.ref(self))
+        real(self, *args, **named)
+
+    monkeypatch.setattr(FastEngine, "__init__", noted)
+    monkeypatch.setattr(kernels.Kernels, "attend", lambda *args: args[-1].zero_())
+    assert build_engine(tiny("llama"), slots=4, max_new_tokens=10).fingerprint["kernels"] == []
+    assert alive == [0, 0]
+
+
 def test_no_compiler_is_no_error(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
     monkeypatch.delenv("CC", raising=False)
     monkeypatch.setenv("PATH", "/nowhere")
@@ -236,6 +260,7 @@ def test_a_compiler_that_fails_is_no_error_and_its_words_are_in_the_log(
 
 
 @needs_compiler
+@pytest.mark.usefixtures("quick")
 def test_they_are_compiled_once_for_each_compiler(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     real, calls = subprocess.run, []
@@ -248,6 +273,7 @@ def test_they_are_compiled_once_for_each_compiler(monkeypatch: pytest.MonkeyPatc
 
 
 @needs_compiler
+@pytest.mark.usefixtures("quick")
 def test_a_home_that_cannot_be_written_is_no_error(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
@@ -256,6 +282,7 @@ def test_a_home_that_cannot_be_written_is_no_error(monkeypatch: pytest.MonkeyPat
 
 
 @needs_compiler
+@pytest.mark.usefixtures("quick")
 def test_no_home_is_no_error(monkeypatch: pytest.MonkeyPatch) -> None:
     def nowhere() -> Path:
         raise RuntimeError("Could not determine home directory.")
@@ -266,17 +293,21 @@ def test_no_home_is_no_error(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @needs_compiler
+@pytest.mark.usefixtures("quick")
 def test_a_library_cut_short_is_compiled_again(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     command = [*kernels.compiler(), *kernels._FLAGS]
     path = kernels._compiled(command)
     whole = path.read_bytes()
     path.write_bytes(whole[:1000])
-    assert kernels._opened(command, threaded=False).vector in (4, 8, 16)
+    found = kernels._opened(command, threaded=False)
+    (packed,) = found.pack([torch.ones(3, 5)])
+    assert torch.equal(found.linear(torch.ones(2, 5), packed, None), torch.full((2, 3), 5.0))
     assert len(path.read_bytes()) == len(whole)
 
 
 @needs_compiler
+@pytest.mark.usefixtures("quick")
 def test_a_folder_that_nothing_may_run_from_is_no_error(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     real = ctypes.CDLL
@@ -298,6 +329,7 @@ def test_a_compiler_that_is_none_is_no_error(monkeypatch: pytest.MonkeyPatch, tm
 
 
 @needs_compiler
+@pytest.mark.usefixtures("quick")
 def test_warnings_that_are_no_text_and_flags_that_are_too_fast_do_no_harm(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
@@ -365,7 +397,10 @@ def test_no_memory_is_an_exception(own: Kernels, monkeypatch: pytest.MonkeyPatch
         own.linear(torch.ones(1, 8), packed, None)
     with pytest.raises(MemoryError):
         one.run(own)
-    assert ctypes.sizeof(kernels.Layer) == 10 * 8 + 2 * 4  # as in C
+
+
+def test_a_layer_is_as_large_as_in_c() -> None:
+    assert ctypes.sizeof(kernels.Layer) == 10 * 8 + 2 * 4
 
 
 @needs_compiler
