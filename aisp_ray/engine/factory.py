@@ -63,7 +63,6 @@ def _stack(model: Any, longest_prompt: int | None) -> int | None:
 def _fast(model: Any, *settings: Any, kernels: bool, **named: Any) -> Any:
     """The fast engine; None, with a warning, where the model cannot share a prefix."""
     from aisp_ray.engine.fast import FastEngine
-    from aisp_ray.engine.memory import give_back
     from aisp_ray.engine.prefixes import UnsupportedModelError
     from aisp_ray.engine.verify import verify_engine
 
@@ -73,9 +72,9 @@ def _fast(model: Any, *settings: Any, kernels: bool, **named: Any) -> Any:
         verify_engine(model, engine)
     except UnsupportedModelError as error:
         own, problem, engine = engine is not None and engine.fingerprint["kernels"], str(error), None
-        give_back(model.device, error)  # the failed engine hangs on the frames of its check
     else:
         return engine
+    # out here: within `except` the failed engine hangs on the frames of its check
     if not own:
         log.warning("%s runs on expanded caches, slower: %s", type(model).__name__, problem)
         return None
