@@ -9,6 +9,7 @@ from __future__ import annotations
 import ast
 import dataclasses
 import difflib
+import importlib
 import importlib.resources
 import types
 import typing
@@ -20,8 +21,6 @@ import yaml
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from aisp_ray.loading import locate
-
 GROUPS = ("method", "policy", "reward", "judges", "data", "run")
 MANY = ("method", "judges")  # groups of which a run may hold several choices, addressed by name
 FOLDER = {"judges": "reward"}  # a judge is a reward model that only looks at selected responses
@@ -29,6 +28,25 @@ FOLDER = {"judges": "reward"}  # a judge is a reward model that only looks at se
 
 class ConfigError(ValueError):
     """One clear sentence for whoever typed the command or wrote the YAML."""
+
+
+def locate(path: str) -> Any:
+    """The object at "package.module:name" or "package.module.name".
+
+    Raises:
+        ValueError: the path does not lead to an object; says which part failed.
+    """
+    module_name, _, name = path.partition(":") if ":" in path else path.rpartition(".")
+    if not module_name or not name:
+        raise ValueError(f"{path!r} is not a path to an object; write it as package.module:name")
+    try:
+        module = importlib.import_module(module_name)
+    except ModuleNotFoundError as error:
+        raise ValueError(f"{path!r}: there is no module {error.name!r} on the Python path") from error
+    try:
+        return getattr(module, name)
+    except AttributeError as error:
+        raise ValueError(f"{path!r}: module {module_name!r} has no {name!r}") from error
 
 
 def conf_folder() -> Path:

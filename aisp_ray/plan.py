@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import json
 import os
@@ -9,6 +10,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+
+from aisp_ray.types import Placement
+
+# where models run does not change what they say
+_PLACEMENT = {field.name for field in dataclasses.fields(Placement)} - {"threads"}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -72,3 +78,23 @@ def in_ray_job() -> bool:
 def absolute(out: str) -> str:
     """`out` as an absolute path; a URI stays, and so does a relative path in a Ray job, which is refused later."""
     return out if "://" in out or in_ray_job() else str(Path(out).expanduser().resolve())
+
+
+def describe(settings: Any) -> dict[str, Any]:
+    """A settings object as JSON values without the keys that only say where it runs."""
+    values = {
+        field.name: getattr(settings, field.name)
+        for field in dataclasses.fields(settings)
+        if field.name not in _PLACEMENT
+    }
+    return {"_target_": f"{type(settings).__module__}.{type(settings).__qualname__}", **_jsonable(values)}
+
+
+def _jsonable(value: Any) -> Any:
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        return describe(value)
+    if isinstance(value, Mapping):
+        return {str(key): _jsonable(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_jsonable(item) for item in value]
+    return value if value is None or isinstance(value, bool | int | float | str) else str(value)

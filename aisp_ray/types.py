@@ -156,11 +156,3 @@ class Placement:
             raise ValueError(f"num_cpus is {self.num_cpus}; it must be at least 0")
         if self.threads < 1:
             raise ValueError(f"threads is {self.threads}; it must be at least 1")
-
-
-class DataError(ValueError):
-    """The row itself is at fault: it ends as one row with `status=error`, and nobody retries it."""
-
-
-class LoadError(RuntimeError):
-    """A model does not load here and now, for want of memory or network for instance; another try may work."""

@@ -27,13 +27,14 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from aisp_ray.cluster.fakes import SleepPolicy, SleepReward
 from aisp_ray.cluster.session import connect
-from aisp_ray.driver import Driver, Task
+from aisp_ray.driver import Driver
+from aisp_ray.ledger import Task
 from aisp_ray.methods.aisp import Aisp
 from aisp_ray.methods.best_of_n import BestOfN
 from aisp_ray.plan import Plan, RunSettings
 from aisp_ray.types import Prompt
+from tests.fakes import SleepPolicy, SleepReward
 
 SLOTS, N = 16, 16  # a search fills one actor's slots: one rollout is `STEPS` steps
 STEPS = 8

@@ -27,7 +27,8 @@ import numpy as np
 import torch
 import transformers
 
-from aisp_ray.controls import OpenLoop, WeightEntry, WeightLog
+from aisp_ray.controls.laws import OpenLoop
+from aisp_ray.controls.weight_log import WeightEntry, WeightLog
 from aisp_ray.engine.base import RolloutRequest, StopRules
 from aisp_ray.engine.fast import FastEngine
 from aisp_ray.engine.memory import give_back

@@ -27,7 +27,8 @@ import torch
 import transformers
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from aisp_ray.controls import OpenLoop, WeightEntry, WeightLog
+from aisp_ray.controls.laws import OpenLoop
+from aisp_ray.controls.weight_log import WeightEntry, WeightLog
 from aisp_ray.engine._head import Head
 from aisp_ray.engine._source import Source
 from aisp_ray.engine.base import RolloutRequest, StopRules

@@ -22,9 +22,9 @@ import pyarrow.parquet as pq
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from aisp_ray.cli import describe
+from aisp_ray.commands.tune import make_plan, read_command
+from aisp_ray.plan import describe
 from aisp_ray.rng import generator
-from aisp_ray.tune.cli import make_plan, read_command
 from aisp_ray.tune.plan import TunePlan
 from aisp_ray.tune.propose import make_proposer
 from aisp_ray.tune.search import Rules, run_search

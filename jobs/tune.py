@@ -5,7 +5,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # a checkout works without being installed
 
-from aisp_ray.tune.cli import main
+from aisp_ray.commands.tune import main
 
 if __name__ == "__main__":
     sys.exit(main())

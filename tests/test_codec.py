@@ -3,11 +3,11 @@ import math
 
 import pytest
 
-from aisp_ray.codec import decode, encode
-from aisp_ray.controls import WeightEntry, WeightLog
-from aisp_ray.driver import Progress, Trace
+from aisp_ray.controls.weight_log import WeightEntry, WeightLog
+from aisp_ray.ledger import Progress, Trace
 from aisp_ray.methods.aisp import AispState
 from aisp_ray.methods.base import Candidate
+from aisp_ray.pipeline.codec import decode, encode
 
 
 def test_a_search_survives_json():

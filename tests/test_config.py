@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 import yaml
 
-from aisp_ray import cli, config
+from aisp_ray import config
+from aisp_ray.commands import eval as cli
 
 ROOT = Path(__file__).parent.parent
 

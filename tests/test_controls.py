@@ -7,7 +7,7 @@ import dataclasses
 import numpy as np
 import torch
 
-from aisp_ray.controls import Elite, WeightEntry, WeightLog, signed_noise
+from aisp_ray.controls.weight_log import Elite, WeightEntry, WeightLog, signed_noise
 
 
 class Source:

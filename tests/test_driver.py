@@ -7,13 +7,15 @@ from dataclasses import replace
 
 import pytest
 
-from aisp_ray.codec import decode, encode
-from aisp_ray.driver import Driver, MethodError, Outcome, Task, particle_rows, row_of, search
+from aisp_ray.driver import Driver, MethodError, search
+from aisp_ray.errors import DataError
+from aisp_ray.ledger import Outcome, Task, particle_rows, row_of
 from aisp_ray.methods.aisp import Aisp
 from aisp_ray.methods.best_of_n import BestOfN
+from aisp_ray.pipeline.codec import decode, encode
 from aisp_ray.results import PARTICLE_SCHEMA, ROW_SCHEMA
 from aisp_ray.rng import generator
-from aisp_ray.types import DataError, Prompt, Rollout, Rollouts, Scores
+from aisp_ray.types import Prompt, Rollout, Rollouts, Scores
 
 RUN = {"run_id": "r", "config_hash": "h", "seed": 0}
 

@@ -9,15 +9,15 @@ import pytest
 
 PACKAGE = Path(__file__).parent.parent / "aisp_ray"
 FLOORS = {
-    0: {"types", "rng", "noise", "weights", "config", "loading", "codec", "plan", "hub", "services"},
-    1: {"controls", "score_controls", "results", "methods"},
-    2: {"engine", "policy", "rewards", "metrics", "data", "demo"},
-    3: {"cluster", "driver", "local"},
-    4: {"pipeline", "report", "cli", "helptext", "progress", "output", "export", "tune", "value", "preflight"},
+    0: {"types", "rng", "noise", "weights", "config", "errors", "files", "plan"},
+    1: {"controls", "methods", "ledger", "results"},
+    2: {"engine", "lm", "policy", "rewards", "metrics", "data", "demo"},
+    3: {"cluster", "driver"},
+    4: {"pipeline", "report", "commands", "tune"},
 }
 FLOOR_OF = {room: floor for floor, rooms in FLOORS.items() for room in rooms}
 ONE_IDEA_A_FILE = ("methods", "rewards", "metrics")  # siblings import `base` and private helpers, never each other
-RAY_ALLOWED = {"cluster", "data", "pipeline", "report", "cli", "progress", "output", "tune", "value", "preflight"}
+RAY_ALLOWED = {"cluster", "data", "pipeline", "report", "commands", "tune"}
 
 
 def modules():
@@ -66,7 +66,7 @@ def test_one_idea_a_file(room):
 
 def test_a_command_line_is_checked_without_torch_or_ray():
     script = (
-        "import sys; from aisp_ray.cli import make_plan, read_command;"
+        "import sys; from aisp_ray.commands.eval import make_plan, read_command;"
         "make_plan(read_command([])[1]);"
         "heavy = [m for m in ('torch', 'ray', 'transformers', 'datasets', 'pandas', 'matplotlib') if m in sys.modules];"
         "sys.exit(','.join(heavy) if heavy else 0)"

@@ -4,7 +4,7 @@ import huggingface_hub
 import pytest
 from huggingface_hub import constants, errors
 
-from aisp_ray import hub
+from aisp_ray.lm import hub
 
 
 @pytest.fixture(autouse=True)

@@ -5,8 +5,9 @@ import asyncio
 import numpy as np
 import pytest
 
-from aisp_ray.types import DataError, Prompt, Rollout, Rollouts, Scores
-from aisp_ray.value import ValueTraining, collect, is_held_out, main, read_command
+from aisp_ray.commands.train_value import ValueTraining, collect, is_held_out, main, read_command
+from aisp_ray.errors import DataError
+from aisp_ray.types import Prompt, Rollout, Rollouts, Scores
 
 
 class FakePolicy:

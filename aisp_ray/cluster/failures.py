@@ -18,8 +18,7 @@ import traceback
 
 import ray.exceptions as rx
 
-from aisp_ray.services import is_away, will_fail_again
-from aisp_ray.types import DataError
+from aisp_ray.errors import DataError, is_away, will_fail_again
 
 
 class CallError(Exception):

@@ -21,7 +21,7 @@ from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 from aisp_ray.cluster.failures import CallError, PoolError, StarvationError, read_error
-from aisp_ray.types import DataError
+from aisp_ray.errors import DataError
 
 log = logging.getLogger(__name__)
 

@@ -333,6 +333,6 @@ class HubSet:
 
     def commit(self) -> str | None:
         """The hub's commit of the revision. Raises ValueError with one sentence."""
-        from aisp_ray.hub import look_up
+        from aisp_ray.lm.hub import look_up
 
         return look_up(self.path, "data.path", "dataset", self.revision)

@@ -14,7 +14,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from aisp_ray.controls import MeanSource, OpenLoop
+from aisp_ray.controls.laws import OpenLoop
+from aisp_ray.controls.weight_log import MeanSource
 from aisp_ray.engine._shape import apply
 from aisp_ray.engine.rows import Active, Row
 from aisp_ray.noise import normal, split_key, uniform

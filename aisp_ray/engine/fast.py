@@ -16,7 +16,8 @@ from typing import Any
 import torch
 import transformers
 
-from aisp_ray.controls import Feedback
+from aisp_ray.config import locate
+from aisp_ray.controls.laws import Feedback
 from aisp_ray.engine._head import Head
 from aisp_ray.engine._shape import Shapes
 from aisp_ray.engine._source import Source
@@ -36,7 +37,6 @@ from aisp_ray.engine.rows import Active, Row
 from aisp_ray.engine.support import require_supported
 from aisp_ray.engine.tile import Body, Tile
 from aisp_ray.engine.widths import equal_reaches, equal_widths
-from aisp_ray.loading import locate
 from aisp_ray.types import Rollouts
 
 log = logging.getLogger(__name__)

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 import numpy as np
 from torch import Tensor
 
-from aisp_ray.controls import Feedback, OpenLoop
+from aisp_ray.controls.laws import Feedback, OpenLoop
 from aisp_ray.engine.base import RolloutRequest
 from aisp_ray.engine.prefixes import Prefix
 from aisp_ray.engine.snapshots import Snapshot

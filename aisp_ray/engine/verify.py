@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from aisp_ray.controls import OpenLoop
+from aisp_ray.controls.laws import OpenLoop
 from aisp_ray.engine._head import Head
 from aisp_ray.engine.attention import configs_of
 from aisp_ray.engine.base import RolloutRequest, StopRules

@@ -17,7 +17,8 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from aisp_ray.controls import OpenLoop, WeightEntry, WeightLog
+from aisp_ray.controls.laws import OpenLoop
+from aisp_ray.controls.weight_log import WeightEntry, WeightLog
 from aisp_ray.methods._importance import control_cost, kl_info, live_lengths
 from aisp_ray.methods._stopping import expected_gain
 from aisp_ray.methods.base import Info, State, best_candidate, check_horizon, check_rounds, check_sampling, require

@@ -24,7 +24,8 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from aisp_ray.controls import Elite, HeadShape, OpenLoop, WeightEntry, WeightLog
+from aisp_ray.controls.laws import HeadShape, OpenLoop
+from aisp_ray.controls.weight_log import Elite, WeightEntry, WeightLog
 from aisp_ray.methods._importance import control_cost, kl_info, live_lengths
 from aisp_ray.methods.base import Info, State, best_candidate, check_horizon, check_rounds, check_sampling, require
 from aisp_ray.types import Prompt, Proposal, Rollouts, Sampling, Scores

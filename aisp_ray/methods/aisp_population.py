@@ -21,7 +21,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from aisp_ray.controls import OpenLoop
+from aisp_ray.controls.laws import OpenLoop
 from aisp_ray.methods.base import Info, State, best_candidate, check_rounds, check_sampling, require
 from aisp_ray.rng import generator
 from aisp_ray.types import Control, Prompt, Proposal, Rollouts, Sampling, Scores

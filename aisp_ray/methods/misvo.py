@@ -20,9 +20,9 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from aisp_ray.controls import OpenLoop
+from aisp_ray.controls.laws import OpenLoop
+from aisp_ray.controls.score_log import PENALTIES, ScoreEntry, ScoreLog
 from aisp_ray.methods.base import Info, State, best_candidate, check_horizon, require
-from aisp_ray.score_controls import PENALTIES, ScoreEntry, ScoreLog
 from aisp_ray.types import Prompt, Proposal, Rollouts, Sampling, Scores
 
 

@@ -14,7 +14,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from aisp_ray.controls import Feedback
+from aisp_ray.controls.laws import Feedback
 from aisp_ray.methods._value_file import training_cost
 from aisp_ray.methods.base import Info, State, best_candidate, check_horizon, check_rounds, check_sampling, require
 from aisp_ray.types import Prompt, Proposal, Rollouts, Sampling, Scores

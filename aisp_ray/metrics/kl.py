@@ -20,7 +20,8 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from aisp_ray.controls import MeanSource, MeanSpec, OpenLoop
+    from aisp_ray.controls.laws import OpenLoop
+    from aisp_ray.controls.weight_log import MeanSource, MeanSpec
 
 
 def gaussian(control_norm: float, sigma: float) -> float:

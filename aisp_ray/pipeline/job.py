@@ -21,15 +21,16 @@ from aisp_ray.cluster.models import RemotePolicy, RemoteReward, make_pool
 from aisp_ray.cluster.pool import Pool
 from aisp_ray.data.select import DropReport
 from aisp_ray.data.stream import stream_prompts
-from aisp_ray.driver import Driver, Outcome, Progress, Task, particle_rows, row_of
-from aisp_ray.output import snapshot as snapshots
-from aisp_ray.output.files import ROWS, Output, inside
-from aisp_ray.output.manifest import MANIFEST, SUMMARY, note_engines, open_manifest, shown_prompt, summary_of
-from aisp_ray.output.snapshot import Snapshot
-from aisp_ray.output.store import Store
+from aisp_ray.driver import Driver
+from aisp_ray.files import ROWS, Output, inside
+from aisp_ray.ledger import Outcome, Progress, Task, particle_rows, row_of
+from aisp_ray.pipeline import snapshot as snapshots
 from aisp_ray.pipeline.feed import Feed
+from aisp_ray.pipeline.manifest import MANIFEST, SUMMARY, note_engines, open_manifest, shown_prompt, summary_of
+from aisp_ray.pipeline.progress import Meter, Screen, ScreenHandler
+from aisp_ray.pipeline.snapshot import Snapshot
+from aisp_ray.pipeline.store import Store
 from aisp_ray.plan import Plan
-from aisp_ray.progress import Meter, Screen, ScreenHandler
 from aisp_ray.types import Prompt, Rollouts, Scores
 
 log = logging.getLogger("aisp_ray.run")

@@ -22,10 +22,10 @@ from aisp_ray.cluster.session import (
     quiet_data,
     starts_local,
 )
-from aisp_ray.output.files import Output
-from aisp_ray.output.manifest import RefusedError
+from aisp_ray.files import Output
+from aisp_ray.pipeline.manifest import RefusedError
+from aisp_ray.pipeline.progress import Screen
 from aisp_ray.plan import Plan, in_ray_job
-from aisp_ray.progress import Screen
 from aisp_ray.types import Placement
 
 REFUSED = 2

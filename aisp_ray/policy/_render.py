@@ -7,8 +7,9 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from aisp_ray.errors import DataError
 from aisp_ray.policy.templates import CHAT, Template, find_template, fold_system, merge_turns, turns_of
-from aisp_ray.types import DataError, Message, Prompt
+from aisp_ray.types import Message, Prompt
 
 
 @dataclass(frozen=True)

@@ -12,11 +12,11 @@ from pathlib import Path
 from typing import Any
 
 from aisp_ray.engine.base import RolloutRequest, StopRules
+from aisp_ray.errors import DataError, LoadError, comes_from_away, will_fail_again
 from aisp_ray.policy._render import Renderer
 from aisp_ray.policy.base import PolicySpec
 from aisp_ray.policy.templates import find_template
-from aisp_ray.services import comes_from_away, will_fail_again
-from aisp_ray.types import DataError, LoadError, Prompt, Proposal, Rollouts
+from aisp_ray.types import Prompt, Proposal, Rollouts
 
 DEMO = "demo:"  # prefix of the embedded models' names
 DTYPES = ("float32", "bfloat16", "float16")
@@ -97,7 +97,7 @@ class CausalLM(PolicySpec):
 
     def _commit(self, key: str, name: str | None) -> str | None:
         """The hub commit of the model or adapter; None for what is on the disk."""
-        from aisp_ray.hub import look_up
+        from aisp_ray.lm.hub import look_up
 
         if name is None:
             return None

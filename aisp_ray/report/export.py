@@ -14,7 +14,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
-from aisp_ray.output.files import inside, split_query
+from aisp_ray.files import inside, split_query
 from aisp_ray.report.rejudge import messages_of
 from aisp_ray.rng import derive_seed
 

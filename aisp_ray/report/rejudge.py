@@ -128,7 +128,7 @@ def _scores_of(scores: Scores) -> Iterator[Score]:
 
 def best_responses(rows: pa.Table, manifests: Mapping[str, Any]) -> dict[Search, list[str | None]]:
     """What each search would have returned after each iteration: the first particle with its best-so-far reward."""
-    from aisp_ray.output.files import inside
+    from aisp_ray.files import inside
     from aisp_ray.report.rows import parquet_files
 
     names = ("out", "prompt_id", "method", "reward_best")

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from aisp_ray.output.files import inside, split_query
+from aisp_ray.files import inside, split_query
 
 if TYPE_CHECKING:
     import pyarrow as pa

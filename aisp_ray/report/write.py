@@ -8,8 +8,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+from aisp_ray.files import inside, split_query
 from aisp_ray.metrics.base import TextMetric
-from aisp_ray.output.files import inside, split_query
 from aisp_ray.report.budgets import budgets_markdown
 from aisp_ray.report.figures import DRAWINGS, drawn, inline_svg
 from aisp_ray.report.formats import format_table

@@ -80,7 +80,7 @@ class NeuralReward(RewardSpec):
 
     def _commit(self, where: str) -> str | None:
         """The hub's commit; None for a checkpoint on the disk. Raises ValueError with one sentence."""
-        from aisp_ray.hub import look_up
+        from aisp_ray.lm.hub import look_up
 
         return None if Path(self.source).exists() else look_up(self.model, f"{where}.model", revision=self.revision)
 

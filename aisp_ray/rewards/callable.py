@@ -9,9 +9,9 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from aisp_ray.loading import locate
+from aisp_ray.config import locate
+from aisp_ray.errors import is_away
 from aisp_ray.rewards.base import RewardSpec, ScoreRequest
-from aisp_ray.services import is_away
 from aisp_ray.types import Prompt, Scores
 
 

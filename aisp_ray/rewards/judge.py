@@ -18,9 +18,9 @@ from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
 from dataclasses import dataclass, field
 from typing import Any
 
+from aisp_ray.errors import is_away
 from aisp_ray.rewards.base import RewardSpec, ScoreRequest
 from aisp_ray.rng import derive_seed
-from aisp_ray.services import is_away
 from aisp_ray.types import Message, Prompt, Scores
 
 RATING = """You grade the last answer of an assistant. Consider whether it is helpful, correct, harmless and as \

@@ -8,8 +8,8 @@ import time
 from collections.abc import Callable
 from concurrent.futures import Future
 
+from aisp_ray.errors import is_away
 from aisp_ray.rewards.base import Scorer, ScoreRequest
-from aisp_ray.services import is_away
 from aisp_ray.types import Scores
 
 

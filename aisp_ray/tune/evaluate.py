@@ -8,9 +8,10 @@ import math
 from collections.abc import AsyncIterator, Mapping, Sequence
 from typing import Any
 
-from aisp_ray.cli import describe
-from aisp_ray.driver import Driver, Task, row_of
+from aisp_ray.driver import Driver
+from aisp_ray.ledger import Task, row_of
 from aisp_ray.methods.base import Method
+from aisp_ray.plan import describe
 from aisp_ray.tune.objective import Objective
 from aisp_ray.tune.store import Evaluations, setting_hash
 from aisp_ray.types import Prompt

@@ -27,7 +27,7 @@ async def local_driver(plan: TunePlan) -> AsyncIterator[Driver]:
     """A driver over models in this process, one device each, without Ray."""
     for name, value in _QUIET.items():
         os.environ.setdefault(name, value)  # before a model library is imported
-    from aisp_ray.local import LocalPolicy, LocalReward
+    from aisp_ray.cluster.local import LocalPolicy, LocalReward
 
     def device(spec: Placement) -> str:
         return "cuda" if spec.num_gpus > 0 else "cpu"

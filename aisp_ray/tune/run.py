@@ -18,11 +18,11 @@ from pathlib import Path
 from typing import Any
 
 from aisp_ray import config
-from aisp_ray.cli import describe
 from aisp_ray.driver import Driver
+from aisp_ray.files import Output, inside
 from aisp_ray.methods.base import Method
-from aisp_ray.output.files import Output, inside
-from aisp_ray.progress import Screen, ScreenHandler
+from aisp_ray.pipeline.progress import Screen, ScreenHandler
+from aisp_ray.plan import describe
 from aisp_ray.tune import heldout as held
 from aisp_ray.tune import table as tables
 from aisp_ray.tune.evaluate import Evaluator

@@ -19,7 +19,7 @@ from typing import Any
 
 import pyarrow as pa
 
-from aisp_ray.output.files import Output, differences, to_table
+from aisp_ray.files import Output, differences, to_table
 from aisp_ray.results import ROW_SCHEMA
 from aisp_ray.types import Prompt
 

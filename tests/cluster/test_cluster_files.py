@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 import yaml
 
-from aisp_ray.cli import make_plan, read_command
 from aisp_ray.cluster.placement import Node, find_problems
 from aisp_ray.cluster.session import types_of
+from aisp_ray.commands.eval import make_plan, read_command
 from aisp_ray.types import Placement
 
 ROOT = Path(__file__).parent.parent.parent

@@ -8,7 +8,7 @@ import ray.exceptions as rx
 import requests
 
 from aisp_ray.cluster.failures import CallError, read_error, sort_error, sort_load_error
-from aisp_ray.types import DataError
+from aisp_ray.errors import DataError
 
 
 class RateLimitError(Exception):

@@ -7,7 +7,7 @@ import ray.exceptions as rx
 
 from aisp_ray.cluster.failures import CallError, PoolError, StarvationError
 from aisp_ray.cluster.pool import Call, Pool, PoolSettings
-from aisp_ray.types import DataError
+from aisp_ray.errors import DataError
 
 
 class Method:

@@ -4,9 +4,10 @@ import json
 
 import pytest
 
-from aisp_ray import config, hub
+from aisp_ray import config
 from aisp_ray.data._source import File, HubSet
 from aisp_ray.data.stream import rows_locally
+from aisp_ray.lm import hub
 
 
 @pytest.fixture

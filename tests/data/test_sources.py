@@ -162,7 +162,7 @@ def test_the_fingerprint_follows_the_content_and_not_the_place(tmp_path):
 
 
 def test_a_hub_name_is_looked_up_before_the_run(monkeypatch):
-    from aisp_ray import hub
+    from aisp_ray.lm import hub
 
     def look_up(name, key, kind, revision):
         if revision == "v9":

@@ -13,7 +13,8 @@ import torch
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
 
 from aisp_ray import demo
-from aisp_ray.demo import data, fit_reward, lexicon, world
+from aisp_ray.demo import lexicon, world
+from tools.demo_models import data, fit_reward
 
 DEMO = Path(demo.__path__[0])
 PROMPT = "I have no vinegar. How do I clean the kettle?"

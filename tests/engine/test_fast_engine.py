@@ -9,7 +9,8 @@ import pytest
 import torch
 from tiny_models import VOCABULARY, bits, drive, prompt, request, tiny
 
-from aisp_ray.controls import Feedback, OpenLoop, WeightEntry, WeightLog
+from aisp_ray.controls.laws import Feedback, OpenLoop
+from aisp_ray.controls.weight_log import WeightEntry, WeightLog
 from aisp_ray.engine.base import StopRules
 from aisp_ray.engine.factory import build_engine
 from aisp_ray.engine.fast import FastEngine

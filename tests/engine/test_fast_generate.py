@@ -8,7 +8,8 @@ import pytest
 import torch
 from tiny_models import drive, generate, request, tiny
 
-from aisp_ray.controls import OpenLoop, WeightEntry, WeightLog
+from aisp_ray.controls.laws import OpenLoop
+from aisp_ray.controls.weight_log import WeightEntry, WeightLog
 from aisp_ray.engine._head import Head
 from aisp_ray.engine._source import Source
 from aisp_ray.engine.base import StopRules

@@ -12,7 +12,7 @@ import pytest
 import torch
 from tiny_models import drive, request, tiny
 
-from aisp_ray.controls import OpenLoop
+from aisp_ray.controls.laws import OpenLoop
 from aisp_ray.engine import fast
 from aisp_ray.engine.factory import LEAST_STACK, _stack
 from aisp_ray.engine.fast import FastEngine

@@ -9,7 +9,7 @@ import pytest
 import torch
 from tiny_models import WINDOW, drive, prompt, request, tiny
 
-from aisp_ray.controls import OpenLoop
+from aisp_ray.controls.laws import OpenLoop
 from aisp_ray.engine import attention, draws
 from aisp_ray.engine._head import Head
 from aisp_ray.engine.factory import build_engine

@@ -8,7 +8,7 @@ import pytest
 import torch
 from tiny_models import bits, drive, request, tiny
 
-from aisp_ray.controls import OpenLoop
+from aisp_ray.controls.laws import OpenLoop
 from aisp_ray.engine.base import StopRules
 from aisp_ray.engine.fast import FastEngine
 from aisp_ray.engine.tile import Tile

@@ -9,7 +9,8 @@ import pytest
 import torch
 from tiny_models import bits, drive, request, tiny
 
-from aisp_ray.controls import OpenLoop, WeightEntry, WeightLog
+from aisp_ray.controls.laws import OpenLoop
+from aisp_ray.controls.weight_log import WeightEntry, WeightLog
 from aisp_ray.engine import prefixparts, widths
 from aisp_ray.engine.attention import VECTORS, whole_vectors
 from aisp_ray.engine.base import StopRules

@@ -7,7 +7,8 @@ import pytest
 import torch
 from tiny_models import bits, drive, generate, request, tiny
 
-from aisp_ray.controls import HeadShape, OpenLoop, WeightEntry, WeightLog
+from aisp_ray.controls.laws import HeadShape, OpenLoop
+from aisp_ray.controls.weight_log import WeightEntry, WeightLog
 from aisp_ray.engine import _shape
 from aisp_ray.engine._head import Head
 from aisp_ray.engine._source import Source

@@ -14,7 +14,7 @@ import pytest
 import torch
 from tiny_models import WINDOW, drive, request, tiny
 
-from aisp_ray.controls import OpenLoop
+from aisp_ray.controls.laws import OpenLoop
 from aisp_ray.engine import kernels
 from aisp_ray.engine.direct import DirectPrefixes
 from aisp_ray.engine.factory import build_engine

@@ -6,7 +6,8 @@ import pytest
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from aisp_ray.controls import OpenLoop, WeightEntry, WeightLog
+from aisp_ray.controls.laws import OpenLoop
+from aisp_ray.controls.weight_log import WeightEntry, WeightLog
 from aisp_ray.engine._source import Source
 from aisp_ray.engine.base import RolloutRequest, StopRules
 from aisp_ray.engine.expanded import ExpandedEngine

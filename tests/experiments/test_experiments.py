@@ -3,7 +3,9 @@
 import pytest
 import yaml
 
-from aisp_ray import cli, config, hub, pipeline
+from aisp_ray import config, pipeline
+from aisp_ray.commands import eval as cli
+from aisp_ray.lm import hub
 
 NAMES = sorted(config.choices("experiment"))
 POLICIES = ("llama3_8b", "vicuna_7b", "gemma3_4b")

@@ -10,8 +10,8 @@ import torch
 from toy_world import DIM, ToyPolicy, drive, prompt, scores_of
 
 from aisp_ray import config
-from aisp_ray.codec import decode, encode
 from aisp_ray.methods.aisp import Aisp
+from aisp_ray.pipeline.codec import decode, encode
 from aisp_ray.types import Rollout, Rollouts, Scores
 
 

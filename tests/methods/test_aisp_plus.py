@@ -9,10 +9,11 @@ import pytest
 import torch
 from toy_world import DIM, ToyPolicy, drive, prompt, scores_of
 
-from aisp_ray.codec import decode, encode
-from aisp_ray.controls import HeadShape, WeightLog
+from aisp_ray.controls.laws import HeadShape
+from aisp_ray.controls.weight_log import WeightLog
 from aisp_ray.methods.aisp import Aisp
 from aisp_ray.methods.aisp_plus import AispPlus
+from aisp_ray.pipeline.codec import decode, encode
 
 SMALL = {"n": 8, "kappa": 4, "horizon": 4, "sigma": 0.7}
 

@@ -9,10 +9,10 @@ import pytest
 import torch
 from toy_world import DIM, ToyPolicy, drive
 
-from aisp_ray import score_controls
-from aisp_ray.codec import decode, encode
+from aisp_ray.controls import score_log as score_controls
+from aisp_ray.controls.score_log import ScoreEntry, ScoreLog, _Responses, fisher_product, kl_gradient, reward_gradient
 from aisp_ray.methods.misvo import Misvo, leave_one_out
-from aisp_ray.score_controls import ScoreEntry, ScoreLog, _Responses, fisher_product, kl_gradient, reward_gradient
+from aisp_ray.pipeline.codec import decode, encode
 
 
 class Double(ToyPolicy):

@@ -5,9 +5,9 @@ from __future__ import annotations
 import pytest
 import torch
 
+from aisp_ray.controls.score_log import _Responses, fisher_product
 from aisp_ray.engine.base import RolloutRequest, StopRules
 from aisp_ray.methods.misvo import Misvo
-from aisp_ray.score_controls import _Responses, fisher_product
 from aisp_ray.types import Prompt, Scores
 
 

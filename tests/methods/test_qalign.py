@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 from toy_world import END, ToyPolicy, drive, prompt
 
-from aisp_ray.codec import decode, encode
 from aisp_ray.methods.base import Candidate
 from aisp_ray.methods.qalign import QAlign, acceptance
+from aisp_ray.pipeline.codec import decode, encode
 from aisp_ray.types import Scores
 
 

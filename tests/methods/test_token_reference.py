@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from aisp_ray.controls import HeadShape, OpenLoop, WeightLog
+from aisp_ray.controls.laws import HeadShape, OpenLoop
+from aisp_ray.controls.weight_log import WeightLog
 from aisp_ray.metrics import kl
 
 PAGE = (Path(__file__).parent.parent.parent / "docs" / "methods.md").read_text(encoding="utf-8")

@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
-from aisp_ray.controls import OpenLoop
+from aisp_ray.controls.laws import OpenLoop
 from aisp_ray.engine._sampling import branch, pick
 from aisp_ray.noise import normal, split_key, uniform
 from aisp_ray.rng import prompt_key

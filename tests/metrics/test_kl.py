@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 
-from aisp_ray.controls import WeightEntry, WeightLog
+from aisp_ray.controls.weight_log import WeightEntry, WeightLog
 from aisp_ray.metrics import kl
 from aisp_ray.metrics.gaussianity import gaussianity
 

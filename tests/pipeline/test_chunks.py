@@ -2,7 +2,7 @@
 
 import random
 
-from aisp_ray.output.chunks import Chunks
+from aisp_ray.pipeline.chunks import Chunks
 
 
 def row(ordinal, method="a"):

@@ -8,7 +8,7 @@ import pyarrow.fs as pafs
 import pyarrow.parquet as pq
 import pytest
 
-from aisp_ray.output.files import Output, differences, inside, part_name, resolve, split_query, to_table
+from aisp_ray.files import Output, differences, inside, part_name, resolve, split_query, to_table
 from aisp_ray.results import ROW_SCHEMA
 
 

@@ -6,7 +6,7 @@ import logging
 import time
 
 from aisp_ray.cluster.pool import Call, Pool, PoolSettings, Replica
-from aisp_ray.progress import Meter, Screen, ScreenHandler, clock
+from aisp_ray.pipeline.progress import Meter, Screen, ScreenHandler, clock
 
 
 class Clock:

@@ -3,12 +3,12 @@
 import json
 import math
 
-from aisp_ray.controls import WeightEntry, WeightLog
-from aisp_ray.driver import Progress, Trace
+from aisp_ray.controls.weight_log import WeightEntry, WeightLog
+from aisp_ray.files import Output
+from aisp_ray.ledger import Progress, Trace
 from aisp_ray.methods.aisp import AispState
 from aisp_ray.methods.base import Candidate
-from aisp_ray.output import snapshot
-from aisp_ray.output.files import Output
+from aisp_ray.pipeline import snapshot
 
 STATE = AispState(
     "fake/test/00000003",

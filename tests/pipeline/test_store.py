@@ -6,11 +6,11 @@ from types import SimpleNamespace
 
 import pytest
 
-from aisp_ray.output import snapshot
-from aisp_ray.output.files import Output, to_table
-from aisp_ray.output.manifest import RefusedError, note_engines, open_manifest
-from aisp_ray.output.snapshot import Snapshot
-from aisp_ray.output.store import Store
+from aisp_ray.files import Output, to_table
+from aisp_ray.pipeline import snapshot
+from aisp_ray.pipeline.manifest import RefusedError, note_engines, open_manifest
+from aisp_ray.pipeline.snapshot import Snapshot
+from aisp_ray.pipeline.store import Store
 from aisp_ray.plan import Plan, RunSettings
 from aisp_ray.results import PARTICLE_SCHEMA, ROW_SCHEMA
 
@@ -109,7 +109,7 @@ def test_a_manifest_that_cannot_be_read_is_refused_in_one_sentence(tmp_path, con
 def without_ray(monkeypatch):
     """Parts are written here, and not by a task of Ray Data."""
     here = SimpleNamespace(write_chunk=lambda output, table, *part: output.write_part(table, *part))
-    monkeypatch.setitem(sys.modules, "aisp_ray.output.sink", here)
+    monkeypatch.setitem(sys.modules, "aisp_ray.pipeline.sink", here)
 
 
 def finish(store, ordinals):

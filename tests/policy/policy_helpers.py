@@ -1,7 +1,7 @@
 """What the tests of policies share: prompts, proposals, and settings from a YAML for a small checkpoint."""
 
 from aisp_ray import config
-from aisp_ray.controls import OpenLoop
+from aisp_ray.controls.laws import OpenLoop
 from aisp_ray.types import Message, Prompt, Proposal, Sampling
 
 DIALOGUE = (Message("user", "Is it?"), Message("assistant", "It is."), Message("user", "Whose, then? 🙂"))

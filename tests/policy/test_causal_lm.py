@@ -8,8 +8,9 @@ from tiny_checkpoints import LLAMA3_CHAT, make_checkpoint
 
 from aisp_ray.cluster.failures import sort_load_error
 from aisp_ray.engine import kernels
+from aisp_ray.errors import DataError, LoadError
 from aisp_ray.policy.causal_lm import CausalLM
-from aisp_ray.types import DataError, LoadError, Message, Prompt, Rollout, Rollouts
+from aisp_ray.types import Message, Prompt, Rollout, Rollouts
 
 
 @pytest.fixture(scope="module")
@@ -195,7 +196,7 @@ def test_paths_that_hold_no_checkpoint_are_said_before_loading(base, tmp_path):
 
 
 def test_a_hub_model_is_pinned_to_its_commit(monkeypatch):
-    from aisp_ray import hub
+    from aisp_ray.lm import hub
 
     monkeypatch.setattr(hub, "look_up", lambda name, *rest: f"commit of {name}")
     spec = CausalLM(model="owner/model", adapter="owner/adapter").pinned()

@@ -7,8 +7,9 @@ from policy_helpers import PROMPTS, SAMPLED, STEERED, load, rollouts, settings
 from tiny_checkpoints import MAKERS, make_checkpoint
 
 from aisp_ray import config
-from aisp_ray.driver import Task, search
-from aisp_ray.local import LocalPolicy, LocalReward
+from aisp_ray.cluster.local import LocalPolicy, LocalReward
+from aisp_ray.driver import search
+from aisp_ray.ledger import Task
 from aisp_ray.methods.aisp import Aisp
 from aisp_ray.rewards.callable import CallableReward
 

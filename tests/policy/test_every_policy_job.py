@@ -5,7 +5,7 @@ import json
 import pytest
 from tiny_checkpoints import MAKERS, make_checkpoint
 
-from aisp_ray import cli
+from aisp_ray.commands import eval as cli
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.timeout(600)]
 

@@ -5,13 +5,13 @@ import sys
 
 import pyarrow.parquet as pq
 
-from aisp_ray.cluster.fakes import SleepPolicy, SleepReward
 from aisp_ray.data.prompts import Prompts
 from aisp_ray.methods.aisp import Aisp
 from aisp_ray.methods.best_of_n import BestOfN
 from aisp_ray.pipeline import run
 from aisp_ray.plan import Plan, RunSettings
 from aisp_ray.results import VOLATILE_COLUMNS
+from tests.fakes import SleepPolicy, SleepReward
 
 TEMPORARY = {*VOLATILE_COLUMNS}
 

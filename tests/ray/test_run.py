@@ -106,7 +106,7 @@ def test_a_snapshot_that_cannot_be_written_costs_no_row_and_no_exit_code(setting
     def full(*_):
         raise OSError("no space left on device")
 
-    monkeypatch.setattr("aisp_ray.output.snapshot.save", full)
+    monkeypatch.setattr("aisp_ray.pipeline.snapshot.save", full)
     plan = make_plan({**settings, "limit": 8, "run": {**settings["run"], "snapshot_seconds": 0.05}})
     assert run(plan) == 0
     assert "the last snapshot could not be written" in capsys.readouterr().err

@@ -6,8 +6,8 @@ import json
 import pyarrow.parquet as pq
 import pytest
 
-from aisp_ray.cluster.fakes import SleepPolicy, SleepReward
-from aisp_ray.tune.cli import make_plan, read_command
+from aisp_ray.commands.tune import make_plan, read_command
+from tests.fakes import SleepPolicy, SleepReward
 
 pytestmark = pytest.mark.ray
 

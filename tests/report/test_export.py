@@ -9,8 +9,8 @@ import datasets
 import pytest
 from made_rows import made_error, made_particles, made_row, write_output
 
+from aisp_ray.commands.export import main
 from aisp_ray.report.export import ExportSettings, Response, asked, distinct, export
-from aisp_ray.report.export_command import main
 
 METHODS = ("best_of_n", "aisp")
 

@@ -11,7 +11,7 @@ from unittest import mock
 import pytest
 from made_rows import made_particles, made_row, write_output
 
-from aisp_ray.report.command import main
+from aisp_ray.commands.report import main
 from aisp_ray.report.rejudge import Rejudging, read_again, rejudge
 from aisp_ray.report.rows import read_json, read_rows
 from aisp_ray.report.write import make_report

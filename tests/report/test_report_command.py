@@ -9,7 +9,7 @@ import pytest
 from made_rows import made_row, write_output
 
 from aisp_ray import config
-from aisp_ray.report.command import main
+from aisp_ray.commands.report import main
 from aisp_ray.report.trackers import curve_values, last_values
 from aisp_ray.report.write import make_report
 

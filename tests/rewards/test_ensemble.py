@@ -4,8 +4,8 @@ import math
 
 import pytest
 
-from aisp_ray.cli import describe
 from aisp_ray.config import build
+from aisp_ray.plan import describe
 from aisp_ray.rewards.base import ScoreRequest
 from aisp_ray.rewards.callable import CallableReward
 from aisp_ray.rewards.ensemble import Ensemble
@@ -67,7 +67,7 @@ def test_what_is_wrong_with_a_member_names_its_key():
 
 
 def test_members_from_the_hub_are_pinned_to_their_commits(monkeypatch):
-    from aisp_ray import hub
+    from aisp_ray.lm import hub
 
     monkeypatch.setattr(hub, "look_up", lambda name, *rest, **more: f"commit of {name}")
     mapping = {"_target_": "aisp_ray.rewards.sequence_classifier.SequenceClassifier", "model": "owner/reward"}

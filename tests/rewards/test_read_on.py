@@ -142,9 +142,10 @@ def test_a_text_that_is_cut_into_other_tokens_as_it_grows_has_the_general_paths_
 
 
 def test_args_finds_the_same_response_with_and_without():
+    from aisp_ray.cluster.local import LocalPolicy, LocalReward
     from aisp_ray.config import build, read_choice
-    from aisp_ray.driver import Task, search
-    from aisp_ray.local import LocalPolicy, LocalReward
+    from aisp_ray.driver import search
+    from aisp_ray.ledger import Task
     from aisp_ray.methods.args import Args
 
     policy = LocalPolicy(build(read_choice("policy", "demo"), "policy"))

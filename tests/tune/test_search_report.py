@@ -13,8 +13,8 @@ import pyarrow.parquet as pq
 import pytest
 from tune_world import PEAK, FakePolicy, make, run
 
+from aisp_ray.commands.report import main
 from aisp_ray.metrics.base import estimate
-from aisp_ray.report.command import main
 from aisp_ray.report.rejudge import Rejudging
 from aisp_ray.report.search_page import search_html
 from aisp_ray.report.searches import find_searches, read_search

@@ -10,12 +10,12 @@ import pytest
 from tune_world import PEAK, FakePolicy, make, prompts, read_preset, run
 
 from aisp_ray import config
-from aisp_ray.cli import make_plan as make_evaluation
-from aisp_ray.cli import read_command as read_evaluation
+from aisp_ray.commands.eval import make_plan as make_evaluation
+from aisp_ray.commands.eval import read_command as read_evaluation
+from aisp_ray.files import Output
 from aisp_ray.methods.best_of_n import BestOfN
-from aisp_ray.output.files import Output
-from aisp_ray.output.manifest import RefusedError, open_manifest
-from aisp_ray.progress import Screen
+from aisp_ray.pipeline.manifest import RefusedError, open_manifest
+from aisp_ray.pipeline.progress import Screen
 from aisp_ray.report.notices import run_notices
 from aisp_ray.report.searches import read_compared, read_search
 from aisp_ray.tune.run import read_prompts

@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from aisp_ray.output.files import differences
-from aisp_ray.tune.cli import check, main, make_plan, pin, read_command
-from aisp_ray.tune.helptext import help_text
+from aisp_ray.commands.tune import check, main, make_plan, pin, read_command
+from aisp_ray.commands.tune_helptext import help_text
+from aisp_ray.files import differences
 
 ROOT = Path(__file__).parent.parent.parent
 
@@ -62,7 +62,7 @@ def test_the_configuration_can_be_shown(capsys):
 
 
 def test_what_comes_from_the_hub_is_pinned(monkeypatch):
-    monkeypatch.setattr("aisp_ray.hub.look_up", lambda name, *_, **__: f"commit of {name}")
+    monkeypatch.setattr("aisp_ray.lm.hub.look_up", lambda name, *_, **__: f"commit of {name}")
     words = ["policy.model=owner/model", "reward=skywork_v2_qwen3_0_6b", "reward.model=owner/reward"]
     plan = pin(make_plan(read_command(words)[1]))
     assert plan.policy.revision == "commit of owner/model"
@@ -96,7 +96,7 @@ def test_every_command_that_is_shown_can_be_given():
 
 def test_a_command_is_checked_without_torch_ray_or_optuna():
     script = (
-        "import sys; from aisp_ray.tune.cli import check, make_plan, read_command;"
+        "import sys; from aisp_ray.commands.tune import check, make_plan, read_command;"
         "assert not check(make_plan(read_command([])[1]));"
         "heavy = [m for m in ('torch', 'ray', 'transformers', 'datasets', 'pandas', 'optuna') if m in sys.modules];"
         "sys.exit(','.join(heavy) if heavy else 0)"

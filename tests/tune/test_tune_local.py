@@ -10,9 +10,9 @@ from pathlib import Path
 
 import pyarrow.parquet as pq
 
-from aisp_ray.cluster.fakes import SleepPolicy, SleepReward
-from aisp_ray.tune.cli import make_plan, read_command
+from aisp_ray.commands.tune import make_plan, read_command
 from aisp_ray.tune.run import run
+from tests.fakes import SleepPolicy, SleepReward
 
 ROOT = Path(__file__).parent.parent.parent
 

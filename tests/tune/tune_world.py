@@ -5,11 +5,11 @@ import contextlib
 import math
 
 from aisp_ray import config
+from aisp_ray.commands.tune import make_plan, read_command
 from aisp_ray.driver import Driver
-from aisp_ray.output.files import Output
-from aisp_ray.progress import Screen
+from aisp_ray.files import Output
+from aisp_ray.pipeline.progress import Screen
 from aisp_ray.rng import generator
-from aisp_ray.tune.cli import make_plan, read_command
 from aisp_ray.tune.run import Study
 from aisp_ray.types import Prompt, Rollout, Rollouts, Scores
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 
-from aisp_ray.report.command import describe, read_words
+from aisp_ray.commands.report import describe, read_words
 from aisp_ray.report.export import ExportSettings, export
 
 HELP = """Data sets to train on, from the particles and rows of an evaluation: Parquet for `datasets` and TRL.

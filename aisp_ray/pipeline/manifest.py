@@ -13,7 +13,7 @@ from typing import Any
 
 from aisp_ray import __version__
 from aisp_ray.cluster.pool import Pool, Replica
-from aisp_ray.output.files import ROWS, Output, differences, inside
+from aisp_ray.files import ROWS, Output, differences, inside
 from aisp_ray.plan import Plan
 from aisp_ray.results import SCHEMA_VERSION
 

@@ -20,10 +20,11 @@ from typing import TYPE_CHECKING, Any
 
 from aisp_ray import config
 from aisp_ray.config import ConfigError
+from aisp_ray.errors import DataError, LoadError
 from aisp_ray.methods._value_file import value_file
 from aisp_ray.plan import in_ray_job
 from aisp_ray.rng import derive_seed
-from aisp_ray.types import DataError, LoadError, Policy, Prompt, Proposal, Reward, Sampling
+from aisp_ray.types import Policy, Prompt, Proposal, Reward, Sampling
 
 if TYPE_CHECKING:
     from aisp_ray.engine.value import Example
@@ -310,8 +311,8 @@ def report(facts: dict[str, Any], path: str) -> None:
 
 
 async def _collect_locally(parts: dict[str, Any], settings: ValueTraining) -> Collected:
+    from aisp_ray.cluster.local import LocalPolicy, LocalReward
     from aisp_ray.data.stream import rows_locally
-    from aisp_ray.local import LocalPolicy, LocalReward
 
     prompts = rows_locally(parts["data"], settings.limit)
     return await collect(prompts, LocalPolicy(parts["policy"]), LocalReward(parts["reward"]), settings)

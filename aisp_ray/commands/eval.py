@@ -17,11 +17,8 @@ import yaml
 from aisp_ray import __version__, config
 from aisp_ray.config import Composed, ConfigError
 from aisp_ray.methods.base import check_budgets, fit_budgets, read_budget
-from aisp_ray.plan import Plan, RunSettings, absolute
-from aisp_ray.types import Placement
+from aisp_ray.plan import Plan, RunSettings, absolute, describe
 
-# where models run does not change what they say
-_PLACEMENT = {field.name for field in dataclasses.fields(Placement)} - {"threads"}
 _FLAGS = ("dry_run", "print_config")
 
 
@@ -29,7 +26,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run the command; returns the exit code."""
     words = list(sys.argv[1:] if argv is None else argv)
     if {"--help", "-h", "help"} & set(words):
-        from aisp_ray.helptext import help_text
+        from aisp_ray.commands.helptext import help_text
 
         print(help_text())
         return 0
@@ -140,26 +137,6 @@ def read_seed(value: Any) -> int:
     return seed
 
 
-def describe(settings: Any) -> dict[str, Any]:
-    """A settings object as JSON values without the keys that only say where it runs."""
-    values = {
-        field.name: getattr(settings, field.name)
-        for field in dataclasses.fields(settings)
-        if field.name not in _PLACEMENT
-    }
-    return {"_target_": f"{type(settings).__module__}.{type(settings).__qualname__}", **_jsonable(values)}
-
-
-def _jsonable(value: Any) -> Any:
-    if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        return describe(value)
-    if isinstance(value, Mapping):
-        return {str(key): _jsonable(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [_jsonable(item) for item in value]
-    return value if value is None or isinstance(value, bool | int | float | str) else str(value)
-
-
 def check(plan: Plan, allow_unequal: bool, budget: Any = None) -> list[str]:
     """What is wrong with the plan and can be said before anything loads, a sentence each."""
     found = [*plan.policy.check(), *plan.reward.check(), *plan.data.check()]
@@ -210,7 +187,7 @@ def pin(plan: Plan) -> Plan:
 
 def dry_run(plan: Plan) -> int:
     """Say what would run and what it would cost; check the cluster against what is asked."""
-    from aisp_ray.output.files import inside
+    from aisp_ray.files import inside
     from aisp_ray.pipeline import preflight
 
     prompts = "all prompts" if plan.limit is None else f"{plan.limit} prompts"
@@ -240,7 +217,7 @@ def evaluate(plan: Plan, baseline: str, report: bool) -> int:
 
 def show(plan: Plan, baseline: str, report: bool) -> None:
     """Print the table, published figures beside it, and where the files are; write the report if asked."""
-    from aisp_ray.output.files import inside
+    from aisp_ray.files import inside
     from aisp_ray.report.published import as_text, compare
     from aisp_ray.report.table import format_table, read_rows, summary_table
 

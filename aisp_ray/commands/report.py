@@ -62,7 +62,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def write(settings: ReportSettings, groups: Mapping[str, Mapping[str, Any]]) -> str:
     """Write the report, hand it to the trackers, and return what the command prints."""
-    from aisp_ray.output.files import inside
+    from aisp_ray.files import inside
     from aisp_ray.report.formats import format_table
     from aisp_ray.report.rejudge import Rejudging
     from aisp_ray.report.search_page import search_text

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from aisp_ray.controls import MeanSource
+    from aisp_ray.controls.weight_log import MeanSource
 
 PENALTIES = ("fisher", "kl", "l2", "none")
 CHUNK_ELEMENTS = 2**24  # logits held at a time in float32, 64 MiB

@@ -15,9 +15,9 @@ from typing import Any
 import yaml
 
 from aisp_ray import __version__, config
-from aisp_ray.cli import describe, read_seed, read_yaml
+from aisp_ray.commands.eval import read_seed, read_yaml
 from aisp_ray.config import Composed, ConfigError
-from aisp_ray.plan import RunSettings, absolute
+from aisp_ray.plan import RunSettings, absolute, describe
 from aisp_ray.tune.heldout import MARK
 from aisp_ray.tune.objective import make_objective, samples_of
 from aisp_ray.tune.plan import TunePlan
@@ -35,7 +35,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run the command; returns the exit code."""
     words = list(sys.argv[1:] if argv is None else argv)
     if {"--help", "-h", "help"} & set(words):
-        from aisp_ray.tune.helptext import help_text
+        from aisp_ray.commands.tune_helptext import help_text
 
         print(help_text())
         return 0
@@ -268,7 +268,7 @@ def _check_save_as(name: str) -> list[str]:
 
 def dry_run(plan: TunePlan) -> int:
     """Say what would run and what it would cost at most."""
-    from aisp_ray.output.files import inside
+    from aisp_ray.files import inside
     from aisp_ray.tune.propose import ListProposer, make_proposer
     from aisp_ray.tune.trial import Trial
 

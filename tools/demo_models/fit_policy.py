@@ -8,8 +8,8 @@ import torch
 import torch.nn.functional as F
 from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
 
-from aisp_ray.demo import data, tokens
-from aisp_ray.demo.fit import IGNORE, make_config, optimise, pad
+from tools.demo_models import data, tokens
+from tools.demo_models.fit import IGNORE, make_config, optimise, pad
 
 Documents = list[tuple[list[int], list[int]]]
 

@@ -1,6 +1,15 @@
-"""Whether an exception says that a service is away, so that waiting may help, or that what it was asked is at fault."""
+"""Errors of data and of loading, and which exceptions mean an outage: waiting may help, the request is not at fault."""
 
 from __future__ import annotations
+
+
+class DataError(ValueError):
+    """The row itself is at fault: it ends as one row with `status=error`, and nobody retries it."""
+
+
+class LoadError(RuntimeError):
+    """A model does not load here and now, for want of memory or network for instance; another try may work."""
+
 
 # by name: clients raise their own classes, which need not be installed here
 _AWAY = {

@@ -6,7 +6,7 @@ import dataclasses
 import math
 from typing import Any
 
-from aisp_ray.loading import locate
+from aisp_ray.config import locate
 
 
 def encode(value: Any) -> Any:

@@ -1,4 +1,4 @@
-"""Make the demo: `python -m aisp_ray.demo.train --what all --out aisp_ray/demo --seed 0`.
+"""Make the demo: `python -m tools.demo_models.train --what all --out aisp_ray/demo --seed 0`.
 
 Order matters: tokenizer, then policy, then reward (it starts from the policy). The judge trains a body of its own, on
 other documents and other preferences, and so needs the tokenizer only.
@@ -14,9 +14,9 @@ from pathlib import Path
 import torch
 from transformers import LlamaForCausalLM, LlamaForSequenceClassification, PreTrainedTokenizerFast
 
-from aisp_ray.demo import data, tokens
-from aisp_ray.demo.fit_policy import lm_figures, train_lm
-from aisp_ray.demo.fit_reward import reward_figures, train_reward
+from tools.demo_models import data, tokens
+from tools.demo_models.fit_policy import lm_figures, train_lm
+from tools.demo_models.fit_reward import reward_figures, train_reward
 
 
 def make_tokenizer(out: Path, seed: int) -> dict[str, float]:

@@ -9,7 +9,7 @@ import pyarrow as pa
 import ray.data
 from ray.data.block import BlockAccessor
 
-from aisp_ray.output.files import ROWS, Output
+from aisp_ray.files import ROWS, Output
 
 _WRITE_CPUS = 0.25  # a chunk is a few hundred kilobytes
 

@@ -12,12 +12,12 @@ from typing import Any
 
 import pyarrow as pa
 
-from aisp_ray.driver import Progress
-from aisp_ray.output import snapshot as snapshots
-from aisp_ray.output.chunks import Chunks, Complete
-from aisp_ray.output.files import PARTICLES, ROWS, Output, to_table
-from aisp_ray.output.manifest import Tally
-from aisp_ray.output.snapshot import Key
+from aisp_ray.files import PARTICLES, ROWS, Output, to_table
+from aisp_ray.ledger import Progress
+from aisp_ray.pipeline import snapshot as snapshots
+from aisp_ray.pipeline.chunks import Chunks, Complete
+from aisp_ray.pipeline.manifest import Tally
+from aisp_ray.pipeline.snapshot import Key
 from aisp_ray.plan import Plan
 from aisp_ray.results import PARTICLE_SCHEMA, ROW_SCHEMA
 
@@ -180,7 +180,7 @@ class Store:
 
     def _write_file(self, complete: Complete, rows: Any, folder: str, schema: pa.Schema) -> None:
         """Write the part with these rows and the others that its file holds now, perhaps put there by another run."""
-        from aisp_ray.output.sink import write_chunk
+        from aisp_ray.pipeline.sink import write_chunk
 
         table = to_table(rows, schema)
         try:

@@ -13,9 +13,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from aisp_ray.codec import decode, encode
-from aisp_ray.driver import Progress
-from aisp_ray.output.files import STATE, Output
+from aisp_ray.files import STATE, Output
+from aisp_ray.ledger import Progress
+from aisp_ray.pipeline.codec import decode, encode
 
 SNAPSHOT = f"{STATE}/inflight.json"
 _VERSION = 1

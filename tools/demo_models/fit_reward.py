@@ -10,8 +10,9 @@ import torch
 import torch.nn.functional as F
 from transformers import LlamaConfig, LlamaForCausalLM, LlamaForSequenceClassification, PreTrainedTokenizerFast
 
-from aisp_ray.demo import data, tokens, world
-from aisp_ray.demo.fit import IGNORE, optimise, pad
+from aisp_ray.demo import world
+from tools.demo_models import data, tokens
+from tools.demo_models.fit import IGNORE, optimise, pad
 
 
 def train_reward(

@@ -17,10 +17,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from aisp_ray.errors import DataError
 from aisp_ray.policy.base import PolicySpec
 from aisp_ray.rewards.base import RewardSpec, ScoreRequest
 from aisp_ray.rng import derive_seed
-from aisp_ray.types import DataError, Prompt, Proposal, Rollout, Rollouts, Scores
+from aisp_ray.types import Prompt, Proposal, Rollout, Rollouts, Scores
 
 
 def provoke(faults: Mapping[str, str], marks: str | None, prompt_id: str) -> None:

@@ -1,0 +1,1 @@
+"""What is added to a pre-logit, and how its mean is written down."""

@@ -1,0 +1,1 @@
+"""What the engine and neural reward models share of a language model."""
