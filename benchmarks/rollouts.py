@@ -29,10 +29,10 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from aisp_ray.controls.laws import OpenLoop
 from aisp_ray.controls.weight_log import WeightEntry, WeightLog
-from aisp_ray.engine._head import Head
 from aisp_ray.engine._source import Source
 from aisp_ray.engine.base import RolloutRequest, StopRules
 from aisp_ray.engine.fast import FastEngine
+from aisp_ray.lm.head import Head
 from aisp_ray.types import Proposal
 from aisp_ray.weights import importance_weights
 

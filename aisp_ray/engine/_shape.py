@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from aisp_ray.controls.laws import HeadShape, OpenLoop
-from aisp_ray.engine._head import Head
+from aisp_ray.lm.head import Head
 
 _BLOCK = 128  # vectors of one product: with one size for all, a row's numbers do not depend on who is beside it
 

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from aisp_ray.engine._head import Head
+from aisp_ray.lm.head import Head
 from aisp_ray.noise import normal, split_key
 
 

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from aisp_ray.engine.memory import choose_prefix_bytes
 from aisp_ray.engine.plain import PlainEngine
-from aisp_ray.engine.prefixes import Prefix, PrefixStore, bytes_of, read_cache
+from aisp_ray.lm.prefixes import Prefix, PrefixStore, bytes_of, read_cache
 
 
 class ExpandedEngine(PlainEngine):

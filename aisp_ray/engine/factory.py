@@ -63,8 +63,8 @@ def _stack(model: Any, longest_prompt: int | None) -> int | None:
 def _fast(model: Any, *settings: Any, kernels: bool, **named: Any) -> Any:
     """The fast engine; None, with a warning, where the model cannot share a prefix."""
     from aisp_ray.engine.fast import FastEngine
-    from aisp_ray.engine.prefixes import UnsupportedModelError
     from aisp_ray.engine.verify import verify_engine
+    from aisp_ray.lm.prefixes import UnsupportedModelError
 
     engine = None
     try:

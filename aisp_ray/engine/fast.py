@@ -18,25 +18,25 @@ import transformers
 
 from aisp_ray.config import locate
 from aisp_ray.controls.laws import Feedback
-from aisp_ray.engine._head import Head
 from aisp_ray.engine._shape import Shapes
 from aisp_ray.engine._source import Source
-from aisp_ray.engine.attention import configs_of
 from aisp_ray.engine.base import RolloutRequest
-from aisp_ray.engine.capture import Capture, Pool
-from aisp_ray.engine.direct import can_attend
+from aisp_ray.engine.cpu.direct import can_attend
+from aisp_ray.engine.cpu.kernels import usable
+from aisp_ray.engine.cpu.packing import Packing
+from aisp_ray.engine.cuda.capture import Capture, Pool
 from aisp_ray.engine.draws import Means, controls, uniforms
-from aisp_ray.engine.kernels import usable
 from aisp_ray.engine.memory import choose_prefix_bytes, choose_slots, give_back, row_bytes
-from aisp_ray.engine.packing import Packing
-from aisp_ray.engine.prefixes import Prefix, PrefixStore, UnsupportedModelError, continued, layouts_of, prefill
 from aisp_ray.engine.reading import Readout, take
 from aisp_ray.engine.replay import teacher_force
 from aisp_ray.engine.rowcache import RowCache
 from aisp_ray.engine.rows import Active, Row
-from aisp_ray.engine.support import require_supported
 from aisp_ray.engine.tile import Body, Tile
 from aisp_ray.engine.widths import equal_reaches, equal_widths
+from aisp_ray.lm.attention import configs_of
+from aisp_ray.lm.head import Head
+from aisp_ray.lm.prefixes import Prefix, PrefixStore, UnsupportedModelError, continued, layouts_of, prefill
+from aisp_ray.lm.support import require_supported
 from aisp_ray.types import Rollouts
 
 log = logging.getLogger(__name__)

@@ -9,9 +9,9 @@ from collections.abc import Sequence
 
 import torch
 
-from aisp_ray.engine._head import Head
-from aisp_ray.engine.prefixes import LayerLayout
 from aisp_ray.engine.prefixparts import LANE, stacked_tokens
+from aisp_ray.lm.head import Head
+from aisp_ray.lm.prefixes import LayerLayout
 
 log = logging.getLogger(__name__)
 _MOST_SLOTS = {"cpu": 128, "cuda": 1024}

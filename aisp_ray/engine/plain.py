@@ -18,11 +18,11 @@ from torch import Tensor
 
 from aisp_ray.config import locate
 from aisp_ray.controls.laws import Feedback, OpenLoop
-from aisp_ray.engine._head import Head
 from aisp_ray.engine._sampling import branch, pick
 from aisp_ray.engine._shape import Shapes, apply
 from aisp_ray.engine._source import Source
 from aisp_ray.engine.base import RolloutRequest, StopRules
+from aisp_ray.lm.head import Head
 from aisp_ray.noise import normal, split_key, uniform
 from aisp_ray.types import Rollout, Rollouts
 

@@ -17,8 +17,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from aisp_ray.engine.attention import Part, fused, partial
-from aisp_ray.engine.prefixes import LayerLayout, Prefix
+from aisp_ray.lm.attention import Part, fused, partial
+from aisp_ray.lm.prefixes import LayerLayout, Prefix
 
 LANE = 16  # rows of one prompt that share a product with its keys
 HIDDEN = -1e30  # added to the logit of a key that a row may not see: finite, so that a span with none stays a number

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from aisp_ray.engine.prefixes import Prefix
+from aisp_ray.lm.prefixes import Prefix
 
 _MOST_TOKENS = 8192  # of one forward
 

@@ -10,11 +10,11 @@ import torch
 from torch import Tensor
 from transformers.cache_utils import Cache, CacheLayerMixin, LinearAttentionLayer
 
-from aisp_ray.engine.direct import DirectPrefixes
-from aisp_ray.engine.kernels import Kernels
-from aisp_ray.engine.prefixes import LayerLayout, Prefix, states_of
+from aisp_ray.engine.cpu.direct import DirectPrefixes
+from aisp_ray.engine.cpu.kernels import Kernels
 from aisp_ray.engine.prefixparts import HIDDEN, LoopedPrefixes, PrefixPart, StackedPrefixes, window_mask
-from aisp_ray.engine.snapshots import Snapshot
+from aisp_ray.lm.prefixes import LayerLayout, Prefix, states_of
+from aisp_ray.lm.snapshots import Snapshot
 
 BLOCK = 128  # suffix positions of one product
 

@@ -12,8 +12,8 @@ from torch import Tensor
 
 from aisp_ray.controls.laws import Feedback, OpenLoop
 from aisp_ray.engine.base import RolloutRequest
-from aisp_ray.engine.prefixes import Prefix
-from aisp_ray.engine.snapshots import Snapshot
+from aisp_ray.lm.prefixes import Prefix
+from aisp_ray.lm.snapshots import Snapshot
 from aisp_ray.types import Rollout, Rollouts
 
 

@@ -14,14 +14,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from aisp_ray.engine._head import Head
 from aisp_ray.engine._sampling import branch, pick
-from aisp_ray.engine.attention import decoding
+from aisp_ray.engine.cpu.packing import Packing
 from aisp_ray.engine.draws import controls, uniforms
-from aisp_ray.engine.packing import Packing
-from aisp_ray.engine.prefixes import Prefix
 from aisp_ray.engine.rowcache import RowCache
 from aisp_ray.engine.rows import Row
+from aisp_ray.lm.attention import decoding
+from aisp_ray.lm.head import Head
+from aisp_ray.lm.prefixes import Prefix
 from aisp_ray.types import Sampling
 
 

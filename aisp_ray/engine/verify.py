@@ -13,11 +13,11 @@ import numpy as np
 import torch
 
 from aisp_ray.controls.laws import OpenLoop
-from aisp_ray.engine._head import Head
-from aisp_ray.engine.attention import configs_of
 from aisp_ray.engine.base import RolloutRequest, StopRules
 from aisp_ray.engine.fast import FastEngine
-from aisp_ray.engine.prefixes import UnsupportedModelError
+from aisp_ray.lm.attention import configs_of
+from aisp_ray.lm.head import Head
+from aisp_ray.lm.prefixes import UnsupportedModelError
 from aisp_ray.types import Proposal, Rollouts
 
 _LONGEST_WINDOW = 2048  # a longer window is not crossed: the check would take too long

@@ -19,11 +19,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from aisp_ray.engine.attention import VECTORS, partial
-from aisp_ray.engine.prefixes import Prefix
 from aisp_ray.engine.prefixparts import HIDDEN
 from aisp_ray.engine.rowcache import SuffixLayer
 from aisp_ray.engine.tile import Tile
+from aisp_ray.lm.attention import VECTORS, partial
+from aisp_ray.lm.prefixes import Prefix
 
 _REACH = 16  # suffix keys: the raster of numbers that are tried
 _ROUNDS = 2  # random inputs; each has a row in every slot

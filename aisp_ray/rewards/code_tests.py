@@ -1,6 +1,6 @@
 """Unit tests of a code answer as its reward: the fraction that passes (MBPP, MBPP+, HumanEval and their like).
 
-The answer runs in a process without rights (see `_sandbox_child.py`): it cannot start processes, open sockets, signal
+The answer runs in a process without rights (see `child.py`): it cannot start processes, open sockets, signal
 others or change files, and its time and memory are limited. What such a process cannot prevent is an answer that
 attacks its own grading from inside, by an object that claims to equal everything, for instance.
 """
@@ -16,8 +16,8 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 
-from aisp_ray.rewards._sandbox import Limits, contained, run
 from aisp_ray.rewards.base import RewardSpec, ScoreRequest
+from aisp_ray.rewards.sandbox.parent import Limits, contained, run
 from aisp_ray.types import Prompt, Scores
 
 _FENCE = re.compile(r"```[ \t]*([\w+-]*)[^\n]*\n(.*?)(?:\n[ \t]*```|\Z)", re.DOTALL)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from aisp_ray.engine import kernels
+from aisp_ray.engine.cpu import kernels
 
 
 @pytest.fixture(params=["own kernels", "PyTorch alone"])

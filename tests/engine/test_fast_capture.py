@@ -12,9 +12,9 @@ import pytest
 import torch
 from tiny_models import drive, request, tiny
 
-from aisp_ray.engine import capture
 from aisp_ray.engine.base import StopRules
-from aisp_ray.engine.capture import Capture, Pool
+from aisp_ray.engine.cuda import capture
+from aisp_ray.engine.cuda.capture import Capture, Pool
 from aisp_ray.engine.fast import FastEngine
 from aisp_ray.types import Sampling
 

@@ -10,17 +10,18 @@ import torch
 from tiny_models import WINDOW, drive, prompt, request, tiny
 
 from aisp_ray.controls.laws import OpenLoop
-from aisp_ray.engine import attention, draws
-from aisp_ray.engine._head import Head
+from aisp_ray.engine import draws
+from aisp_ray.engine.cpu.kernels import usable
+from aisp_ray.engine.cpu.packing import Packing
 from aisp_ray.engine.factory import build_engine
 from aisp_ray.engine.fast import FastEngine
-from aisp_ray.engine.kernels import usable
 from aisp_ray.engine.memory import choose_slots
-from aisp_ray.engine.packing import Packing
-from aisp_ray.engine.prefixes import PrefixStore, UnsupportedModelError, continued, prefill
 from aisp_ray.engine.replay import teacher_force
 from aisp_ray.engine.rows import Active
 from aisp_ray.engine.verify import verify_engine, verify_head
+from aisp_ray.lm import attention
+from aisp_ray.lm.head import Head
+from aisp_ray.lm.prefixes import PrefixStore, UnsupportedModelError, continued, prefill
 from aisp_ray.noise import normal, split_key, uniform
 from aisp_ray.types import Sampling
 
@@ -174,7 +175,7 @@ def test_the_head_of_a_dispatched_model_reads_the_prelogits_it_is_given() -> Non
 @pytest.mark.parametrize("kind", ["fast", "plain"])
 def test_a_head_whose_logits_are_not_the_models_is_refused(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
     assert verify_head(tiny("gemma2"), Head(tiny("gemma2"))) < 1e-4
-    monkeypatch.setattr("aisp_ray.engine._head._HOOKED", ())
+    monkeypatch.setattr("aisp_ray.lm.head._HOOKED", ())
     with pytest.raises(ValueError, match="LM head") as error:
         build_engine(dispatched(tiny("llama")), kind, 4)
     assert not isinstance(error.value, UnsupportedModelError)

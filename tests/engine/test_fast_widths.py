@@ -12,11 +12,11 @@ from tiny_models import bits, drive, request, tiny
 from aisp_ray.controls.laws import OpenLoop
 from aisp_ray.controls.weight_log import WeightEntry, WeightLog
 from aisp_ray.engine import prefixparts, widths
-from aisp_ray.engine.attention import VECTORS, whole_vectors
 from aisp_ray.engine.base import StopRules
 from aisp_ray.engine.fast import FastEngine
-from aisp_ray.engine.prefixes import prefill
 from aisp_ray.engine.widths import candidates, equal_widths, unit
+from aisp_ray.lm.attention import VECTORS, whole_vectors
+from aisp_ray.lm.prefixes import prefill
 
 WANT = frozenset({"logprob", "prelogits", "token_kl"})
 MEAN = WeightLog((WeightEntry(0, (0.1, 0.2, 0.3, 0.2, 0.1, 0.1), (12, 3, 9, 12, 12, 5), 1.0),))

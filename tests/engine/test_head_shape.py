@@ -10,11 +10,11 @@ from tiny_models import bits, drive, generate, request, tiny
 from aisp_ray.controls.laws import HeadShape, OpenLoop
 from aisp_ray.controls.weight_log import WeightEntry, WeightLog
 from aisp_ray.engine import _shape
-from aisp_ray.engine._head import Head
 from aisp_ray.engine._source import Source
 from aisp_ray.engine.expanded import ExpandedEngine
 from aisp_ray.engine.fast import FastEngine
 from aisp_ray.engine.plain import PlainEngine
+from aisp_ray.lm.head import Head
 from aisp_ray.types import Sampling
 
 TOKENS, N, SHAPE = 12, 6, HeadShape()

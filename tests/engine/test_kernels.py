@@ -15,13 +15,13 @@ import torch
 from tiny_models import WINDOW, drive, request, tiny
 
 from aisp_ray.controls.laws import OpenLoop
-from aisp_ray.engine import kernels
-from aisp_ray.engine.direct import DirectPrefixes
+from aisp_ray.engine.cpu import kernels
+from aisp_ray.engine.cpu.direct import DirectPrefixes
+from aisp_ray.engine.cpu.kernels import Kernels
 from aisp_ray.engine.factory import build_engine
 from aisp_ray.engine.fast import FastEngine
-from aisp_ray.engine.kernels import Kernels
-from aisp_ray.engine.prefixes import LayerLayout, Prefix
 from aisp_ray.engine.rowcache import SuffixLayer
+from aisp_ray.lm.prefixes import LayerLayout, Prefix
 
 needs_compiler = pytest.mark.skipif(kernels.load() is None, reason="no C compiler")
 

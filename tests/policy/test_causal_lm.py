@@ -7,7 +7,7 @@ from policy_helpers import PROMPTS, STEERED, load, rollouts, settings
 from tiny_checkpoints import LLAMA3_CHAT, make_checkpoint
 
 from aisp_ray.cluster.failures import sort_load_error
-from aisp_ray.engine import kernels
+from aisp_ray.engine.cpu import kernels
 from aisp_ray.errors import DataError, LoadError
 from aisp_ray.policy.causal_lm import CausalLM
 from aisp_ray.types import Message, Prompt, Rollout, Rollouts

@@ -8,9 +8,9 @@ import time
 import psutil
 import pytest
 
-from aisp_ray.rewards._sandbox import Limits, contained, run
 from aisp_ray.rewards.base import ScoreRequest
 from aisp_ray.rewards.code_tests import CodeTests, extract_code
+from aisp_ray.rewards.sandbox.parent import Limits, contained, run
 from aisp_ray.types import Prompt
 
 QUICK = Limits(test_seconds=0.4, total_seconds=1, wall_seconds=8.0, memory_mb=512)

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer, LinearAttentionLayer
 
-from aisp_ray.engine.snapshots import Snapshot, Snapshots
+from aisp_ray.lm.snapshots import Snapshot, Snapshots
 
 
 class UnsupportedModelError(ValueError):

@@ -12,9 +12,9 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from aisp_ray.engine.kernels import Kernels, Layer
-from aisp_ray.engine.prefixes import LayerLayout, Prefix
+from aisp_ray.engine.cpu.kernels import Kernels, Layer
 from aisp_ray.engine.prefixparts import Lanes
+from aisp_ray.lm.prefixes import LayerLayout, Prefix
 
 if TYPE_CHECKING:
     from aisp_ray.engine.rowcache import SuffixLayer

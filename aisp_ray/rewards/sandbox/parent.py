@@ -1,4 +1,4 @@
-"""Running untrusted Python: one process a program, with no rights but computing. See `_sandbox_child.py`."""
+"""Running untrusted Python: one process a program, with no rights but computing. See `child.py`."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-CHILD = Path(__file__).with_name("_sandbox_child.py")
+CHILD = Path(__file__).with_name("child.py")
 MAX_REPORT = 1 << 20  # bytes; a program that finds the report pipe and floods it is killed
 ESCAPES = """
 import os, socket, subprocess

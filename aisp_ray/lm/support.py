@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from aisp_ray.engine.prefixes import UnsupportedModelError
+from aisp_ray.lm.prefixes import UnsupportedModelError
 
 _LENGTH_DEPENDENT_ROPE = ("longrope", "dynamic", "su")
 

@@ -193,7 +193,7 @@ def _compiled(command: Sequence[str], apart: bool = False) -> Path:
 
     apart: into a folder of this process's own.
     """
-    source = resources.files("aisp_ray.engine").joinpath("kernels.c").read_bytes()
+    source = resources.files("aisp_ray.engine.cpu").joinpath("kernels.c").read_bytes()
     about = (source, repr(command).encode(), _processor().encode())
     name = f"kernels-{hashlib.sha256(b'|'.join(about)).hexdigest()[:24]}.so"
     if not apart:

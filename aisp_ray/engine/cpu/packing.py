@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from aisp_ray.engine.kernels import Kernels, Packed
+from aisp_ray.engine.cpu.kernels import Kernels, Packed
 from aisp_ray.engine.memory import free_bytes
 
 

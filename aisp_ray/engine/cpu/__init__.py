@@ -1,0 +1,1 @@
+"""The float32 path on a CPU: products and attention in C."""

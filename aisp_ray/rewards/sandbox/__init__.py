@@ -1,0 +1,1 @@
+"""Programs run apart: limits, and no way to files, network or other processes."""
