@@ -17,6 +17,7 @@ FLOORS = {
 }
 FLOOR_OF = {room: floor for floor, rooms in FLOORS.items() for room in rooms}
 ONE_IDEA_A_FILE = ("methods", "rewards", "metrics")  # siblings import `base` and private helpers, never each other
+ROOF = ("pipeline", "tune", "report", "commands")  # each may import what stands before it
 RAY_ALLOWED = {"cluster", "data", "pipeline", "report", "commands", "tune"}
 
 
@@ -50,6 +51,14 @@ def test_imports_point_down(path):
             assert FLOOR_OF[parts[1]] <= mine, f"{path.name} (floor {mine}) imports {name}"
         if parts[0] == "ray":
             assert room_of(path) in RAY_ALLOWED, f"{path.name} imports ray"
+
+
+@pytest.mark.parametrize("room", ROOF)
+def test_imports_point_down_inside_the_roof(room):
+    above = ROOF[ROOF.index(room) + 1 :]
+    for path in (PACKAGE / room).rglob("*.py"):
+        for name in imports(path):
+            assert not name.startswith(tuple(f"aisp_ray.{other}" for other in above)), f"{path.name} imports {name}"
 
 
 @pytest.mark.parametrize("room", ONE_IDEA_A_FILE)

@@ -228,11 +228,16 @@ def show(plan: Plan, baseline: str, report: bool) -> None:
         print(f"\n{as_text(comparison)}")
     print(f"\nrows     {inside(plan.out, 'rows')}\nsummary  {inside(plan.out, 'summary.json')}")
     if report:
-        from aisp_ray.report.write import write_report
+        write_page(plan.out, baseline)
 
-        try:
-            page = write_report(plan.out, baseline=baseline)
-        except Exception as error:  # the rows are there: a figure that fails does not fail the run
-            print(f"report   not written ({error}); try python jobs/report.py out={plan.out}", file=sys.stderr)
-        else:
-            print(f"report   {page}")
+
+def write_page(out: str, baseline: str) -> None:
+    """Write the report and print where it is. A figure that fails does not fail the run: its rows are there."""
+    from aisp_ray.report.write import write_report
+
+    try:
+        page = write_report(out, baseline=baseline)
+    except Exception as error:
+        print(f"report   not written ({error}); try python jobs/report.py out={out}", file=sys.stderr)
+    else:
+        print(f"report   {page}")

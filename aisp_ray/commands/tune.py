@@ -15,7 +15,7 @@ from typing import Any
 import yaml
 
 from aisp_ray import __version__, config
-from aisp_ray.commands.eval import read_seed, read_yaml
+from aisp_ray.commands.eval import read_seed, read_yaml, write_page
 from aisp_ray.config import Composed, ConfigError
 from aisp_ray.plan import RunSettings, absolute, describe
 from aisp_ray.tune.heldout import MARK
@@ -53,11 +53,17 @@ def main(argv: Sequence[str] | None = None) -> int:
         for line in str(error).split("\n"):
             print(f"error: {line}", file=sys.stderr)
         return 2
-    if flags["dry_run"]:
-        return dry_run(plan)
+    return dry_run(plan) if flags["dry_run"] else search(plan)
+
+
+def search(plan: TunePlan) -> int:
+    """Carry out the plan, then write its report."""
     from aisp_ray.tune.run import run
 
-    return run(plan)
+    code = run(plan)
+    if plan.report and code in (0, 3):
+        write_page(plan.out, "best_of_n")
+    return code
 
 
 class Command:

@@ -14,8 +14,8 @@ from typing import Any
 from aisp_ray.metrics.base import Estimate
 from aisp_ray.report.figures import Picture, draw_picture
 from aisp_ray.report.page import figure_grid, html_table, tone_of
+from aisp_ray.report.search_figures import PICTURES, read_trials
 from aisp_ray.report.searches import Search
-from aisp_ray.tune.figures import PICTURES, read_trials
 from aisp_ray.tune.heldout import Confirmation, verdict
 from aisp_ray.tune.space import text_of
 from aisp_ray.tune.table import LEDGER, format_trials, ranked

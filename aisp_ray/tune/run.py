@@ -50,24 +50,9 @@ def run(plan: TunePlan) -> int:
     try:
         prompts = read_prompts(plan, screen)
         study = Study(plan, Output(plan.out), screen)
-        code = study.run(lambda: local_driver(plan), *prompts) if plan.local else run_on_ray(plan, study, prompts)
+        return study.run(lambda: local_driver(plan), *prompts) if plan.local else run_on_ray(plan, study, prompts)
     except (MixedError, config.ConfigError) as error:
         return refuse([str(error)])
-    if plan.report and code in (OK, SOME_ERRORS):
-        write_page(plan)
-    return code
-
-
-def write_page(plan: TunePlan) -> None:
-    """The report, and where it is."""
-    from aisp_ray.report.write import write_report
-
-    try:
-        page = write_report(plan.out)
-    except Exception as error:  # the trials are there: a figure that fails does not fail the search
-        print(f"report   not written ({error}); try python jobs/report.py out={plan.out}", file=sys.stderr)
-    else:
-        print(f"report   {page}")
 
 
 def run_on_ray(plan: TunePlan, study: Study, prompts: tuple[list[Prompt], list[Prompt]]) -> int:
@@ -312,21 +297,6 @@ class Study:
         self.output.write(tables.NAME, sink.getvalue().to_pybytes())
         return found
 
-    def _draw(self, table: Any) -> None:
-        """The picture, where matplotlib is installed: a search must not fail for want of it."""
-        try:
-            import matplotlib  # noqa: F401
-        except ImportError:
-            self.screen.say("no picture: matplotlib is not installed (pip install aisp-ray[report])")
-            return
-        from aisp_ray.report.figures import draw_picture
-        from aisp_ray.tune.figures import draw_trials
-
-        picture = draw_picture(lambda: draw_trials(table), "trials")
-        if picture is not None:
-            self.output.write("trials.svg", picture.svg.encode())
-            self.output.write("trials.png", picture.png)
-
     def _say_what_cannot_be_chosen(self, trials: Sequence[Trial]) -> None:
         complete = [trial for trial in trials if trial.state == "complete"]
         failed = [trial.number for trial in complete if not math.isfinite(trial.score(trials[0]))]
@@ -339,7 +309,6 @@ class Study:
     def _finish(self, trials: Sequence[Trial], best: Trial, chosen: held.Confirmation | None, num_asked: int) -> int:
         plan = self.plan
         found = self._write_trials(trials)
-        self._draw(found)
         self._say_what_cannot_be_chosen(trials)
         print(f"\n{tables.format_trials(found)}\n")
         tuning = held.confirm(trials[0], best)

@@ -2,7 +2,7 @@
 
     <out>/evaluations/part-<run>-<serial>.parquet   result rows and the setting behind each, written whole
     <out>/manifest.json                             what decides an evaluation besides its setting; the last search
-    <out>/trials.parquet  trials.svg  trials.png  summary.json  best.yaml  report/
+    <out>/trials.parquet  summary.json  best.yaml  report/
 
 Rewards are pure functions of setting, prompt and seed, so a row is right for any search that asks for it: another
 search, more trials or more prompts in the same output pay only for what is new. A prompt is its id and its text: the

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pyarrow.parquet as pq
 
-from aisp_ray.commands.tune import make_plan, read_command
+from aisp_ray.commands.tune import make_plan, read_command, search
 from aisp_ray.tune.run import run
 from tests.fakes import SleepPolicy, SleepReward
 
@@ -60,13 +60,13 @@ def test_a_killed_search_goes_on_to_the_table_of_an_undisturbed_one(tmp_path):
 def test_a_search_ends_with_its_report_unless_told_not_to(tmp_path, capsys, monkeypatch):
     monkeypatch.setattr("aisp_ray.report.figures.DRAWINGS", ())
     plan = plan_of(tmp_path, "out")
-    assert run(plan) == 0
+    assert search(plan) == 0
     assert not (tmp_path / "out" / "report").exists()
-    assert run(dataclasses.replace(plan, report=True)) == 0
+    assert search(dataclasses.replace(plan, report=True)) == 0
     assert f"report   {tmp_path}/out/report/index.html" in capsys.readouterr().out
     assert "Search of aisp over sigma" in (tmp_path / "out" / "report" / "index.html").read_text()
     monkeypatch.setattr("aisp_ray.report.write.find_searches", lambda outs: 1 / 0)
-    assert run(dataclasses.replace(plan, report=True)) == 0, "a page that fails does not fail the search"
+    assert search(dataclasses.replace(plan, report=True)) == 0, "a page that fails does not fail the search"
     assert "report   not written (division by zero)" in capsys.readouterr().err
 
 

@@ -58,8 +58,8 @@ def make(out, *words):
     return make_plan(read_command([*kept, *words, f"out={out}"])[1])
 
 
-def run(plan, policy=None, tuning=None, heldout=None, in_flight=5, draw=False):
-    """The exit code and the policy of a study without Ray, and without its picture where draw is false."""
+def run(plan, policy=None, tuning=None, heldout=None, in_flight=5):
+    """The exit code and the policy of a study without Ray."""
     policy = policy or FakePolicy()
 
     @contextlib.asynccontextmanager
@@ -68,8 +68,6 @@ def run(plan, policy=None, tuning=None, heldout=None, in_flight=5, draw=False):
         yield Driver(policy, FakeReward(), judges, plan.seed, in_flight)
 
     study = Study(plan, Output(plan.out), Screen())
-    if not draw:
-        study._draw = lambda table: None
     tuning = prompts(plan.rules.num_prompts) if tuning is None else tuning
     code = study.run(opened, tuning, prompts(8, "heldout") if heldout is None else heldout)
     return code, policy

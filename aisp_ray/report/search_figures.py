@@ -65,21 +65,6 @@ def _is_number(value: Any) -> bool:
 # ---------------------------------------------------------------- the pictures
 
 
-def draw_trials(table: pa.Table) -> Figure | None:
-    """A panel of the objective per searched key, then the heat map; None if there is nothing to see."""
-    rows = read_trials(table)
-    keys = searched_keys(rows)
-    if not keys:
-        return None
-    pair = grid_keys(rows, keys)
-    figure, axes = _panels(len(keys) + (pair is not None))
-    for axis, key in zip(axes, keys, strict=False):
-        draw_key(axis, rows, key, VALUE)
-    if pair is not None:
-        draw_heat(figure, axes[len(keys)], rows, pair, VALUE)
-    return figure
-
-
 def draw_values(rows: Sequence[Row]) -> Figure | None:
     """The objective over each searched key."""
     return _draw_keys(rows, VALUE)
