@@ -33,9 +33,9 @@ from aisp_ray.engine.rowcache import RowCache
 from aisp_ray.engine.rows import Active, Row
 from aisp_ray.engine.tile import Body, Tile
 from aisp_ray.engine.widths import equal_reaches, equal_widths
-from aisp_ray.lm.attention import configs_of
 from aisp_ray.lm.head import Head
 from aisp_ray.lm.prefixes import Prefix, PrefixStore, UnsupportedModelError, continued, layouts_of, prefill
+from aisp_ray.lm.shims import attention_configs
 from aisp_ray.lm.support import require_supported
 from aisp_ray.types import Rollouts
 
@@ -92,7 +92,7 @@ class FastEngine:
         self._kernels = usable() if own else None
         self._attention = self._kernels if can_attend(self._layouts) else None
         captures = self.device.type == "cuda" and one_device(model)
-        self._body = Body(model, configs_of(model), Packing(model, self.tile_rows, self._kernels), captures)
+        self._body = Body(model, attention_configs(model), Packing(model, self.tile_rows, self._kernels), captures)
         self._tiles: list[Tile] = []
         # numbers of slots that a step may run on, the last is the whole tile
         self._widths: tuple[int, ...] = (self.tile_rows,) if self._capacity else ()

@@ -17,11 +17,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from aisp_ray.lm.attention import Part, fused, partial
+from aisp_ray.lm.attention import HIDDEN, Part, fused, partial
 from aisp_ray.lm.prefixes import LayerLayout, Prefix
 
 LANE = 16  # rows of one prompt that share a product with its keys
-HIDDEN = -1e30  # added to the logit of a key that a row may not see: finite, so that a span with none stays a number
 _LANE_WIDTHS = (2, 4, 6, 8, 10, 12, 14)  # of lanes that are not full, where the bits are those of a full one
 _FUSED_DTYPES = (torch.float32, torch.bfloat16)
 

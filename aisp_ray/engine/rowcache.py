@@ -8,12 +8,13 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers.cache_utils import Cache, CacheLayerMixin, LinearAttentionLayer
 
 from aisp_ray.engine.cpu.direct import DirectPrefixes
 from aisp_ray.engine.cpu.kernels import Kernels
-from aisp_ray.engine.prefixparts import HIDDEN, LoopedPrefixes, PrefixPart, StackedPrefixes, window_mask
+from aisp_ray.engine.prefixparts import LoopedPrefixes, PrefixPart, StackedPrefixes, window_mask
+from aisp_ray.lm.attention import HIDDEN, Call, merge, partial, whole_vectors
 from aisp_ray.lm.prefixes import LayerLayout, Prefix, states_of
+from aisp_ray.lm.shims import Cache, CacheLayerMixin, LinearAttentionLayer
 from aisp_ray.lm.snapshots import Snapshot
 
 BLOCK = 128  # suffix positions of one product
@@ -152,6 +153,32 @@ class RowCache(Cache):
             for layer in self.layers:
                 if isinstance(layer, StateLayer):
                     layer.take(width)
+
+    def attend(self, call: Call) -> Tensor:
+        """The attention of one decode step's rows: query [B, H, 1, D] -> [B, 1, H, value_dim].
+
+        Every product has a shape that depends on the tile, the lane width and the row's own prompt only, never on who
+        else is in the batch. Blocks of the suffix that no row has reached are skipped; a row not there yet would weigh
+        them with an exact zero, so skipping changes no bit. Of the last block only what rows have reached is read,
+        where a trial at load (`widths.py`) showed the same bits for that.
+        """
+        layer, query = self.layers[call.layer], call.query
+        layout, softcap = layer.layout, call.options.get("softcap")
+        if self.direct is not None:
+            return self.direct.attend(call.layer, layer, query, call.scale, call.options)
+        rows, heads, _, dim = query.shape
+        grouped = (query * call.scale).view(rows, layout.num_heads, heads // layout.num_heads, dim)  # [B, Hkv, g, D]
+        found = self.prefixes.part(call.layer, grouped, softcap)
+        for block in range(self.num_blocks):
+            mask = self.suffix_mask(block, layout.window, query.device)  # [B, 1, 1, block]
+            keys, values = layer.key_blocks[block][:rows], layer.value_blocks[block][:rows]
+            reach = self.reach if block == self.num_blocks - 1 else None
+            found = merge(found, partial(grouped, keys, values, mask, softcap, reach))
+        out, mass = found
+        sinks = call.options.get("s_aux")
+        if sinks is not None:  # one more logit per head, which takes mass and gives nothing
+            out = out * whole_vectors(torch.sigmoid, mass - sinks.float().view(1, layout.num_heads, -1, 1))
+        return out.to(query.dtype).reshape(rows, 1, heads, -1)
 
     def states(self) -> list[Tensor]:
         """Convolution and recurrent states of all layers."""

@@ -19,7 +19,7 @@ from aisp_ray.engine.cpu.packing import Packing
 from aisp_ray.engine.draws import controls, uniforms
 from aisp_ray.engine.rowcache import RowCache
 from aisp_ray.engine.rows import Row
-from aisp_ray.lm.attention import decoding
+from aisp_ray.lm.attention import attending
 from aisp_ray.lm.head import Head
 from aisp_ray.lm.prefixes import Prefix
 from aisp_ray.types import Sampling
@@ -300,7 +300,7 @@ class Tile:
         width = self.width
         self.cache.begin_step(num_blocks, width, reach)
         position = (self.base_length[:width] + self.cache.step[:width])[:, None]
-        with decoding(self.body.configs, self.cache), self.body.packing.used():
+        with attending(self.body.configs, self.cache.attend), self.body.packing.used():
             out = self.body.model.base_model(
                 input_ids=self.token[:width, None], position_ids=position, past_key_values=self.cache, use_cache=True
             )

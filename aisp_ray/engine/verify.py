@@ -15,9 +15,9 @@ import torch
 from aisp_ray.controls.laws import OpenLoop
 from aisp_ray.engine.base import RolloutRequest, StopRules
 from aisp_ray.engine.fast import FastEngine
-from aisp_ray.lm.attention import configs_of
 from aisp_ray.lm.head import Head
 from aisp_ray.lm.prefixes import UnsupportedModelError
+from aisp_ray.lm.shims import attention_configs, attention_named
 from aisp_ray.types import Proposal, Rollouts
 
 _LONGEST_WINDOW = 2048  # a longer window is not crossed: the check would take too long
@@ -114,13 +114,6 @@ def _decode(engine: FastEngine, lengths: list[int], vocabulary: int) -> list[tup
 
 def _eager(model: Any, ids: list[int]) -> np.ndarray:
     """Pre-logits of every position by the model's own eager attention, float32 [tokens, d]."""
-    configs = configs_of(model)
-    before = [config._attn_implementation_internal for config in configs]
-    for config in configs:
-        config._attn_implementation_internal = "eager"
-    try:
+    with attention_named(attention_configs(model), "eager"):
         out = model.base_model(input_ids=torch.tensor([ids], device=model.device), use_cache=False)
-    finally:
-        for config, name in zip(configs, before, strict=True):
-            config._attn_implementation_internal = name
     return out.last_hidden_state[0].float().cpu().numpy()

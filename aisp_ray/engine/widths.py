@@ -19,10 +19,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from aisp_ray.engine.prefixparts import HIDDEN
 from aisp_ray.engine.rowcache import SuffixLayer
 from aisp_ray.engine.tile import Tile
-from aisp_ray.lm.attention import VECTORS, partial
+from aisp_ray.lm.attention import HIDDEN, VECTORS, partial
 from aisp_ray.lm.prefixes import Prefix
 
 _REACH = 16  # suffix keys: the raster of numbers that are tried

@@ -1,85 +1,66 @@
-"""Shared-prefix attention: one softmax over a prompt's keys, read once for all its rows, and each row's own suffix.
+"""Attention over a shared prefix and a row's own tokens: the switch that puts it into a model, and its arithmetic.
 
-Registered with transformers under `NAME`, so models run unmodified. Shapes: B rows of a tile, H query heads in groups
-of g = H / Hkv per key-value head, D head width, L prompt keys, T suffix keys in blocks, G rows of a lane.
-
-Every product has a shape that depends on the tile, the lane width and the row's own prompt only, never on who else is
-in the batch. Blocks of the suffix that no row has reached are skipped; a row not there yet would weigh them with an
-exact zero, so skipping changes no bit. Of the last block only what rows have reached is read, where a trial at load
-(`widths.py`) showed the same bits for that.
+Registered with transformers under `NAME`, so models run unmodified. What is computed is up to the `Attend` in force:
+a row cache that decodes, or a packed batch that is read at once. Shapes: q queries, k keys, D head width; rows of a
+batch, heads and so on are the caller's leading axes.
 """
 
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 from transformers import AttentionInterface
 
-if TYPE_CHECKING:
-    from aisp_ray.engine.rowcache import RowCache
+from aisp_ray.lm.shims import attention_named, cpu_attention
 
 NAME = "aisp_shared_prefix"
+HIDDEN = -1e30  # added to the logit of a key that a query may not see: finite, so that a span with none stays a number
 VECTORS = 64  # elements that PyTorch's elementwise kernels take in one go on a CPU (fewer in float32)
 _active = threading.local()
 
 
+class Call(NamedTuple):
+    """What a layer hands to its attention. query [b, heads, q, D]; key and value [b, key heads, q, D]."""
+
+    layer: int
+    query: Tensor
+    key: Tensor
+    value: Tensor
+    scale: float
+    options: dict[str, Any]  # softcap, s_aux (sinks), sliding_window where the architecture has them
+
+
+Attend = Callable[[Call], Tensor]  # returns [b, q, heads, value width]
+
+
 @contextmanager
-def decoding(configs: list[Any], cache: RowCache) -> Iterator[None]:
-    """Within it, the models of these configs decode one token a row of `cache`."""
-    before = [config._attn_implementation_internal for config in configs]
-    for config in configs:
-        config._attn_implementation_internal = NAME
-    _active.cache = cache
+def attending(configs: Sequence[Any], attend: Attend) -> Iterator[None]:
+    """Within it and in this thread, the attention of the models of these configs is `attend`."""
+    _active.attend = attend
     try:
-        yield
+        with attention_named(configs, NAME):
+            yield
     finally:
-        _active.cache = None
-        for config, name in zip(configs, before, strict=True):
-            config._attn_implementation_internal = name
-
-
-def configs_of(model: Any) -> list[Any]:
-    """Every configuration object that the model's modules look up their attention in."""
-    found = {id(m.config): m.config for m in model.modules() if hasattr(m, "config")}
-    return [config for config in found.values() if hasattr(config, "_attn_implementation_internal")]
+        _active.attend = None
 
 
 def shared_prefix_attention(
     module: Any,
-    query: Tensor,  # [B, H, 1, D]
-    key: Tensor,  # this step's; already written to the cache
+    query: Tensor,
+    key: Tensor,
     value: Tensor,
     attention_mask: Tensor | None,
     scaling: float | None = None,
     **options: Any,
 ) -> tuple[Tensor, None]:
-    """The attention function that transformers calls. Returns [B, 1, H, value_dim]."""
-    cache: RowCache = _active.cache
-    layer = cache.layers[module.layer_idx]
-    layout = layer.layout
-    rows, heads, _, dim = query.shape
-    scale = dim**-0.5 if scaling is None else scaling
-    if cache.direct is not None:
-        return cache.direct.attend(module.layer_idx, layer, query, scale, options), None
-    grouped = (query * scale).view(rows, layout.num_heads, heads // layout.num_heads, dim)  # [B, Hkv, g, D]
-    softcap = options.get("softcap")
-    found = cache.prefixes.part(module.layer_idx, grouped, softcap)
-    for block in range(cache.num_blocks):
-        mask = cache.suffix_mask(block, layout.window, query.device)  # [B, 1, 1, T]
-        keys, values = layer.key_blocks[block][:rows], layer.value_blocks[block][:rows]
-        reach = cache.reach if block == cache.num_blocks - 1 else None
-        span = partial(grouped, keys, values, mask, softcap, reach)
-        found = merge(found, span)
-    out, mass = found
-    sinks = options.get("s_aux")
-    if sinks is not None:  # one more logit a head, which takes mass and gives nothing
-        out = out * whole_vectors(torch.sigmoid, mass - sinks.float().view(1, layout.num_heads, -1, 1))
-    return out.to(query.dtype).reshape(rows, 1, heads, -1), None
+    """The attention function that transformers calls."""
+    scale = query.shape[-1] ** -0.5 if scaling is None else scaling
+    return _active.attend(Call(module.layer_idx, query, key, value, scale, options)), None
 
 
 Part = tuple[Tensor, Tensor]  # softmax over a span applied to its values [..., D], log of its mass [..., 1]; float32
@@ -116,9 +97,7 @@ def partial(
 
 def fused(query: Tensor, keys: Tensor, values: Tensor, mask: Tensor | None) -> Part:
     """`partial` by PyTorch's fused CPU kernel, for one prompt: query [1, Hkv, q, D]."""
-    out, mass = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(
-        query, keys, values, 0.0, False, attn_mask=mask, scale=1.0
-    )
+    out, mass = cpu_attention(query, keys, values, 1.0, mask=mask)
     return out, mass.unsqueeze(-1)
 
 

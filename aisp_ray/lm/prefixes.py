@@ -10,13 +10,10 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer, LinearAttentionLayer
 
+from aisp_ray.lm.shims import DynamicLayer, DynamicSlidingWindowLayer, LinearAttentionLayer
 from aisp_ray.lm.snapshots import Snapshot, Snapshots
-
-
-class UnsupportedModelError(ValueError):
-    """This model cannot share a prefix; the text says why. The expanded engine can still run it."""
+from aisp_ray.lm.support import UnsupportedModelError
 
 
 @dataclass(frozen=True, slots=True)

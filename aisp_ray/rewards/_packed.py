@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from torch.nn import functional as F
 
+from aisp_ray.lm.shims import attention_configs, attention_named, cpu_attention
 from aisp_ray.rewards._stems import BLOCK, Stem
 
 NAME = "aisp_ray_packed"
@@ -145,7 +146,7 @@ def _with_lse(
     query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, scale: float, causal: bool
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """(attention [b, heads, q, d], log-sum-exp of the scores [b, heads, q] in float32), by torch's CPU flash kernel."""
-    return torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(query, key, value, 0.0, causal, scale=scale)
+    return cpu_attention(query, key, value, scale, causal)
 
 
 def _joined(
@@ -286,20 +287,15 @@ class Packed:
         return layout.record
 
     def _forward(self, ids: list[int], positions: list[int], layout: Layout) -> torch.Tensor:
-        config, before = self.body.config, self.body.config._attn_implementation
         _active.layout = layout
-        config._attn_implementation = NAME
-        try:
+        with attention_named(attention_configs(self.body), NAME):
             output = self.body(
                 input_ids=torch.tensor([ids], device=self.device),
                 position_ids=torch.tensor([positions], device=self.device),
                 use_cache=False,
             )
-        finally:
-            config._attn_implementation = before
-            _active.layout = None
         self.tokens_read += len(ids)
-        if layout.calls != config.get_text_config().num_hidden_layers:
+        if layout.calls != self.body.config.get_text_config().num_hidden_layers:
             raise CannotShareError(f"{layout.calls} of the layers went through shared-prefix attention")
         return output.last_hidden_state[0]
 
