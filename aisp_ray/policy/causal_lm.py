@@ -122,8 +122,6 @@ class CausalLM(PolicySpec):
         """
         from transformers import AutoTokenizer
 
-        from aisp_ray.engine.factory import build_engine
-
         source = str(resolve(self.model))
         kwargs = {"revision": self.revision, "trust_remote_code": self.trust_remote_code, "cache_dir": self.cache_dir}
         try:
@@ -133,6 +131,12 @@ class CausalLM(PolicySpec):
             where = f"policy.model={self.model} cannot be loaded on {socket.gethostname()}"
             kind = ValueError if _is_setting(error, source) else LoadError
             raise kind(f"{where}: {_reason(error)}") from error
+        return self.around(model, tokenizer)
+
+    def around(self, model: Any, tokenizer: Any) -> LoadedCausalLM:
+        """The policy of a model that is loaded already, on the device and in the dtype it has."""
+        from aisp_ray.engine.factory import build_engine
+
         engine = build_engine(
             model,
             kind=self.engine,

@@ -42,6 +42,19 @@ class CallableReward(RewardSpec):
         return CallableScorer(self.target, target, self.arguments)
 
 
+@dataclass(frozen=True, kw_only=True)
+class FunctionReward(RewardSpec):
+    """A function of this process as a reward model, called as `CallableReward`'s target is."""
+
+    function: Callable[..., Sequence[float | None]]
+
+    def check(self, where: str = "reward") -> list[str]:
+        return [] if callable(self.function) else [f"{where} is a {type(self.function).__name__}, not a function"]
+
+    def load(self, device: str) -> CallableScorer:
+        return CallableScorer(getattr(self.function, "__name__", "the function"), self.function, {})
+
+
 class CallableScorer:
     """`rewards.base.Scorer` around a function. Where it fails on a batch, its responses are scored one by one, so that
     an exception costs the responses at fault only. One that says that a service is away comes through."""

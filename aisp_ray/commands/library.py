@@ -1,0 +1,264 @@
+"""The package as a library: `best_responses` for a script or a notebook, without files and without Ray.
+
+from aisp_ray import best_responses
+
+results = best_responses("demo:policy", ["How do I brew coffee?"], lambda prompt, texts: [len(t) for t in texts], n=8)
+print(results[0].response, results[0].reward)
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import dataclasses
+import math
+import threading
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, TypeVar, overload
+
+from aisp_ray import config
+from aisp_ray.driver import Driver
+from aisp_ray.ledger import Outcome, Task, row_of
+from aisp_ray.methods.base import Method
+from aisp_ray.results import ROW_SCHEMA
+from aisp_ray.rewards.base import RewardSpec
+from aisp_ray.types import Prompt
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+    from aisp_ray.cluster.local import LocalPolicy, LocalReward
+
+RewardFunction = Callable[[Prompt, list[str]], Sequence[float | None]]
+_T = TypeVar("_T")
+
+_IN_FLIGHT = 8  # prompts whose searches run side by side; the engine fills its slots across them
+_COST = ("num_samples", "num_generated_tokens", "num_prompt_tokens", "num_reward_calls", "policy_seconds")
+_TRACE = ("reward_mean", "reward_max", "reward_best", "ess", "control_norm", "num_samples_seen")
+
+
+@dataclass(frozen=True)
+class BestResponse:
+    """The best response to one prompt, how the search got there, and what it cost."""
+
+    prompt: str
+    response: str | None  # None where the search failed
+    reward: float  # of the response; NaN where the search failed
+    error: str | None  # why there is no response
+    finish_reason: str | None  # stop | stop_string | length
+    trace: Mapping[str, Sequence[float | None]]  # one value per iteration: reward_mean, reward_best, ess, ...
+    cost: Mapping[str, float | None]  # samples, tokens, reward calls, seconds
+    row: Mapping[str, Any] = field(repr=False)  # the whole row, as `results.ROW_SCHEMA` describes it
+
+
+class BestResponses(Sequence[BestResponse]):
+    """The results of `best_responses`, in the order of the prompts."""
+
+    def __init__(self, items: Sequence[BestResponse]):
+        self._items = tuple(items)
+
+    @overload
+    def __getitem__(self, index: int) -> BestResponse: ...
+    @overload
+    def __getitem__(self, index: slice) -> BestResponses: ...
+    def __getitem__(self, index: int | slice) -> BestResponse | BestResponses:
+        return BestResponses(self._items[index]) if isinstance(index, slice) else self._items[index]
+
+    def __len__(self) -> int:
+        return len(self._items)
+
+    def __repr__(self) -> str:
+        failed = sum(item.error is not None for item in self._items)
+        good = [item.reward for item in self._items if item.error is None]
+        mean = f"mean reward {sum(good) / len(good):.3f}" if good else "no reward"
+        return f"<{len(self._items)} best responses, {mean}{f', {failed} failed' if failed else ''}>"
+
+    def to_arrow(self) -> pa.Table:
+        """One row per prompt in the schema of `jobs/eval.py`'s output."""
+        import pyarrow as pa
+
+        return pa.Table.from_pylist([dict(item.row) for item in self._items], schema=ROW_SCHEMA)
+
+    def to_pandas(self) -> Any:
+        """The same rows as a pandas DataFrame. Raises ImportError where pandas is not installed."""
+        return self.to_arrow().to_pandas()
+
+
+def best_responses(  # noqa: PLR0913 one call for a notebook: every argument but three has a default
+    model: Any,
+    prompts: Iterable[Any],
+    reward: str | RewardSpec | RewardFunction,
+    *,
+    method: str | Method = "aisp",
+    seed: int = 0,
+    tokenizer: Any = None,
+    policy: Mapping[str, Any] | None = None,
+    progress: bool = True,
+    **settings: Any,
+) -> BestResponses:
+    """The best response to each prompt that `method` finds under `reward`.
+
+    model: a path, a hub id, "demo:policy", or a loaded `transformers` model together with its `tokenizer`.
+    prompts: strings, dialogues (lists of {"role": ..., "content": ...}), or rows with a column prompt or messages, as a
+        `datasets.Dataset` has them.
+    reward: a function of (prompt, responses) that returns a number per response, the name of a reward model in
+        conf/reward, or its settings.
+    method: a preset of conf/method, whose keys `settings` changes (n=8, kappa=4, sigma=0.5), or a method object.
+    policy: settings of `policy.causal_lm.CausalLM`, such as {"max_new_tokens": 64}.
+    seed: names all randomness; the same arguments give the same responses.
+
+    Runs in this process on the GPU if there is one, also inside a notebook's event loop. A prompt that fails has an
+    `error` and costs the others nothing.
+
+    Raises:
+        ValueError: a setting is wrong; says which values are allowed.
+    """
+    work = abest_responses(
+        model,
+        prompts,
+        reward,
+        method=method,
+        seed=seed,
+        tokenizer=tokenizer,
+        policy=policy,
+        progress=progress,
+        **settings,
+    )
+    return _finish(work)
+
+
+async def abest_responses(  # noqa: PLR0913 as `best_responses`
+    model: Any,
+    prompts: Iterable[Any],
+    reward: str | RewardSpec | RewardFunction,
+    *,
+    method: str | Method = "aisp",
+    seed: int = 0,
+    tokenizer: Any = None,
+    policy: Mapping[str, Any] | None = None,
+    progress: bool = True,
+    **settings: Any,
+) -> BestResponses:
+    """`best_responses` for code that is asynchronous itself."""
+    name, chosen = _method(method, settings)
+    asked = _prompts(prompts)
+    source, scorer = await asyncio.to_thread(_models, (model, tokenizer), reward, policy or {})
+    driver = Driver(source, scorer, {}, seed, _IN_FLIGHT)
+    identity = {"run_id": "", "config_hash": "", "seed": seed}
+    found: dict[int, BestResponse] = {}
+    try:
+        with _bar(len(asked), progress) as advance:
+            async for outcome in driver.run(_stream(asked, name, chosen)):
+                found[outcome.task.prompt.ordinal] = _result(outcome, identity)
+                advance()
+    finally:
+        source.worker.close()
+        scorer.worker.close()
+    return BestResponses([found[ordinal] for ordinal in sorted(found)])
+
+
+def _finish(work: Coroutine[Any, Any, _T]) -> _T:
+    """Run to the end: here, or in a thread of its own where this thread runs an event loop already (a notebook)."""
+    try:
+        asyncio.get_running_loop()
+    except RuntimeError:
+        return asyncio.run(work)
+    outcome: list[_T | BaseException] = []
+
+    def run() -> None:
+        try:
+            outcome.append(asyncio.run(work))
+        except BaseException as error:
+            outcome.append(error)
+
+    thread = threading.Thread(target=run, name="best_responses")
+    thread.start()
+    thread.join()
+    if isinstance(outcome[0], BaseException):
+        raise outcome[0]
+    return outcome[0]
+
+
+def _method(method: str | Method, settings: Mapping[str, Any]) -> tuple[str, Any]:
+    """The method's name and the method, with the settings that the call gives."""
+    if not isinstance(method, str):
+        changed: Any = method
+        return type(method).__name__.lower(), dataclasses.replace(changed, **settings)
+    return method, config.build({**config.read_choice("method", method), **settings}, f"method.{method}")
+
+
+def _prompts(prompts: Iterable[Any]) -> list[Prompt]:
+    """Strings, dialogues and rows as prompts. What cannot be one is a prompt with an `error`.
+
+    Raises:
+        ValueError: a string or a mapping was given in place of a list of prompts.
+    """
+    from aisp_ray.data.prompts import Prompts
+    from aisp_ray.data.select import DropReport, select
+    from aisp_ray.data.stream import parse_record
+
+    if isinstance(prompts, str | Mapping):
+        raise ValueError(f"prompts is one {type(prompts).__name__}; give a list of prompts, such as [{prompts!r}]")
+    spec = Prompts(path="prompts", name="prompts", dedup=False)
+    parsed = (parse_record({"row": _row(item)}, spec) for item in prompts)
+    return list(select(parsed, spec, None, DropReport()))
+
+
+def _row(item: Any) -> dict[str, Any]:
+    if isinstance(item, Prompt):
+        turns = [{"role": turn.role, "content": turn.content} for turn in item.messages]
+        return {"messages": turns} if turns else {"prompt": item.text}
+    return dict(item) if isinstance(item, Mapping) else {"prompt": item}
+
+
+def _models(
+    model: tuple[Any, Any], reward: str | RewardSpec | RewardFunction, policy: Mapping[str, Any]
+) -> tuple[LocalPolicy, LocalReward]:
+    """The policy and the reward model, loaded in this process."""
+    import torch
+
+    from aisp_ray.cluster.local import LocalPolicy, LocalReward
+    from aisp_ray.policy.given import policy_of
+    from aisp_ray.rewards.callable import FunctionReward
+
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    chosen = policy_of(*model, policy, device)
+    if isinstance(reward, str):
+        values = config.read_choice("reward", reward)
+        values.pop("_judges_", None)
+        spec: Any = config.build(values, "reward")
+    else:
+        spec = reward if isinstance(reward, RewardSpec) else FunctionReward(function=reward)
+    problems = [*chosen.check(), *spec.check()]
+    if problems:
+        raise ValueError("\n".join(problems))
+    return LocalPolicy(chosen, device), LocalReward(spec, device)
+
+
+async def _stream(prompts: Sequence[Prompt], name: str, method: Any) -> AsyncIterator[Task]:
+    for prompt in prompts:
+        yield Task(prompt, name, method)
+
+
+def _result(outcome: Outcome, identity: Mapping[str, Any]) -> BestResponse:
+    row = row_of(outcome, identity)
+    return BestResponse(
+        prompt=row["prompt"],
+        response=row["response"],
+        reward=math.nan if row["reward"] is None else row["reward"],
+        error=row["error"],
+        finish_reason=row["finish_reason"],
+        trace={name: row[name] for name in _TRACE},
+        cost={name: row[name] for name in (*_COST, "reward_seconds")},
+        row=row,
+    )
+
+
+@contextlib.contextmanager
+def _bar(total: int, wanted: bool) -> Iterator[Callable[[], Any]]:
+    """A progress bar over prompts; nothing where it is not wanted."""
+    from tqdm.auto import tqdm
+
+    with tqdm(total=total, unit="prompt", disable=not wanted) as bar:
+        yield bar.update
