@@ -1,18 +1,22 @@
 r"""Mathematical problems with a final answer: GSM8K (Cobbe et al., 2021, 2110.14168), MATH (Hendrycks et al., 2021).
 
-The answer goes to `meta["answer"]` for `reward=math_answer`: what stands behind `####`, else in the last \boxed{...},
+The answer goes to `meta["answer"]` for `reward=math_answer`: the last \boxed{...}, else what stands behind `####`,
 else the whole column. Differs from the papers: zero examples, and the wording around the problem is ours.
 """
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from aisp_ray.data._row import text_of
 from aisp_ray.data.base import DataSpec, Parsed
+from aisp_ray.rewards.math_answer import reference_answer
 from aisp_ray.types import Message
+
+_THOUSANDS = re.compile(r"-?\d{1,3}(?:,\d{3})+(?:\.\d+)?")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,20 +48,6 @@ class Maths(DataSpec):
 
 
 def final_answer(solution: str) -> str:
-    """The answer at the end of a solution; empty if there is none."""
-    if "####" in solution:
-        return solution.rsplit("####", 1)[1].strip().replace(",", "")
-    return (_boxed(solution) or solution).strip()
-
-
-def _boxed(text: str) -> str | None:
-    r"""What stands in the last \boxed{...}, braces balanced."""
-    start = text.rfind("\\boxed{")
-    if start < 0:
-        return None
-    begin, depth = start + len("\\boxed{"), 1
-    for at in range(begin, len(text)):
-        depth += {"{": 1, "}": -1}.get(text[at], 0)
-        if depth == 0:
-            return text[begin:at]
-    return None
+    """The answer at the end of a solution, one number without its thousands separators; empty if there is none."""
+    answer = reference_answer(solution)
+    return answer.replace(",", "") if _THOUSANDS.fullmatch(answer) else answer

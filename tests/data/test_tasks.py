@@ -60,6 +60,10 @@ def test_tasks_without_text_or_tests_are_errors():
     [
         ("She has 3 + 4 = 7.\n#### 7", "7"),
         ("#### 1,234", "1234"),
+        ("#### -12,345.5", "-12345.5"),
+        ("#### (3, 4)", "(3, 4)"),
+        ("#### 1, 2", "1, 2"),
+        ("#### 1,234, 5,678", "1,234, 5,678"),
         (r"So $x = \boxed{\frac{1}{2}}$ and \boxed{3}.", "3"),
         (r"Thus \boxed{\left\{\frac{a}{b}\right\}}.", r"\left\{\frac{a}{b}\right\}"),
         (r"\boxed{never closed", r"\boxed{never closed"),
