@@ -21,12 +21,14 @@ import yaml
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from aisp_ray.errors import RefusedError
+
 GROUPS = ("method", "policy", "reward", "judges", "data", "run")
 MANY = ("method", "judges")  # groups of which a run may hold several choices, addressed by name
 FOLDER = {"judges": "reward"}  # a judge is a reward model that only looks at selected responses
 
 
-class ConfigError(ValueError):
+class ConfigError(RefusedError):
     """One clear sentence for whoever typed the command or wrote the YAML."""
 
 

@@ -1,4 +1,7 @@
-"""Errors of data and of loading, and which exceptions mean an outage: waiting may help, the request is not at fault."""
+"""What can go wrong, by what follows from it: an error row, another try, a refusal, the end of a run.
+
+Also which exceptions mean an outage: waiting may help, and the request is not at fault.
+"""
 
 from __future__ import annotations
 
@@ -9,6 +12,27 @@ class DataError(ValueError):
 
 class LoadError(RuntimeError):
     """A model does not load here and now, for want of memory or network for instance; another try may work."""
+
+
+class RefusedError(ValueError):
+    """What was asked for cannot be done as given; one sentence says what to change. Exit code 2."""
+
+
+class SessionError(RefusedError):
+    """The cluster cannot be joined, or cannot hold what is asked of it."""
+
+
+class PoolError(RuntimeError):
+    """A pool that cannot be kept alive: its model does not load, or its actors die as fast as they start."""
+
+
+class StarvationError(RuntimeError):
+    """No machine, or no service, for longer than the run may wait. The same command resumes later. Exit code 75."""
+
+
+def as_exception(error: BaseException) -> Exception:
+    """`error`, or what stands for one that ends a process: a `SystemExit` of somebody's own code must not end ours."""
+    return error if isinstance(error, Exception) else RuntimeError(f"{type(error).__name__}: {error}")
 
 
 # by name: clients raise their own classes, which need not be installed here

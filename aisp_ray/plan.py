@@ -65,9 +65,22 @@ class Plan:
     fingerprint: Mapping[str, Any] = field(default_factory=dict)
 
     @property
+    def local(self) -> bool:
+        return False  # Ray Data reads and writes the rows
+
+    @property
+    def num_draws(self) -> int:
+        return min(draws_of(method) for method in self.methods.values())
+
+    @property
     def config_hash(self) -> str:
         text = json.dumps(self.fingerprint, sort_keys=True, default=str)
         return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def draws_of(method: Any) -> int:
+    """Responses that one search of a method draws at once."""
+    return max(1, method.num_samples // method.num_iterations)
 
 
 def in_ray_job() -> bool:

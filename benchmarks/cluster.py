@@ -55,7 +55,7 @@ class Load:
 
 async def drive(load: Load) -> dict[str, float]:
     """Run a load through the driver and its pools; rates of the middle part, when all actors are ready."""
-    from aisp_ray.cluster.models import RemotePolicy, RemoteReward, make_pool
+    from aisp_ray.cluster.remote import RemotePolicy, RemoteReward, make_pool
 
     step = load.rollout_seconds / STEPS
     policy = SleepPolicy(actors=(load.actors,) * 2, num_cpus=0, slots=SLOTS, step_seconds=step, tokens=(STEPS, STEPS))
@@ -63,8 +63,8 @@ async def drive(load: Load) -> dict[str, float]:
     reward = SleepReward(actors=(rewards,) * 2, num_cpus=0, call_seconds=0, response_seconds=load.score_seconds / N)
     in_flight = load.per_actor * load.actors
     run = RunSettings()
-    policies = make_pool("policy", policy, ("policy", load.actors), run, in_flight)
-    scorers = make_pool("reward", reward, ("reward", rewards), run, in_flight)
+    policies = make_pool("policy", policy, load.actors, run, in_flight)
+    scorers = make_pool("reward", reward, rewards, run, in_flight)
     for pool in (policies, scorers):
         pool.start()
     await asyncio.gather(policies.wait_ready(), scorers.wait_ready())

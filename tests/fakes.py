@@ -19,7 +19,7 @@ from typing import Any
 
 from aisp_ray.errors import DataError
 from aisp_ray.policy.base import PolicySpec
-from aisp_ray.rewards.base import RewardSpec, ScoreRequest
+from aisp_ray.rewards.base import RewardSpec, Scorer, ScoreRequest
 from aisp_ray.rng import derive_seed
 from aisp_ray.types import Prompt, Proposal, Rollout, Rollouts, Scores
 
@@ -191,7 +191,7 @@ class SleepReward(RewardSpec):
         return SleepScorer(self)
 
 
-class SleepScorer:
+class SleepScorer(Scorer):
     """`rewards.base.Scorer`: a reward between -3 and 3 that depends on the text alone."""
 
     def __init__(self, spec: SleepReward):

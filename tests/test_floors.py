@@ -12,7 +12,7 @@ FLOORS = {
     0: {"types", "rng", "noise", "weights", "config", "errors", "files", "plan"},
     1: {"controls", "methods", "ledger", "results"},
     2: {"engine", "lm", "policy", "rewards", "metrics", "data", "demo"},
-    3: {"cluster", "driver"},
+    3: {"cluster", "driver", "worker"},
     4: {"pipeline", "report", "commands", "tune"},
 }
 FLOOR_OF = {room: floor for floor, rooms in FLOORS.items() for room in rooms}

@@ -5,8 +5,10 @@ import asyncio
 import numpy as np
 import pytest
 
-from aisp_ray.commands.train_value import ValueTraining, collect, is_held_out, main, read_command
+from aisp_ray.cluster.models import Models
+from aisp_ray.commands.train_value import main, read_command
 from aisp_ray.errors import DataError
+from aisp_ray.pipeline.value_training import Collected, ValueTraining, collect, is_held_out
 from aisp_ray.types import Prompt, Rollout, Rollouts, Scores
 
 
@@ -32,8 +34,10 @@ def prompts(count):
     return [Prompt(f"x/y/{i:08d}", i, "x", "bad" if i == 3 else "good") for i in range(count)]
 
 
-def collected(count=12, **settings):
-    return asyncio.run(collect(prompts(count), FakePolicy(), FakeReward(), ValueTraining(samples=3, **settings)))
+def collected(count=12, in_flight=16, **settings):
+    found, models = Collected(), Models(FakePolicy(), FakeReward(), {}, in_flight)
+    asyncio.run(collect(prompts(count), models, ValueTraining(samples=3, **settings), found))
+    return found
 
 
 def test_every_response_is_labelled_with_its_own_reward_in_input_order():

@@ -18,11 +18,11 @@ from typing import Any
 import ray
 
 from aisp_ray.cluster.failures import CallError, sort_error, sort_load_error
+from aisp_ray.cluster.local import device_of, quiet_libraries
 from aisp_ray.policy.base import PolicySpec
-from aisp_ray.policy.worker import PolicyWorker
 from aisp_ray.rewards.base import RewardSpec, ScoreRequest
-from aisp_ray.rewards.worker import RewardWorker
 from aisp_ray.types import Placement, Prompt, Proposal, Rollouts, Scores
+from aisp_ray.worker import PolicyWorker, RewardWorker
 
 _LOOK_SECONDS = 1.0  # how often a waiting call looks whether the worker's thread is still there
 
@@ -47,7 +47,7 @@ class _ModelActor:
         started = time.perf_counter()
         prepare_process(self.spec)
         try:
-            self.worker = self._make_worker("cuda" if self.spec.num_gpus > 0 else "cpu")
+            self.worker = self._make_worker(device_of(self.spec))
         except Exception as error:
             raise sort_load_error(error) from None
         self._ready.set()
@@ -122,9 +122,7 @@ def prepare_process(spec: Placement) -> None:
     if spec.num_gpus == 0:
         for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS"):
             os.environ[name] = str(spec.threads)
-    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
-    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    quiet_libraries()
     if spec.num_gpus == 0 and "torch" in sys.modules:
         sys.modules["torch"].set_num_threads(spec.threads)
 

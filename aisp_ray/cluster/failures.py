@@ -33,14 +33,6 @@ class CallError(Exception):
         return self.text
 
 
-class PoolError(RuntimeError):
-    """A pool that cannot be kept alive: its model does not load, or its actors die as fast as they start."""
-
-
-class StarvationError(RuntimeError):
-    """No machine, or no service, for longer than the run was told to wait. The same command goes on later."""
-
-
 _CUDA = re.compile(
     r"CUDA error|device-side assert|illegal memory access|CUBLAS_STATUS|CUDNN_STATUS|NCCL error|uncorrectable ECC", re.I
 )

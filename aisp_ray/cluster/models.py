@@ -1,80 +1,103 @@
-"""Pools of Ray actors behind the protocols of `types.py`: what the driver calls."""
+"""Opening the machines: the models of a plan, on actors of a Ray cluster or in this process.
+
+async with open_models(plan) as models:
+    await models.ready()
+    driver = Driver(models.policy, models.reward, models.judges, plan.seed, models.in_flight)
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from typing import Any
+import asyncio
+import contextlib
+import math
+from collections.abc import AsyncIterator, Callable, Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Protocol
 
-import ray
-
-from aisp_ray.cluster.actors import PolicyActor, RewardActor, remote_class
-from aisp_ray.cluster.placement import ask_in_words
-from aisp_ray.cluster.pool import Call, Pool, PoolSettings
 from aisp_ray.plan import RunSettings
-from aisp_ray.types import Placement, Prompt, Proposal, Rollouts, Scores
+from aisp_ray.policy.base import PolicySpec
+from aisp_ray.rewards.base import RewardSpec
+from aisp_ray.types import Placement, Policy, Reward
+
+if TYPE_CHECKING:
+    from aisp_ray.cluster.pool import Pool
+
+_PER_ACTOR = 8  # searches in flight per policy actor where its slots are not known
 
 
-class RayBackend:
-    """Makes and ends actors of one kind."""
+class ModelPlan(Protocol):
+    """What an evaluation, a search of settings and the training of a value function say about their models."""
 
-    def __init__(self, cls: type, spec: Placement, calls: int):
-        self._cls = remote_class(cls, spec, calls)
-        self._spec = ray.put(spec)  # kept here, so that a replacement can always be made
+    @property
+    def policy(self) -> PolicySpec: ...
 
-    def create(self, name: str) -> Any:
-        return self._cls.remote(self._spec, name)
+    @property
+    def reward(self) -> RewardSpec: ...
 
-    def kill(self, handle: Any) -> None:
-        ray.kill(handle)
+    @property
+    def judges(self) -> Mapping[str, RewardSpec]: ...
 
+    @property
+    def run(self) -> RunSettings: ...
 
-class RemotePolicy:
-    """`types.Policy` served by a pool."""
+    @property
+    def num_draws(self) -> int:
+        """Responses that one search draws at once."""
 
-    def __init__(self, pool: Pool):
-        self.pool = pool
-
-    async def rollout(self, prompt: Prompt, proposal: Proposal, seed: int) -> Rollouts:
-        what = f"rollout of {prompt.prompt_id}, iteration {proposal.iteration}"
-        args = (prompt, proposal, seed)
-        return await self.pool.call(Call("rollout", args, proposal.num_samples, prompt.prompt_id, what))
+    @property
+    def local(self) -> bool:
+        """In this process, one device each, instead of on a Ray cluster."""
 
 
-class RemoteReward:
-    """`types.Reward` served by a pool."""
+@dataclass(frozen=True)
+class Models:
+    """Open models behind the protocols of `types.py`."""
 
-    def __init__(self, pool: Pool):
-        self.pool = pool
+    policy: Policy
+    reward: Reward
+    judges: Mapping[str, Reward]  # by name
+    in_flight: int  # searches that fill the policy
+    pools: Mapping[str, Pool] = field(default_factory=dict)  # by key of the configuration; none in this process
 
-    async def score(self, prompt: Prompt, responses: Sequence[str]) -> Scores:
-        args = (prompt, tuple(responses))
-        return await self.pool.call(
-            Call("score", args, len(args[1]), prompt.prompt_id, f"scores of {prompt.prompt_id}")
-        )
+    async def ready(self) -> None:
+        """Until every pool has its minimum of actors.
+
+        Raises:
+            PoolError: a model does not load.
+            StarvationError: not there within `run.ready_timeout_seconds`.
+        """
+        await asyncio.gather(*(pool.wait_ready() for pool in self.pools.values()))
 
 
-def make_pool(
-    kind: str,
-    spec: Placement,
-    named: tuple[str, int],
-    run: RunSettings,
-    calls: int,
-    count: Callable[[str, str], None] | None = None,
-) -> Pool:
-    """The pool of a policy or reward (kind), not started.
+@contextlib.asynccontextmanager
+async def open_models(plan: ModelPlan, say: Callable[[str], None] = print) -> AsyncIterator[Models]:
+    """Join or start the cluster, check that the models fit, start their pools; on leaving, undo it in reverse.
 
-    named: what messages call it, and how many actors it may have. calls: at most so many at once in one actor.
+    The pools load while the caller does other things; `Models.ready` waits for them. `plan.local` imports no Ray.
+
+    Raises:
+        SessionError: the cluster cannot be joined, or can never hold what is asked.
     """
-    name, high = named
-    low = spec.actors[0]
-    settings = PoolSettings(
-        name=name,
-        low=low,
-        high=high,
-        ready_timeout=run.ready_timeout_seconds,
-        call_timeout=run.call_timeout_seconds,
-        starvation_timeout=run.starvation_timeout_seconds,
-        infra_retries=run.infra_retries,
-        ask=ask_in_words(spec),
-    )
-    return Pool(settings, RayBackend({"policy": PolicyActor, "reward": RewardActor}[kind], spec, calls), count)
+    if plan.local:
+        from aisp_ray.cluster.local import load_here
+
+        opened = load_here(plan, choose_in_flight(plan, 1))
+    else:
+        from aisp_ray.cluster.remote import open_pools
+
+        opened = open_pools(plan, say)
+    async with opened as models:
+        yield models
+
+
+def asks_of(plan: ModelPlan) -> dict[str, Placement]:
+    """What each model asks of the machines, by its key in the configuration."""
+    return {"policy": plan.policy, "reward": plan.reward, **{f"judges.{name}": j for name, j in plan.judges.items()}}
+
+
+def choose_in_flight(plan: ModelPlan, actors: int) -> int:
+    """Enough searches to fill every policy slot three times: one share is drawn while the others are scored."""
+    if plan.run.in_flight is not None:
+        return plan.run.in_flight
+    slots = plan.policy.slots
+    return actors * (max(4, math.ceil(3 * slots / plan.num_draws)) if slots else _PER_ACTOR)

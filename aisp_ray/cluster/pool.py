@@ -20,8 +20,8 @@ from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
-from aisp_ray.cluster.failures import CallError, PoolError, StarvationError, read_error
-from aisp_ray.errors import DataError
+from aisp_ray.cluster.failures import CallError, read_error
+from aisp_ray.errors import DataError, PoolError, StarvationError
 
 log = logging.getLogger(__name__)
 
@@ -91,14 +91,14 @@ class Call:
 class Pool:
     """Replicas of one model. `call` is the only way in."""
 
-    def __init__(self, settings: PoolSettings, backend: Backend, count: Callable[[str, str], None] | None = None):
+    def __init__(self, settings: PoolSettings, backend: Backend):
         self.settings = settings
         self.replicas: list[Replica] = []
         self.gone: list[Replica] = []
         self.events: Counter[str] = Counter()  # retries by kind, lost and replaced replicas
         self.failure: Exception | None = None
+        self.count: Callable[[str, str], None] = lambda event, kind: None  # called with each of `events`
         self._backend = backend
-        self._count = count or (lambda event, kind: None)
         self._wanted = settings.high
         self._serial = 0
         self._homes: OrderedDict[str, Replica] = OrderedDict()
@@ -459,7 +459,7 @@ class Pool:
 
     def _note(self, event: str, kind: str) -> None:
         self.events[f"{event} {kind}"] += 1
-        self._count(event, kind)
+        self.count(event, kind)
 
     def _run(self, job: Awaitable[None]) -> None:
         task = asyncio.ensure_future(job)

@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import math
 import os
 import socket
 import time
 import warnings
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import yaml
 
 from aisp_ray.cluster.placement import Node, cpus_of
+from aisp_ray.errors import SessionError
+from aisp_ray.plan import RunSettings, in_ray_job
 from aisp_ray.types import Placement
 
 _ANY = Node(1e6, 1e6, None)  # where it cannot be known what an autoscaler may start
@@ -22,10 +25,6 @@ _START_ATTEMPTS = 3  # Ray gives a local node 30 s to start, which an overloaded
 _LOCAL_OBJECT_STORE = 256 * 2**20  # bytes; a run moves kilobytes
 _KNOCKS = 3  # times that a head is looked for before it counts as gone; Ray itself would wait for minutes
 _KNOCK_SECONDS = 5.0
-
-
-class SessionError(ValueError):
-    """The cluster cannot be joined; one sentence that says which and what to change."""
 
 
 def quiet_environment() -> None:
@@ -135,6 +134,24 @@ def connect(address: str | None, asks: Mapping[str, Placement], json_logs: bool 
                 raise
             ray.shutdown()
     return True
+
+
+@contextlib.contextmanager
+def joined(
+    run: RunSettings, asks: Mapping[str, Placement], say: Callable[[str], None] = lambda text: None
+) -> Iterator[list[Node]]:
+    """The nodes of the session that is open here, or of one that is opened and closed again. Raises as `connect`."""
+    local = starts_local(run.address)
+    opened = connect(run.address, asks, run.json_logs)
+    import ray
+
+    try:
+        if opened and not local and not in_ray_job():
+            say(f"joined the Ray cluster of {origin(run.address)}; run.address=local would start one of its own")
+        yield nodes_now()
+    finally:
+        if opened:
+            ray.shutdown()
 
 
 def quiet_data() -> None:

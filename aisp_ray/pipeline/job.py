@@ -4,30 +4,29 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
 import logging
 import math
-import os
-import signal
 import threading
 import time
-import traceback
 import uuid
 from collections.abc import AsyncIterator, Iterator
 from typing import Any
 
-from aisp_ray.cluster.failures import PoolError, StarvationError
 from aisp_ray.cluster.metrics import RunMetrics
-from aisp_ray.cluster.models import RemotePolicy, RemoteReward, make_pool
-from aisp_ray.cluster.pool import Pool
+from aisp_ray.cluster.models import open_models
+from aisp_ray.cluster.session import quiet_data
 from aisp_ray.data.select import DropReport
 from aisp_ray.data.stream import stream_prompts
 from aisp_ray.driver import Driver
+from aisp_ray.errors import RefusedError
 from aisp_ray.files import ROWS, Output, inside
 from aisp_ray.ledger import Outcome, Progress, Task, particle_rows, row_of
 from aisp_ray.pipeline import snapshot as snapshots
+from aisp_ray.pipeline.exits import OK, SOME_ERRORS, Ending
 from aisp_ray.pipeline.feed import Feed
 from aisp_ray.pipeline.manifest import MANIFEST, SUMMARY, note_engines, open_manifest, shown_prompt, summary_of
-from aisp_ray.pipeline.progress import Meter, Screen, ScreenHandler
+from aisp_ray.pipeline.progress import Meter, Screen
 from aisp_ray.pipeline.snapshot import Snapshot
 from aisp_ray.pipeline.store import Store
 from aisp_ray.plan import Plan
@@ -35,18 +34,13 @@ from aisp_ray.types import Prompt, Rollouts, Scores
 
 log = logging.getLogger("aisp_ray.run")
 
-OK, FAILED, REFUSED, SOME_ERRORS, RETRY, INTERRUPTED, TERMINATED = 0, 1, 2, 3, 75, 130, 143
-
-_EXIT_SECONDS = 2.6  # after SIGTERM: `ray job stop` kills after 3 s
 _DESCRIBE_ATTEMPTS = 3
-_PER_ACTOR = 8  # searches in flight per policy actor where its slots are not known
-_MOST_CALLS = 512  # threads of one actor
 
 
 class Job:
     """Everything of one run that lives in the driver process."""
 
-    def __init__(self, plan: Plan, output: Output, screen: Screen, most: dict[str, int]):
+    def __init__(self, plan: Plan, output: Output, screen: Screen, ending: Ending):
         self.plan = plan
         self.output = output
         self.screen = screen
@@ -54,20 +48,8 @@ class Job:
         self.manifest = open_manifest(plan, output, self.run_id)
         self.store = Store(plan, output, self.manifest["chunk_rows"])
         self.meter = Meter(len(plan.methods))
-        self.metrics = RunMetrics()
-        self.in_flight = plan.run.in_flight or self._choose_in_flight(most["policy"])
-        self.pools = self._make_pools(most)
-        self.policy, self.reward, *judges = self.pools.values()
-        self.driver = Driver(
-            _Timed(RemotePolicy(self.policy), self.metrics),
-            _Timed(RemoteReward(self.reward), self.metrics),
-            {name: RemoteReward(pool) for name, pool in zip(plan.judges, judges, strict=True)},
-            plan.seed,
-            self.in_flight,
-        )
-        self.driver.watch = self._iterated
         self.report = DropReport()
-        self._stopped: int | None = None
+        self._ending = ending
         self._feed: Feed | None = None
         self._describing: asyncio.Task[None] | None = None
         self._background: list[asyncio.Task[None]] = []
@@ -75,40 +57,23 @@ class Job:
         self._saved_last = False
         self._resumed = False  # before that, a snapshot would overwrite what an earlier run left
 
-    def run(self) -> int:
+    async def run(self) -> int:
         """The exit code."""
-        handler = ScreenHandler(self.screen)
-        package = logging.getLogger("aisp_ray")
-        package.addHandler(handler)
-        package.setLevel(handler.level)
-        package.propagate = False
-        try:
-            return asyncio.run(self._main())
-        finally:
-            package.removeHandler(handler)
-
-    # ------------------------------------------------------------ the run
-
-    async def _main(self) -> int:
-        code = FAILED
-        try:
-            with self._signals():
-                code = await self._go()
-        except asyncio.CancelledError:
-            if self._stopped is None:
-                raise
-            code = self._stopped
-            self.screen.say(f"stopped by a signal; the same command goes on from {self.plan.out}")
-        except StarvationError as error:
-            code = RETRY
-            self.screen.say(f"error: {error}\nthe same command goes on from {self.plan.out}")
-        except (PoolError, ValueError) as error:
-            self.screen.say(f"error: {error}")
-        except Exception as error:
-            self.screen.say(f"error: {error}\n{''.join(traceback.format_exception(error))}")
-        finally:
+        async with open_models(self.plan, self.screen.say) as models:
+            quiet_data()
+            self.models = models
+            self.pools = models.pools
+            self.metrics = RunMetrics()
+            for name, pool in self.pools.items():
+                pool.count = functools.partial(self.metrics.event, name)
+            policy, reward = _Timed(models.policy, self.metrics), _Timed(models.reward, self.metrics)
+            self.driver = Driver(policy, reward, models.judges, self.plan.seed, models.in_flight)
+            self.driver.watch = self._iterated
+            code = await self._ending.guard(self._go())
             await self._close(code)
         return code
+
+    # ------------------------------------------------------------ the run
 
     def _say_what_is_there(self, num_searches: int) -> None:
         """What an earlier run of this output left, and what of this run's command therefore has no effect."""
@@ -126,8 +91,6 @@ class Job:
     async def _go(self) -> int:
         run = self.plan.run
         self._announce()
-        for pool in self.pools.values():
-            pool.start()
         self._feed = Feed(self._read)
         searches, rows = self.store.resume(self.run_id)
         self.driver.progress.update(searches)  # now: a snapshot taken while models load must hold them
@@ -140,15 +103,14 @@ class Job:
         self._every(run.snapshot_seconds, self._list_engines)
         self._every(self.screen.every, self._show)
         self.output.write_json(MANIFEST, self.manifest)
-        await asyncio.gather(*(pool.wait_ready() for pool in self.pools.values()))
+        await self.models.ready()
         async for outcome in self.driver.run(self._tasks(self._feed), searches):
             self._finished(outcome)
         await self.store.finish()
         for line in self.report.lines(self.plan.data):
             self.screen.say(line)
         if self._feed.total == 0:
-            self.screen.say(f"error: data.path={self.plan.data.path} holds no row (split {self.plan.data.split})")
-            return REFUSED
+            raise RefusedError(f"data.path={self.plan.data.path} holds no row (split {self.plan.data.split})")
         return SOME_ERRORS if any(tally.errors for tally in self.store.tallies.values()) else OK
 
     def _read(self) -> Iterator[Prompt]:
@@ -191,8 +153,8 @@ class Job:
         """In the tail, when no new search can start, actors without work go, and their nodes with them."""
         if self._feed is None or self.meter.num_rows_total is None or not self.store.chunks.ended:
             return
-        for pool in (self.policy, self.reward):
-            per_actor = max(1.0, self.in_flight / pool.settings.high)
+        for pool in (self.pools["policy"], self.pools["reward"]):
+            per_actor = max(1.0, self.models.in_flight / pool.settings.high)
             pool.resize(math.ceil(self._under_way / per_actor))
 
     # ------------------------------------------------------------ what is said
@@ -204,29 +166,30 @@ class Job:
             for name, pool in self.pools.items()
         )
         self.screen.say(
-            f"run {self.run_id} ({plan.config_hash}): {', '.join(plan.methods)}; {self.in_flight} searches in flight"
+            f"run {self.run_id} ({plan.config_hash}): {', '.join(plan.methods)}; "
+            f"{self.models.in_flight} searches in flight"
         )
         self.screen.say(f"actors: {actors}; rows go to {inside(plan.out, ROWS)}")
 
     async def _describe(self, prompt: Prompt) -> None:
         """Show and keep what the models read of the first prompt: a wrong template is seen at once."""
         shown = {"prompt_id": prompt.prompt_id}
-        for role, pool in (("policy", self.policy), ("reward", self.reward)):
+        for role in ("policy", "reward"):
             for _ in range(_DESCRIBE_ATTEMPTS):
                 try:
-                    shown[role] = await pool.ask("describe", prompt)
+                    shown[role] = await self.pools[role].ask("describe", prompt)
                     break
                 except Exception as error:  # that actor may have ended; another answers
                     shown[role] = f"(cannot be shown: {str(error).splitlines()[0]})"
             for line in shown_prompt(role, shown[role]):
                 self.screen.say(line)
         self.manifest["first_prompt"] = shown
-        note_engines(self.manifest, self.policy)
+        note_engines(self.manifest, self.pools["policy"])
         self.output.write_json(MANIFEST, self.manifest)
 
     async def _list_engines(self) -> None:
         """Keep the engines of actors that came later, perhaps on another kind of GPU."""
-        if note_engines(self.manifest, self.policy):
+        if note_engines(self.manifest, self.pools["policy"]):
             self.output.write_json(MANIFEST, self.manifest)
 
     async def _show(self) -> None:
@@ -263,30 +226,6 @@ class Job:
             ended=ended,
         )
 
-    @contextlib.contextmanager
-    def _signals(self) -> Iterator[None]:
-        """SIGTERM and Ctrl-C end the run with a snapshot, within the time that `ray job stop` leaves."""
-        if threading.current_thread() is not threading.main_thread():
-            yield
-            return
-        loop, main = asyncio.get_running_loop(), asyncio.current_task()
-
-        def stop(code: int) -> None:
-            if self._stopped is None:
-                self._stopped = code
-                timer = threading.Timer(_EXIT_SECONDS, os._exit, (code,))
-                timer.daemon = True
-                timer.start()
-                main.cancel()
-
-        for number, code in ((signal.SIGTERM, TERMINATED), (signal.SIGINT, INTERRUPTED)):
-            loop.add_signal_handler(number, stop, code)
-        try:
-            yield
-        finally:
-            for number in (signal.SIGTERM, signal.SIGINT):
-                loop.remove_signal_handler(number)
-
     async def _close(self, code: int) -> None:
         done = code in (OK, SOME_ERRORS)
         if self._resumed:
@@ -303,10 +242,6 @@ class Job:
             await self._list_engines()
         with self._said(f"{SUMMARY} could not be written"):
             self._write_summary(code)
-        if self._stopped is not None:
-            return  # the actors end with this process; there is no time to wait for anything
-        for pool in self.pools.values():
-            await pool.close()
         self.store.close()
 
     @contextlib.contextmanager
@@ -324,7 +259,7 @@ class Job:
             "config_hash": self.plan.config_hash,
             "exit_code": code,
             "seconds": round(seconds, 3),
-            "in_flight": self.in_flight,
+            "in_flight": self.models.in_flight,
             "rows_of_earlier_runs": self.meter.num_earlier,
             "iterations": self.meter.num_iterations,
             "generated_tokens": self.meter.num_tokens,
@@ -334,25 +269,6 @@ class Job:
         self.output.write_json(SUMMARY, summary_of(facts, self.store.tallies, self.pools))
 
     # ------------------------------------------------------------ parts
-
-    def _choose_in_flight(self, actors: int) -> int:
-        """Enough searches to fill every policy slot three times: one share is drawn while the others are scored."""
-        slots = getattr(self.plan.policy, "slots", None)
-        if not slots:
-            return actors * _PER_ACTOR
-        draws = min(max(1, method.num_samples // method.num_iterations) for method in self.plan.methods.values())
-        return actors * max(4, math.ceil(3 * slots / draws))
-
-    def _make_pools(self, most: dict[str, int]) -> dict[str, Pool]:
-        specs = {"policy": self.plan.policy, "reward": self.plan.reward, **self.plan.judges}
-        calls = min(self.in_flight, _MOST_CALLS)
-        pools = {}
-        for (asked, high), (name, spec) in zip(most.items(), specs.items(), strict=True):
-            assert asked.endswith(name)
-            count = lambda event, kind, name=name: self.metrics.event(name, event, kind)  # noqa: E731
-            kind = "policy" if name == "policy" else "reward"
-            pools[name] = make_pool(kind, spec, (name, high), self.plan.run, calls, count)
-        return pools
 
     def _every(self, seconds: float, what: Any) -> None:
         async def loop() -> None:

@@ -13,16 +13,13 @@ from typing import Any
 
 from aisp_ray import __version__
 from aisp_ray.cluster.pool import Pool, Replica
+from aisp_ray.errors import RefusedError
 from aisp_ray.files import ROWS, Output, differences, inside
 from aisp_ray.plan import Plan
 from aisp_ray.results import SCHEMA_VERSION
 
 MANIFEST, SUMMARY = "manifest.json", "summary.json"
 _PACKAGES = ("ray", "torch", "transformers", "pyarrow", "numpy", "datasets")
-
-
-class RefusedError(ValueError):
-    """The output holds something that this run must not touch."""
 
 
 def open_manifest(plan: Plan, output: Output, run_id: str) -> dict[str, Any]:

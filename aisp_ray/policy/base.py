@@ -33,6 +33,16 @@ class LoadedPolicy(Protocol):
 class PolicySpec(Placement, ABC):
     """The settings of a policy: checked on the driver, loaded on the actor."""
 
+    @property
+    def slots(self) -> int | None:
+        """Rows that its engine steps at once; None: not known."""
+        return None
+
+    @property
+    def max_new_tokens(self) -> int | None:
+        """The longest response it gives, in tokens; None: not known."""
+        return None
+
     def check(self) -> list[str]:
         """What can be said to be wrong before loading, a sentence each."""
         return []

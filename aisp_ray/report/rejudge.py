@@ -99,7 +99,7 @@ def _score_all(
 ) -> dict[tuple[str, str], dict[str, Score]]:
     """(output, prompt id) -> response -> score. Each different response is scored once."""
     from aisp_ray.rewards.base import ScoreRequest
-    from aisp_ray.rewards.worker import RewardWorker
+    from aisp_ray.worker import RewardWorker
 
     try:
         worker = RewardWorker(lambda: spec.load(device))

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from aisp_ray.rewards._templates import CHAT, TEMPLATES, make_renderer
 from aisp_ray.rewards._tokens import Encoded, Row, encode, encode_pairs
-from aisp_ray.rewards.base import RewardSpec, ScoreRequest
+from aisp_ray.rewards.base import RewardSpec, Scorer, ScoreRequest
 from aisp_ray.types import Prompt, Scores
 
 if TYPE_CHECKING:
@@ -131,7 +131,7 @@ class _Work:
     errors: list[str | None]
 
 
-class NeuralScorer:
+class NeuralScorer(Scorer):
     """`rewards.base.Scorer` of a model with weights."""
 
     def __init__(self, spec: NeuralReward, tokenizer: Any, reader: Reader):

@@ -9,7 +9,6 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol
 
 from aisp_ray.types import Placement, Prompt, Scores
 
@@ -23,20 +22,24 @@ class ScoreRequest:
     iteration: int = 0
 
 
-class Scorer(Protocol):
-    """A loaded reward model. One thread calls it; a batch holds requests of any prompts.
+class Scorer(ABC):
+    """A loaded reward model. One thread calls it; a batch holds requests of any prompts."""
 
-    A scorer may also have `max_requests`, how many requests it wants in one call (1: they gain nothing from each
-    other), and `stats()`, counters by name.
-    """
+    max_requests: int | None = None  # how many it wants in one call; 1: they gain nothing from each other; None: any
 
+    @abstractmethod
     def score(self, requests: Sequence[ScoreRequest]) -> list[Scores]:
         """Rewards in request order. A response that cannot be scored gets NaN and an error text, never an exception;
-        an exception means that the scorer itself is broken, or that a service it talks to is away (`services.is_away`),
+        an exception means that the scorer itself is broken, or that a service it talks to is away (`errors.is_away`),
         which a run waits for."""
 
     def describe(self, prompt: Prompt) -> str | None:
         """The exact text this model reads for the prompt and the response "<response>"; None where there is none."""
+        return None
+
+    def stats(self) -> dict[str, float]:
+        """Counters since the start, by name."""
+        return {}
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -11,7 +11,7 @@ from typing import Any
 
 from aisp_ray.config import locate
 from aisp_ray.errors import is_away
-from aisp_ray.rewards.base import RewardSpec, ScoreRequest
+from aisp_ray.rewards.base import RewardSpec, Scorer, ScoreRequest
 from aisp_ray.types import Prompt, Scores
 
 
@@ -55,7 +55,7 @@ class FunctionReward(RewardSpec):
         return CallableScorer(getattr(self.function, "__name__", "the function"), self.function, {})
 
 
-class CallableScorer:
+class CallableScorer(Scorer):
     """`rewards.base.Scorer` around a function. Where it fails on a batch, its responses are scored one by one, so that
     an exception costs the responses at fault only. One that says that a service is away comes through."""
 

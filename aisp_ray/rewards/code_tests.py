@@ -16,7 +16,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 
-from aisp_ray.rewards.base import RewardSpec, ScoreRequest
+from aisp_ray.rewards.base import RewardSpec, Scorer, ScoreRequest
 from aisp_ray.rewards.sandbox.parent import Limits, contained, run
 from aisp_ray.types import Prompt, Scores
 
@@ -47,7 +47,7 @@ class CodeTests(RewardSpec):
         return CodeTestsScorer(self)
 
 
-class CodeTestsScorer:
+class CodeTestsScorer(Scorer):
     """`rewards.base.Scorer` by unit tests. Needs no model and no device.
 
     Raises:

@@ -7,7 +7,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from aisp_ray.rewards.base import RewardSpec, ScoreRequest
+from aisp_ray.rewards.base import RewardSpec, Scorer, ScoreRequest
 from aisp_ray.types import Prompt, Scores
 
 
@@ -19,7 +19,7 @@ class DemoGold(RewardSpec):
         return DemoGoldScorer()
 
 
-class DemoGoldScorer:
+class DemoGoldScorer(Scorer):
     """`rewards.base.Scorer` of the gold score; prompts from outside the demo world have none."""
 
     max_requests = 1

@@ -70,13 +70,13 @@ def _spec(member: Any, at: int) -> RewardSpec:
     return spec
 
 
-class EnsembleScorer:
+class EnsembleScorer(Scorer):
     """`rewards.base.Scorer` of several. A response that one member cannot score has no reward."""
 
     def __init__(self, spec: Ensemble, members: Sequence[Scorer]):
         self.spec = spec
         self.members = members
-        limits = [getattr(member, "max_requests", None) for member in members]
+        limits = [member.max_requests for member in members]
         self.max_requests = 1 if all(limit == 1 for limit in limits) else None
 
     def describe(self, prompt: Prompt) -> str | None:
@@ -88,7 +88,7 @@ class EnsembleScorer:
         return {
             f"member{at}_{name}": value
             for at, member in enumerate(self.members)
-            for name, value in (member.stats() if hasattr(member, "stats") else {}).items()
+            for name, value in member.stats().items()
         }
 
     def score(self, requests: Sequence[ScoreRequest]) -> list[Scores]:

@@ -19,7 +19,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from aisp_ray.errors import is_away
-from aisp_ray.rewards.base import RewardSpec, ScoreRequest
+from aisp_ray.rewards.base import RewardSpec, Scorer, ScoreRequest
 from aisp_ray.rng import derive_seed
 from aisp_ray.types import Message, Prompt, Scores
 
@@ -97,7 +97,7 @@ class _Case:
         return self.prompt.text, self.prompt.messages, self.response, self.other, self.response_first
 
 
-class JudgeScorer:
+class JudgeScorer(Scorer):
     """`rewards.base.Scorer` by judgement. Needs no device."""
 
     def __init__(self, spec: Judge):

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 
 from aisp_ray.rewards._answers import fold
-from aisp_ray.rewards.base import RewardSpec, ScoreRequest
+from aisp_ray.rewards.base import RewardSpec, Scorer, ScoreRequest
 from aisp_ray.rewards.sandbox.maths import Comparer
 from aisp_ray.types import Prompt, Scores
 
@@ -59,7 +59,7 @@ class MathAnswer(RewardSpec):
         return MathAnswerScorer(self)
 
 
-class MathAnswerScorer:
+class MathAnswerScorer(Scorer):
     """`rewards.base.Scorer` by equivalence of answers. Needs no model and no device.
 
     Raises:

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from aisp_ray.plan import RunSettings
+from aisp_ray.plan import RunSettings, draws_of
 from aisp_ray.tune.search import Rules
 from aisp_ray.tune.space import Workbench
 
@@ -35,3 +35,7 @@ class TunePlan:
     report: bool = True  # write <out>/report/ at the end
     config: Mapping[str, Any] = field(default_factory=dict)  # resolved, JSON values
     fingerprint: Mapping[str, Any] = field(default_factory=dict)  # what decides an evaluation besides its setting
+
+    @property
+    def num_draws(self) -> int:
+        return draws_of(self.workbench.make({}))

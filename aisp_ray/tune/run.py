@@ -1,27 +1,27 @@
-"""One search from the first prompt to the written preset. Exit codes as `pipeline.run`."""
+"""One search from the first prompt to the written preset."""
 
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import dataclasses
-import logging
+import functools
 import math
-import signal
-import sys
-import threading
 import time
-import traceback
 import uuid
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractAsyncContextManager
 from pathlib import Path
 from typing import Any
 
 from aisp_ray import config
+from aisp_ray.cluster.models import Models, open_models
 from aisp_ray.driver import Driver
+from aisp_ray.errors import RefusedError
 from aisp_ray.files import Output, inside
 from aisp_ray.methods.base import Method
-from aisp_ray.pipeline.progress import Screen, ScreenHandler
+from aisp_ray.pipeline.exits import OK, SOME_ERRORS, Ending, refuse
+from aisp_ray.pipeline.progress import Screen
+from aisp_ray.pipeline.run import check_output
 from aisp_ray.plan import describe
 from aisp_ray.tune import heldout as held
 from aisp_ray.tune import table as tables
@@ -31,58 +31,17 @@ from aisp_ray.tune.plan import TunePlan
 from aisp_ray.tune.propose import make_proposer
 from aisp_ray.tune.search import best_trial, extend, make_trial, run_search
 from aisp_ray.tune.space import text_of
-from aisp_ray.tune.store import Evaluations, MixedError, setting_hash
+from aisp_ray.tune.store import Evaluations, setting_hash
 from aisp_ray.tune.trial import Trial
 from aisp_ray.types import Prompt
 
-OK, FAILED, REFUSED, SOME_ERRORS, RETRY, INTERRUPTED, TERMINATED = 0, 1, 2, 3, 75, 130, 143
-
 
 def run(plan: TunePlan) -> int:
-    """Carry out the plan; returns the exit code."""
-    from aisp_ray.pipeline.run import check_output
-    from aisp_ray.tune.models import local_driver
-
-    problems = check_output(plan)
-    if problems:
+    """Carry out the plan; returns the exit code (`pipeline.exits`)."""
+    if problems := check_output(plan.out):
         return refuse(problems)
     screen = Screen(every=plan.run.progress_seconds, as_json=plan.run.json_logs)
-    try:
-        prompts = read_prompts(plan, screen)
-        study = Study(plan, Output(plan.out), screen)
-        return study.run(lambda: local_driver(plan), *prompts) if plan.local else run_on_ray(plan, study, prompts)
-    except (MixedError, config.ConfigError) as error:
-        return refuse([str(error)])
-
-
-def run_on_ray(plan: TunePlan, study: Study, prompts: tuple[list[Prompt], list[Prompt]]) -> int:
-    """Joins a Ray session that is open here, else opens and closes one."""
-    from aisp_ray.cluster.placement import find_problems, most_actors
-    from aisp_ray.cluster.session import SessionError, connect, nodes_now
-    from aisp_ray.tune.models import asks_of, shared_driver
-
-    try:
-        opened = connect(plan.run.address, asks_of(plan), plan.run.json_logs)
-    except SessionError as error:
-        return refuse([str(error)])
-    import ray
-
-    try:
-        nodes = nodes_now()
-        problems = find_problems(asks_of(plan), nodes)
-        if problems:
-            return refuse(problems)
-        most = most_actors(asks_of(plan), sum(node.num_cpus * node.copies for node in nodes))
-        return study.run(lambda: shared_driver(plan, most), *prompts)
-    finally:
-        if opened:
-            ray.shutdown()
-
-
-def refuse(problems: Sequence[str]) -> int:
-    for problem in problems:
-        print(f"error: {problem}", file=sys.stderr)
-    return REFUSED
+    return Study(plan, Output(plan.out), screen).run(functools.partial(read_prompts, plan, screen))
 
 
 def read_prompts(plan: TunePlan, screen: Screen) -> tuple[list[Prompt], list[Prompt]]:
@@ -146,51 +105,40 @@ class Study:
         self.heldout: list[Prompt] = []
         self.started = time.monotonic()
         self._estimates: dict[Any, Any] = {}
-        self._stopped: int | None = None
 
-    def run(self, open_driver: Any, tuning: list[Prompt], heldout: list[Prompt]) -> int:
-        """The exit code. open_driver(): an async context manager that gives a `Driver`."""
+    def run(
+        self,
+        read: Callable[[], tuple[list[Prompt], list[Prompt]]],
+        opened: Callable[..., AbstractAsyncContextManager[Models]] = open_models,
+    ) -> int:
+        """The exit code. read: gives the tuning and the held-out prompts; opened: the models of a plan."""
+        ending = Ending(self.screen, self.plan.out, lambda: self.store.flush())
+
+        async def main() -> int:
+            self._open(*read())
+            try:
+                async with opened(self.plan, self.screen.say) as models:
+                    return await ending.guard(self._search(models))
+            finally:
+                self._save()
+
+        return ending.run(main)
+
+    def _open(self, tuning: list[Prompt], heldout: list[Prompt]) -> None:
         self.tuning, self.heldout = tuning, heldout
         settings = self.plan.run
         ids = {"tuning": [each.prompt_id for each in tuning], "heldout": [each.prompt_id for each in heldout]}
         about = {"config": self.plan.config, "prompts": ids}
         self.store.open(self.plan.fingerprint, settings.on_mismatch, settings.retry_errors, about)
-        handler = ScreenHandler(self.screen)
-        package = logging.getLogger("aisp_ray")
-        package.addHandler(handler)
-        try:
-            return asyncio.run(self._main(open_driver))
-        finally:
-            package.removeHandler(handler)
 
-    async def _main(self, open_driver: Any) -> int:
-        from aisp_ray.cluster.failures import PoolError, StarvationError
-
-        again = f"the same command goes on from {self.plan.out}"
+    async def _search(self, models: Models) -> int:
+        await models.ready()
+        driver = Driver(models.policy, models.reward, models.judges, self.plan.seed, models.in_flight)
+        showing = asyncio.create_task(self._show())
         try:
-            with self._signals():
-                async with open_driver() as driver:
-                    showing = asyncio.create_task(self._show())
-                    try:
-                        return await self._go(driver)
-                    finally:
-                        showing.cancel()
-        except asyncio.CancelledError:
-            if self._stopped is None:
-                raise
-            self.screen.say(f"stopped by a signal; {again}")
-            return self._stopped
-        except StarvationError as error:
-            self.screen.say(f"error: {error}\n{again}")
-            return RETRY
-        except (PoolError, ValueError) as error:
-            self.screen.say(f"error: {error}")
-            return self._stopped or FAILED
-        except Exception as error:
-            self.screen.say(f"error: {error}\n{''.join(traceback.format_exception(error))}\n{again}")
-            return self._stopped or FAILED
+            return await self._go(driver)
         finally:
-            self._save()
+            showing.cancel()
 
     def _save(self) -> None:
         """Write what is new at the end; where it cannot be written that is said, and the exit code stays."""
@@ -215,7 +163,7 @@ class Study:
 
         preset = make_trial(0, plan.workbench.centre(), plan.workbench)
         if preset.method is None:
-            raise config.ConfigError(f"the preset does not fit the budget: {preset.reason}")
+            raise RefusedError(f"the preset does not fit the budget: {preset.reason}")
         num_prompts = len(self.tuning)
         await extend([preset], measure, 0, num_prompts)
         preset.state = "complete"
@@ -338,30 +286,6 @@ class Study:
             + (f", saved as method={plan.save_as}" if plan.save_as else "")
         )
         return SOME_ERRORS if any(trial.num_failed for trial in trials) else OK
-
-    @contextlib.contextmanager
-    def _signals(self) -> Iterator[None]:
-        """SIGTERM and Ctrl-C end the search; what is measured is written first."""
-        if threading.current_thread() is not threading.main_thread():
-            yield
-            return
-        loop, main = asyncio.get_running_loop(), asyncio.current_task()
-        assert main is not None
-
-        def stop(code: int) -> None:
-            if self._stopped is None:
-                self._stopped = code
-                main.cancel()  # before anything that may fail
-                with contextlib.suppress(Exception):  # said at the end, where it is tried again
-                    self.store.flush()
-
-        for number, code in ((signal.SIGTERM, TERMINATED), (signal.SIGINT, INTERRUPTED)):
-            loop.add_signal_handler(number, stop, code)
-        try:
-            yield
-        finally:
-            for number in (signal.SIGTERM, signal.SIGINT):
-                loop.remove_signal_handler(number)
 
 
 def preset_path(name: str) -> Path:

@@ -19,6 +19,7 @@ from typing import Any
 
 import pyarrow as pa
 
+from aisp_ray.errors import RefusedError
 from aisp_ray.files import Output, differences, to_table
 from aisp_ray.results import ROW_SCHEMA
 from aisp_ray.types import Prompt
@@ -33,10 +34,6 @@ SCHEMA = pa.schema(
     metadata=ROW_SCHEMA.metadata,
 )
 Key = tuple[str, str, str]  # setting hash, prompt id, prompt text
-
-
-class MixedError(ValueError):
-    """The output holds evaluations that this search must not mix with its own."""
 
 
 def setting_hash(described: Mapping[str, Any]) -> str:
@@ -67,7 +64,7 @@ class Evaluations:
         about: what the manifest says of the search besides the fingerprint.
 
         Raises:
-            MixedError: it was made under another fingerprint, and on_mismatch is refuse; or it is an evaluation's; or
+            RefusedError: it was made under another fingerprint, and on_mismatch is refuse; or it is an evaluation's; or
                 its manifest cannot be read.
         """
         now = json.loads(json.dumps(fingerprint, default=str))
@@ -76,7 +73,7 @@ class Evaluations:
         mixed = [*(before or {}).get("ignored_differences", ()), *lines]  # what is mixed stays mixed
         if lines and on_mismatch == "refuse":
             shown = "\n".join(f"  {line}" for line in lines[:20])
-            raise MixedError(
+            raise RefusedError(
                 f"{self.output.out} holds evaluations of another configuration:\n{shown}\ngive another out, or "
                 f"run.on_mismatch=overwrite (removes them) or run.on_mismatch=ignore (mixes them)"
             )
@@ -91,11 +88,11 @@ class Evaluations:
         try:
             before = self.output.read_json(MANIFEST)
         except ValueError as error:
-            raise MixedError(str(error)) from error
+            raise RefusedError(str(error)) from error
         if before is not None and not isinstance(before, dict):
-            raise MixedError(f"{self.output.out}/{MANIFEST} is no manifest of a search; give another out")
+            raise RefusedError(f"{self.output.out}/{MANIFEST} is no manifest of a search; give another out")
         if before is not None and "methods" in before:
-            raise MixedError(f"{self.output.out} holds an evaluation (jobs/eval.py); give another out")
+            raise RefusedError(f"{self.output.out} holds an evaluation (jobs/eval.py); give another out")
         return before
 
     def _read_parts(self, retry_errors: bool) -> None:

@@ -5,9 +5,9 @@ import asyncio
 import pytest
 import ray.exceptions as rx
 
-from aisp_ray.cluster.failures import CallError, PoolError, StarvationError
+from aisp_ray.cluster.failures import CallError
 from aisp_ray.cluster.pool import Call, Pool, PoolSettings
-from aisp_ray.errors import DataError
+from aisp_ray.errors import DataError, PoolError, StarvationError
 
 
 class Method:

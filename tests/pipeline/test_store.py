@@ -6,9 +6,10 @@ from types import SimpleNamespace
 
 import pytest
 
+from aisp_ray.errors import RefusedError
 from aisp_ray.files import Output, to_table
 from aisp_ray.pipeline import snapshot
-from aisp_ray.pipeline.manifest import RefusedError, note_engines, open_manifest
+from aisp_ray.pipeline.manifest import note_engines, open_manifest
 from aisp_ray.pipeline.snapshot import Snapshot
 from aisp_ray.pipeline.store import Store
 from aisp_ray.plan import Plan, RunSettings

@@ -6,8 +6,8 @@ import pytest
 
 from aisp_ray.cluster.actors import PolicyActor
 from aisp_ray.cluster.failures import CallError
-from aisp_ray.policy.worker import PolicyWorker
 from aisp_ray.types import Prompt, Proposal, Rollouts
+from aisp_ray.worker import PolicyWorker
 
 PROMPT = Prompt("p", 0, "d", "")
 pytestmark = pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")

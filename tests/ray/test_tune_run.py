@@ -27,16 +27,16 @@ def trials_of(out):
 
 
 def test_all_trials_share_one_actor_a_model(cluster, prompts, tmp_path, monkeypatch):
-    from aisp_ray.cluster import models
+    from aisp_ray.cluster import remote
     from aisp_ray.tune import run
 
-    pools, make_pool = [], models.make_pool
+    pools, make_pool = [], remote.make_pool
 
     def recorded(*args, **kwargs):
         pools.append(make_pool(*args, **kwargs))
         return pools[-1]
 
-    monkeypatch.setattr(models, "make_pool", recorded)
+    monkeypatch.setattr(remote, "make_pool", recorded)
     assert run.run(tune_plan(tmp_path / "out", prompts(14))) == 0
     assert [len(pool.gone) for pool in pools] == [1, 1]  # what was started and ended, of policy and reward
     rows = trials_of(tmp_path / "out")

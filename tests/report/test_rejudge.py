@@ -15,7 +15,7 @@ from aisp_ray.commands.report import main
 from aisp_ray.report.rejudge import Rejudging, read_again, rejudge
 from aisp_ray.report.rows import read_json, read_rows
 from aisp_ray.report.write import make_report
-from aisp_ray.rewards.base import RewardSpec
+from aisp_ray.rewards.base import RewardSpec, Scorer
 from aisp_ray.types import Scores
 
 METHODS = ("best_of_n", "aisp")
@@ -23,7 +23,7 @@ SEEN: list = []
 
 
 @dataclass(frozen=True, kw_only=True)
-class CountWords(RewardSpec):
+class CountWords(RewardSpec, Scorer):
     """Words of the response, minus those of the baseline's where it is asked to compare."""
 
     compare_with: str | None = None
@@ -156,7 +156,7 @@ def test_curves_need_particles_and_judges(tmp_path, capsys):
     assert "without judges" in capsys.readouterr().err
 
 
-class Failing(RewardSpec):
+class Failing(RewardSpec, Scorer):
     """Scores no response, or those of some prompts only."""
 
     def __init__(self, but: tuple[int, ...] = ()):

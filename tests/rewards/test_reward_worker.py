@@ -4,12 +4,12 @@ import threading
 
 import pytest
 
-from aisp_ray.rewards.base import ScoreRequest
-from aisp_ray.rewards.worker import RewardWorker
+from aisp_ray.rewards.base import Scorer, ScoreRequest
 from aisp_ray.types import Prompt, Scores
+from aisp_ray.worker import RewardWorker
 
 
-class Gate:
+class Gate(Scorer):
     """A scorer that waits to be let through, and remembers the sizes of its batches."""
 
     def __init__(self, max_requests=None):
@@ -88,7 +88,7 @@ def test_while_a_service_is_away_its_callers_are_told_at_once():
     worker.close()
 
 
-class Sloppy:
+class Sloppy(Scorer):
     """A scorer that forgets a reward or an error text of some prompts."""
 
     def score(self, requests):

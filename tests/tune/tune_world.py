@@ -5,8 +5,8 @@ import contextlib
 import math
 
 from aisp_ray import config
+from aisp_ray.cluster.models import Models
 from aisp_ray.commands.tune import make_plan, read_command
-from aisp_ray.driver import Driver
 from aisp_ray.files import Output
 from aisp_ray.pipeline.progress import Screen
 from aisp_ray.rng import generator
@@ -63,14 +63,13 @@ def run(plan, policy=None, tuning=None, heldout=None, in_flight=5):
     policy = policy or FakePolicy()
 
     @contextlib.asynccontextmanager
-    async def opened():
-        judges = {name: FakeReward(10.0) for name in plan.judges}
-        yield Driver(policy, FakeReward(), judges, plan.seed, in_flight)
+    async def opened(plan, say):
+        yield Models(policy, FakeReward(), {name: FakeReward(10.0) for name in plan.judges}, in_flight)
 
     study = Study(plan, Output(plan.out), Screen())
     tuning = prompts(plan.rules.num_prompts) if tuning is None else tuning
-    code = study.run(opened, tuning, prompts(8, "heldout") if heldout is None else heldout)
-    return code, policy
+    heldout = prompts(8, "heldout") if heldout is None else heldout
+    return study.run(lambda: (tuning, heldout), opened), policy
 
 
 def read_preset(path):
