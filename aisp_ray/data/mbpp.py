@@ -21,7 +21,7 @@ BASE = "base"
 
 @dataclass(frozen=True, kw_only=True)
 class Mbpp(DataSpec):
-    """Settings of MBPP and MBPP+: rows with `prompt` or `text`, `test_list`, for MBPP+ `test`."""
+    """Settings of MBPP, MBPP+ and HumanEval: rows with `prompt` or `text`, and `test_list`, or `test` (plus)."""
 
     path: str = "evalplus/mbppplus"  # file, folder, glob, URI (s3:// gs:// hf:// ...), hub name, or demo:<name>
     tests: str = PLUS  # plus: the one long program of MBPP+; base: the three asserts of MBPP, each for itself
@@ -48,8 +48,11 @@ class Mbpp(DataSpec):
         if not tests:
             column = "test" if self.tests == PLUS else "test_list"
             return Parsed(text=task, error=f"the task has no tests in column {column!r} (data.tests={self.tests})")
-        name = entry_point(asserts or tests, row.get("code"))
+        given = row.get("entry_point")
+        name = given if isinstance(given, str) and given else entry_point(asserts or tests, row.get("code"))
         meta = {"tests": tests, "task_id": row.get("task_id"), **({"entry_point": name} if name else {})}
+        if name and name in _defined(f"{task.rstrip()}\n    pass"):
+            meta["prompt_code"] = task  # the head of the function, as in HumanEval
         text = self._prompt(task, asserts)
         return Parsed(text, (Message("user", text),), meta, rules=() if name else ("no_entry_point",))
 

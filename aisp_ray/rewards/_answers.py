@@ -2,8 +2,7 @@
 
 The library reads LaTeX and compares equations, inequalities, sets and formulas. Added here: styles that it does not
 read (thousands, units in words, repeating decimals), and the comparison of numbers: exact where both are written
-exactly,
-relative otherwise, and an infinite value equals only the same infinity. Called in a process with limits
+exactly, relative otherwise; an infinite value equals only the same infinity. Called in a process with limits
 (`sandbox/maths.py`): no bound on time or memory is kept here.
 """
 

@@ -1,26 +1,25 @@
 """Unit tests of a code answer as its reward: the fraction that passes (MBPP, MBPP+, HumanEval and their like).
 
-The answer runs in a process without rights (see `child.py`): it cannot start processes, open sockets, signal
-others or change files, and its time and memory are limited. What such a process cannot prevent is an answer that
-attacks its own grading from inside, by an object that claims to equal everything, for instance.
+The answer runs in a process without rights (see `sandbox/child.py`): it cannot start processes, connect, signal others,
+change files or read other people's, and its time and memory are limited. It shares that process with its tests, so an
+answer can attack its own grading from inside, by an object that claims to equal everything for instance.
 """
 
 from __future__ import annotations
 
-import ast
+import logging
 import math
-import re
 import time
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 
+from aisp_ray.rewards._programs import called_names, completed, extract_code, runnable_test
 from aisp_ray.rewards.base import RewardSpec, Scorer, ScoreRequest
+from aisp_ray.rewards.sandbox.child import landlock_version
 from aisp_ray.rewards.sandbox.parent import Limits, contained, run
 from aisp_ray.types import Prompt, Scores
-
-_FENCE = re.compile(r"```[ \t]*([\w+-]*)[^\n]*\n(.*?)(?:\n[ \t]*```|\Z)", re.DOTALL)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -66,6 +65,10 @@ class CodeTestsScorer(Scorer):
                 f"{problem}. Code answers need a Linux kernel with seccomp filters; where every answer is trusted, "
                 "reward.sandbox=false runs them with limits only"
             )
+        if spec.sandbox and not landlock_version():
+            logging.getLogger(__name__).warning(
+                "this kernel has no Landlock: code answers can read every file that this user can (docs/rewards.md)"
+            )
         self._pool = ThreadPoolExecutor(spec.workers, thread_name_prefix="code-tests")
 
     def describe(self, prompt: Prompt) -> str | None:
@@ -81,8 +84,12 @@ class CodeTestsScorer(Scorer):
         except ValueError as error:
             count = len(request.responses)
             return Scores((math.nan,) * count, (f"prompt {request.prompt.prompt_id}: {error}",) * count)
-        entry = request.prompt.meta.get("entry_point")
-        programs = [extract_code(response, entry) for response in request.responses]
+        meta = request.prompt.meta
+        entry = meta.get("entry_point")
+        names = {str(entry)} if entry else called_names(tests)
+        programs = [
+            completed(extract_code(response, names), meta.get("prompt_code"), entry) for response in request.responses
+        ]
         distinct = list(dict.fromkeys(programs))
         outcomes = self._pool.map(lambda program: run(program, tests, self.limits), distinct)
         rewards = {
@@ -98,43 +105,19 @@ class CodeTestsScorer(Scorer):
 
 
 def tests_of(prompt: Prompt) -> list[str]:
-    """The tests of a prompt, one Python source each.
+    """The tests of a prompt, one Python source each, with the calls that they leave to their runner.
 
     Raises:
-        ValueError: it has none, or something else than texts.
+        ValueError: it has none, something else than texts, or a test that asserts nothing.
     """
     given: Any = prompt.meta.get("tests")
     tests = [given] if isinstance(given, str) else list(given or ())
     if not tests or not all(isinstance(test, str) and test.strip() for test in tests):
         raise ValueError('code_tests needs meta["tests"], Python source or a list of them; use a code data set')
-    return tests
-
-
-def extract_code(response: str, entry_point: str | None = None) -> str:
-    """The program in a response: the first fenced block that defines the entry point, else the first one; without
-    fences, the longest run of lines that is Python and defines something, else the response itself."""
-    blocks = [
-        body for language, body in _FENCE.findall(response) if language.lower() in ("", "python", "py", "python3")
-    ]
-    if entry_point:
-        named = re.compile(rf"^[ \t]*(?:async[ \t]+)?(?:def|class)[ \t]+{re.escape(entry_point)}\b", re.MULTILINE)
-        blocks = [body for body in blocks if named.search(body)] or blocks
-    if blocks:
-        return blocks[0]
-    return _bare_code(response) or response
-
-
-def _bare_code(text: str) -> str | None:
-    """Python between prose: from the first line that starts a definition, without what follows it and is none."""
-    lines = text.split("\n")
-    starts = [at for at, line in enumerate(lines) if re.match(r"(?:def|class|import|from|async|@)\b|@", line)]
-    if not starts:
-        return None
-    for stop in range(len(lines), starts[0], -1):
-        candidate = "\n".join(lines[starts[0] : stop])
+    runnable = []
+    for number, test in enumerate(tests, start=1):
         try:
-            ast.parse(candidate)
-        except (SyntaxError, ValueError, RecursionError, MemoryError):
-            continue
-        return candidate
-    return None
+            runnable.append(runnable_test(test, prompt.meta.get("entry_point")))
+        except ValueError as error:
+            raise ValueError(f"test {number} of {len(tests)} {error}") from error
+    return runnable

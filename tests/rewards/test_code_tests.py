@@ -2,15 +2,19 @@
 
 import math
 import socket
+import subprocess
+import sys
 import threading
 import time
 
 import psutil
 import pytest
 
+from aisp_ray.data.mbpp import Mbpp
 from aisp_ray.rewards.base import ScoreRequest
 from aisp_ray.rewards.code_tests import CodeTests, extract_code
-from aisp_ray.rewards.sandbox.parent import Limits, contained, run
+from aisp_ray.rewards.sandbox.child import landlock_version
+from aisp_ray.rewards.sandbox.parent import Limits, _reported, contained, run
 from aisp_ray.types import Prompt
 
 QUICK = Limits(test_seconds=0.4, total_seconds=1, wall_seconds=8.0, memory_mb=512)
@@ -59,20 +63,103 @@ def test_equal_programs_run_once(scorer):
     assert scores.rewards == (0.75,) * 3
 
 
-@pytest.mark.parametrize(
-    ("response", "code"),
-    [
-        ("```python\nx = 1\n```\n```python\ndef add(a):\n    pass\n```", "def add(a):\n    pass"),
-        ("```\nx = 1\n```", "x = 1"),
-        ("```bash\nls\n```\n```py\nx = 2\n```", "x = 2"),
-        ("```python\ndef add(a):\n    return a", "def add(a):\n    return a"),
-        ("Sure.\ndef add(a):\n    return a\nThis adds things up.", "def add(a):\n    return a"),
-        ("def add(a): return a", "def add(a): return a"),
-        ("no code here", "no code here"),
-    ],
+RIGHT = "def f(x):\n    return x * 2\n"
+WRONG = "def f(x):\n    return x * 3\n"
+DOCSTRING = 'def f(x):\n    """Twice x.\n\n    ```\n    f(2)\n    ```\n    """\n    return x * 2\n'
+PICKLED = (
+    "from __future__ import annotations\nimport pickle\nfrom dataclasses import dataclass\n\n@dataclass\nclass Box:\n"
+    "    x: int\n\ndef f(x):\n    return 2 * pickle.loads(pickle.dumps(Box(x))).x\n"
 )
-def test_the_program_is_found_in_the_response(response, code):
-    assert extract_code(response, "add") == code
+WAITING = (
+    "import asyncio\n\nasync def g(x):\n    await asyncio.sleep(0)\n    return 2 * x\n\n"
+    "def f(x):\n    return asyncio.run(g(x))"
+)
+SOLUTIONS = {
+    "a draft, then a correction": f"```python\n{WRONG}```\nWait, that is wrong.\n```python\n{RIGHT}```",
+    "a draft in thoughts": f"<think>Perhaps\n```python\n{WRONG}```\n</think>\n```python\n{RIGHT}```",
+    "thoughts that the template opened": f"Perhaps\n```python\n{WRONG}```\n</think>\n```python\n{RIGHT}```",
+    "a draft behind in thoughts": f"```python\n{RIGHT}```\n<think>```python\n{WRONG}```</think>",
+    "imports apart": "```python\nimport math\n```\nThen\n```python\ndef f(x):\n    return math.floor(2.0 * x)\n```",
+    "a type apart": "```python\nfrom typing import List\n```\n```python\ndef f(x: int) -> List:\n    return 2 * x\n```",
+    "a helper behind, with an import": (
+        "```python\ndef f(x):\n    return twice(x)\n```\nwhere\n```python\nimport operator\n\ndef twice(x):\n"
+        "    return operator.mul(x, TWO)\n```\nand\n```python\nTWO = 2\nprint(undefined)\n```"
+    ),
+    "a future import and a helper": f"```python\nimport pickle\n```\n```python\n{PICKLED}```",
+    "a dataclass that is pickled": f"```python\n{PICKLED}```",
+    "asyncio": f"```python\n{WAITING}\n```",
+    "a fence in a list": "1. So:\n   ```python\n   def f(x):\n       return x * 2\n   ```\n2. Done.",
+    "a fence behind a bullet": "- ```python\n  def f(x):\n      return x * 2\n  ```\n",
+    "a fence in a docstring": f"```python\n{DOCSTRING}```\nIt doubles.",
+    "the closing fence on the last line": "```python\ndef f(x):\n    return x * 2```\nIt doubles.",
+    "a byte order mark": "```python\n\ufeff" + RIGHT + "```",
+    "an example of use behind": f"```python\n{RIGHT}```\nUse it:\n```python\nprint(f(2))\n```",
+    "tildes": f"~~~python\n{RIGHT}~~~",
+    "four ticks": f"````python\n{RIGHT}````",
+    "never closed": f"```python\n{RIGHT}",
+    "Windows lines": f"```python\n{RIGHT}```".replace("\n", "\r\n"),
+    "another language first": f"```bash\nls\n```\n```py\n{RIGHT}```",
+    "no fence": f"Sure.\n{RIGHT}\nThis doubles.",
+}
+
+
+@pytest.mark.parametrize("name", SOLUTIONS)
+@pytest.mark.parametrize("entry_point", ["f", None])
+def test_solutions_in_every_form_pass(scorer, name, entry_point):
+    prompt = Prompt("c", 0, "c", "", meta={"tests": ["assert f(2) == 4"], "entry_point": entry_point})
+    assert rewards(scorer, SOLUTIONS[name], prompt=prompt) == (1.0,), extract_code(SOLUTIONS[name], ["f"])
+
+
+def test_thoughts_that_are_cut_off_are_no_program():
+    assert extract_code(f"<think>```python\n{RIGHT}```", ["f"]) == ("",)
+
+
+def test_a_response_without_the_function_is_its_first_block_or_itself():
+    assert extract_code("```\nx = 1\n```\n```python\ny = 2\n```", ["f"]) == ("x = 1",)
+    assert extract_code("```python\nz = 1\n```\n```python\ndef f(x:\n```", ["f"]) == ("def f(x:",)
+    assert extract_code("no code here", ["f"]) == ("no code here",)
+
+
+TESTS_THAT_RUN = {
+    "a check that nobody calls": "def check(candidate):\n    assert candidate(2) == 4",
+    "a check that is called": "def check(candidate):\n    assert candidate(2) == 4\ncheck(f)",
+    "a check by a helper": "def same(a, b):\n    assert a == b\ndef check(candidate):\n    same(candidate(2), 4)",
+    "a test function": "def test_it():\n    assert f(2) == 4",
+    "a case": "import unittest as u\nclass T(u.TestCase):\n    def test_it(self):\n        self.assertEqual(f(2), 4)",
+    "an exception": "if f(2) != 4:\n    raise ValueError",
+    "an exit": "import sys\nif f(2) != 4:\n    sys.exit(1)",
+    "numpy's assertions": "import numpy as np\nnp.testing.assert_allclose(f(2), 4)",
+    "asyncio": "import asyncio\nasync def g():\n    return f(2)\nassert asyncio.run(g()) == 4",
+}
+
+
+@pytest.mark.parametrize("name", TESTS_THAT_RUN)
+def test_what_a_test_leaves_to_its_runner_is_called(name):
+    scorer = CodeTests().load("cpu")
+    prompt = Prompt("c", 0, "c", "", meta={"tests": TESTS_THAT_RUN[name], "entry_point": "f"})
+    assert rewards(scorer, RIGHT, WRONG, "pass", prompt=prompt) == (1.0, 0.0, 0.0)
+
+
+@pytest.mark.parametrize(
+    "test",
+    ["f(2)", "x = 3", "def test_it():\n    f(2)", "def unused(c, d):\n    assert c == d", "check_prime(7)", "def f(:"],
+)
+def test_tests_that_cannot_fail_are_refused(scorer, test):
+    prompt = Prompt("c/3", 0, "c", "", meta={"tests": ["assert f(1) == 2", test], "entry_point": "f"})
+    scores = scorer.score([ScoreRequest(prompt, (RIGHT,))])[0]
+    assert math.isnan(scores.rewards[0])
+    assert scores.errors[0].startswith("prompt c/3: test 2 of 2 ")
+
+
+def test_a_task_of_humaneval_is_checked_and_its_head_completed(scorer):
+    head = "from typing import List\n\ndef half(y):\n    return y // 2\n\ndef add_two(x: List) -> int:\n"
+    row = {"task_id": "T/1", "prompt": head, "entry_point": "add_two"}
+    task = Mbpp(path="x").parse({**row, "test": "def check(candidate):\n    assert candidate(1) == 3\n"})
+    never = Mbpp(path="x").parse({**row, "test": "def check(candidate):\n    assert candidate(1) == 'never'\n"})
+    whole = "```python\ndef add_two(x: List):\n    return x + half(4)\n```"
+    responses = (whole, "    return x + half(4)", "```python\n    return x + 2\n```", "```python\npass\n```", "pass")
+    for parsed, expected in ((task, (1.0, 1.0, 1.0, 0.0, 0.0)), (never, (0.0,) * 5)):
+        assert rewards(scorer, *responses, prompt=Prompt("c", 0, "c", parsed.text, meta=parsed.meta)) == expected
 
 
 HOSTILE = {
@@ -159,6 +246,86 @@ def test_results_cannot_be_reported_by_printing_or_guessing():
         "    except OSError:\n        pass\nos._exit(0)"
     )
     assert run(program, ["assert False"], QUICK).passed == 0
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "'[' * 200_000",
+        "'[key, [], true]'",
+        "'[\"x\", 0, true]'",
+        "'{}'",
+        "'1e999'",
+        "'\\xff'",
+        "'[' + '9' * 90_000 + ']'",
+    ],
+)
+def test_odd_lines_in_the_report_harm_nobody(line):
+    write = f"os.write(fd, ({line} + '\\n').encode('latin-1'))"
+    program = f"import os\nfor fd in range(3, 10):\n    try: {write}\n    except OSError: pass"
+    assert run(program, ["assert False", "assert True"], QUICK).tests[1:] == (True,)
+
+
+def test_a_forged_report_is_not_read_twice_nor_with_odd_keys():
+    assert _reported(b'["k", 0, true]', "k") == (0, True)
+    for line in (b'["k", [], true]', b'["k", true, true]', b'["k", 0, 1]', b'["k", 0]', b'["k", ' + b"[" * 200_000):
+        assert _reported(line, "k") is None
+
+
+def test_a_program_ends_with_the_process_that_waits_for_it(tmp_path):
+    code = (
+        "import sys\nfrom aisp_ray.rewards.sandbox.parent import Limits, run\n"
+        "run('import time\\nwhile True: time.sleep(1)', ['assert True'], Limits(60.0, 60, 60.0))"
+    )
+    parent = subprocess.Popen([sys.executable, "-c", code], start_new_session=True)
+    try:
+        deadline = time.monotonic() + 60
+        while not (children := psutil.Process(parent.pid).children()) and time.monotonic() < deadline:
+            time.sleep(0.05)
+        time.sleep(0.5)
+    finally:
+        parent.kill()
+        parent.wait()
+    gone, alive = psutil.wait_procs(children, timeout=20)
+    assert gone
+    assert not alive
+
+
+@pytest.mark.skipif(not landlock_version(), reason="this kernel has no Landlock")
+def test_only_python_itself_can_be_read(tmp_path):
+    (tmp_path / "secret").write_text("x")
+    attempts = [
+        "open('/proc/%d/environ' % os.getppid()).read()",
+        "open('/etc/passwd').read()",
+        f"open({str(tmp_path / 'secret')!r}).read()",
+        f"os.listdir({str(tmp_path)!r})",
+        f"open({__file__!r}).read()",
+    ]
+    outcome = run("import os", attempts, QUICK)
+    assert all("PermissionError" in result for result in outcome.tests), outcome.tests
+    harmless = [
+        "import zoneinfo, decimal, csv",
+        "open(os.__file__).read()",
+        "import numpy\nassert numpy.ones(3).sum() == 3",
+    ]
+    assert run("import os", harmless, Limits(8.0, 20, 60.0, 1024)).tests == (True,) * 3
+
+
+def test_patched_builtins_do_not_reach_the_tests():
+    program = "import builtins\nbuiltins.len = lambda x: 3\nbuiltins.sorted = lambda x: [1]\ndef f(x): return [x]"
+    assert run(program, ["assert len(f(1)) == 3", "assert sorted(f(2)) == [1]"], QUICK).passed == 0
+
+
+def test_sockets_are_pairs_within_the_process():
+    tests = [
+        "a, b = socket.socketpair()\na.send(b'x')\nassert b.recv(1) == b'x'",
+        "socket.socketpair(socket.AF_UNIX, socket.SOCK_DGRAM)",
+        "socket.socketpair()[0].sendto(b'x', '/run/x')",
+        "socket.socketpair()[0].connect('/run/x')",
+    ]
+    outcome = run("import socket", tests, QUICK)
+    assert outcome.tests[0] is True
+    assert all("PermissionError" in result for result in outcome.tests[1:]), outcome.tests
 
 
 def test_a_flood_of_reports_is_cut_off():

@@ -1,10 +1,12 @@
 """Runs one untrusted program and its tests; started as a script in a process of its own, standard library only.
 
 It reads a job as JSON from stdin, gives up its rights, runs the program, then each test, and reports each result on the
-pipe that was its stdout. Rights are given up by rlimits and a seccomp filter that knows what is allowed, not what is
-forbidden: no process, no socket, no signal to others, no change to any file. Threads and reading files stay possible.
+pipe that was its stdout. Rights are given up by rlimits, by a seccomp filter that lists what is allowed (no process, no
+connection, no signal to others, no change to any file; threads stay possible), and where the kernel has Landlock, by
+rules that leave only Python's own files to read.
 """
 
+import builtins
 import ctypes
 import json
 import os
@@ -13,6 +15,7 @@ import resource
 import signal
 import struct
 import sys
+import types
 
 # name -> system call number on x86_64 and aarch64 (None: this machine has no such call)
 ALLOWED = {
@@ -44,6 +47,7 @@ ALLOWED = {
     "getitimer": (36, 102),
     "setitimer": (38, 103),
     "getpid": (39, 172),
+    "recvfrom": (45, 207),
     "exit": (60, 93),
     "uname": (63, 160),
     "getcwd": (79, 17),
@@ -73,12 +77,16 @@ ALLOWED = {
     "clock_getres": (229, 114),
     "clock_nanosleep": (230, 115),
     "exit_group": (231, 94),
+    "epoll_wait": (232, None),
+    "epoll_ctl": (233, 21),
     "newfstatat": (262, 79),
     "readlinkat": (267, 78),
     "faccessat": (269, 48),
     "pselect6": (270, 72),
     "ppoll": (271, 73),
     "set_robust_list": (273, 99),
+    "epoll_pwait": (281, 22),
+    "epoll_create1": (291, 20),
     "getrandom": (318, 278),
     "membarrier": (324, 283),
     "statx": (332, 291),
@@ -94,6 +102,8 @@ CHECKED = {  # allowed for some arguments
     "tgkill": (234, 131),
     "ioctl": (16, 29),
     "fcntl": (72, 25),
+    "socketpair": (53, 199),
+    "sendto": (44, 206),
 }
 TERMINAL_QUESTIONS = (0x5401, 0x5413, 0x541B, 0x5421, 0x5450, 0x5451)  # TCGETS TIOCGWINSZ FIONREAD FIONBIO FIO(N)CLEX
 DESCRIPTOR_FLAGS = (0, 1, 2, 3, 4, 1030)  # F_DUPFD F_GETFD F_SETFD F_GETFL F_SETFL F_DUPFD_CLOEXEC
@@ -101,6 +111,7 @@ ARCHITECTURES = {"x86_64": (0, 0xC000003E), "aarch64": (1, 0xC00000B7)}
 # O_APPEND and O_DIRECTORY are harmless without these: O_WRONLY, O_RDWR, O_CREAT, O_TRUNC
 WRITING = os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC
 CLONE_THREAD = 0x10000
+STREAM_TYPES = tuple(1 | flags for flags in (0, 0x800, 0x80000, 0x80800))  # SOCK_STREAM, SOCK_NONBLOCK, SOCK_CLOEXEC
 EPERM, ENOSYS = 1, 38
 RET_ALLOW, RET_ERRNO, RET_KILL = 0x7FFF0000, 0x00050000, 0x80000000
 LOAD, EQUAL, ANY_BIT, RETURN = 0x20, 0x15, 0x45, 0x06  # BPF: ld [k], jeq, jset, ret
@@ -121,7 +132,7 @@ def _one_of(number, values, allow, refuse):
 
 
 def _rule(number, body):
-    """Run `body`, which returns, if the system call is `number`; else go on behind it."""
+    """Run `body`, which returns, if the system call is `number`; else fall through."""
     return [_instruction(EQUAL, number, 0, len(body)), *body]
 
 
@@ -146,6 +157,14 @@ def seccomp_program(machine, pid):
         ],
         "ioctl": _one_of(1, TERMINAL_QUESTIONS, allow, refuse),  # others can change files that are open for reading
         "fcntl": _one_of(1, DESCRIPTOR_FLAGS, allow, refuse),  # others can have signals sent
+        "socketpair": [  # asyncio wakes itself up by one; its two ends are connected to each other for good
+            *(_argument(0), _instruction(EQUAL, 1, 1, 0), refuse),  # AF_UNIX
+            *_one_of(1, STREAM_TYPES, allow, refuse),
+        ],
+        "sendto": [  # without an address
+            *(_argument(4), _instruction(EQUAL, 0, 0, 3)),
+            *(_argument(4, high=True), _instruction(EQUAL, 0, 0, 1), allow, refuse),
+        ],
         "tgkill": [_argument(0), _instruction(EQUAL, pid, 0, 1), allow, refuse],  # abort() of this process
     }
     for name, body in bodies.items():
@@ -180,7 +199,46 @@ def limit(job):
     resource.setrlimit(resource.RLIMIT_FSIZE, (0, 0))
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     resource.setrlimit(resource.RLIMIT_NOFILE, (64, 64))
-    resource.setrlimit(resource.RLIMIT_NPROC, (64, 64))
+
+
+def die_with_parent(parent):
+    """Be killed when the thread that waits for this process ends, killed or not."""
+    parent_death_signal = 1
+    ctypes.CDLL(None).prctl(parent_death_signal, signal.SIGKILL, 0, 0, 0)
+    if os.getppid() != parent:
+        os._exit(1)
+
+
+def readable():
+    """What an answer may read: Python, its libraries, and what these look up about the machine."""
+    folders = {sys.prefix, sys.base_prefix, sys.exec_prefix, *sys.path, "/usr", "/lib", "/lib64", os.getcwd()}
+    files = ("/etc/ld.so.cache", "/etc/localtime", "/proc/self", "/proc/cpuinfo", "/proc/meminfo", "/proc/stat")
+    devices = ("/dev/null", "/dev/urandom", "/dev/random", "/dev/zero", "/sys/devices/system/cpu", "/sys/fs/cgroup")
+    return [path for path in (*folders, *files, *devices) if path and path != "/" and os.path.exists(path)]
+
+
+def landlock_version():
+    """The version of Landlock in this kernel; 0 where it has none."""
+    return max(0, ctypes.CDLL(None, use_errno=True).syscall(444, None, ctypes.c_size_t(0), 1))
+
+
+def enter_landlock(paths):
+    """Leave only `paths` and what lies below them to read, for good; nothing where the kernel has no Landlock."""
+    if not landlock_version():
+        return
+    libc = ctypes.CDLL(None, use_errno=True)
+    every_right, read_file, read_folder = (1 << 13) - 1, 1 << 2, 1 << 3  # the rights of version 1
+    handled = struct.pack("Q", every_right)
+    ruleset = libc.syscall(444, handled, ctypes.c_size_t(len(handled)), 0)
+    for path in paths:
+        place = os.open(path, os.O_PATH | os.O_CLOEXEC)
+        rights = read_file | (read_folder if os.path.isdir(path) else 0)
+        libc.syscall(445, ruleset, 1, struct.pack("=Qi", rights, place), 0)
+        os.close(place)
+    no_new_privileges = 38
+    if libc.prctl(no_new_privileges, 1, 0, 0, 0) or libc.syscall(446, ruleset, 0):
+        raise OSError(ctypes.get_errno(), "the kernel refuses Landlock rules")
+    os.close(ruleset)
 
 
 class OutOfTimeError(BaseException):
@@ -194,7 +252,7 @@ def _out_of_time(signum, frame):
 def attempt(source, name, namespace, seconds):
     """Whether a piece of source runs to its end without an exception."""
     try:
-        code = compile(source, name, "exec")
+        code = compile(source, name, "exec", dont_inherit=True)
         signal.setitimer(signal.ITIMER_PROF, seconds)
         exec(code, namespace)
         return True
@@ -206,26 +264,35 @@ def attempt(source, name, namespace, seconds):
 
 def main():
     job = json.load(sys.stdin)
+    die_with_parent(job["parent"])
     report = os.dup(1)
     null = os.open(os.devnull, os.O_RDWR)
     for descriptor in (0, 1, 2):
         os.dup2(null, descriptor)
     os.close(null)
     signal.signal(signal.SIGPROF, _out_of_time)
+    signal.alarm(job["wall_seconds"])
     limit(job)
     if job["sandbox"]:
+        enter_landlock(readable())
         enter_seccomp()
     key = job.pop("key")
+    kept = dict(vars(builtins))
 
     def tell(what, result):
         os.write(report, json.dumps([key, what, result]).encode() + b"\n")
 
-    namespace = {"__name__": "answer", "__builtins__": __builtins__}
-    ready = attempt(job["program"], "<answer>", namespace, job["test_seconds"])
+    module = sys.modules["answer"] = types.ModuleType("answer")  # pickling and dataclasses look it up there
+    ready = True
+    for source in job["program"]:
+        ready = attempt(source, "<answer>", vars(module), job["test_seconds"])
+        if ready is not True:
+            break
     tell("program", ready)
     if ready is True:
         for at, test in enumerate(job["tests"]):
-            tell(at, attempt(test, f"<test {at}>", namespace, job["test_seconds"]))
+            builtins.__dict__.update(kept)  # a program may have put its own len() there
+            tell(at, attempt(test, f"<test {at}>", vars(module), job["test_seconds"]))
     tell("end", True)
     os._exit(0)  # nothing that the program registered for the exit runs
 

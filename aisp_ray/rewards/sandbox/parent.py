@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import secrets
 import selectors
@@ -41,9 +42,7 @@ class Limits:
 
     test_seconds: float = 3.0  # processor seconds of the program's own statements, and of each test
     total_seconds: int = 20  # processor seconds in all
-    wall_seconds: float = (
-        60.0  # seconds by the clock, against sleeping; far above the others, so that load decides nothing
-    )
+    wall_seconds: float = 60.0  # seconds by the clock, against sleeping; far above the others: load decides nothing
     memory_mb: int = 1024  # address space, MiB
     sandbox: bool = True  # False: limits only
 
@@ -60,31 +59,44 @@ class Outcome:
         return sum(result is True for result in self.tests)
 
 
-def run(program: str, tests: Sequence[str], limits: Limits) -> Outcome:
-    """Run a program and its tests in a process of their own. Never raises for what the program does."""
+def run(program: str | Sequence[str], tests: Sequence[str], limits: Limits) -> Outcome:
+    """Run a program, one source or several in order, and its tests in a process of their own.
+
+    Never raises for what the program does.
+    """
     key = secrets.token_hex(16)
     job = {
         "key": key,
-        "program": program,
+        "parent": os.getpid(),
+        "program": [program] if isinstance(program, str) else list(program),
         "tests": list(tests),
         "test_seconds": limits.test_seconds,
         "cpu_seconds": limits.total_seconds,
+        "wall_seconds": math.ceil(limits.wall_seconds) + 5,  # should this process be gone by then
         "memory_mb": limits.memory_mb,
         "sandbox": limits.sandbox,
     }
     with tempfile.TemporaryDirectory(prefix="aisp-answer-") as folder:
         lines, ending = _report(json.dumps(job).encode(), folder, limits.wall_seconds)
-    results = {}
+    results: dict[int | str, bool | str] = {}
     for line in lines:
-        try:
-            said, what, result = json.loads(line)
-        except (ValueError, TypeError):
-            continue
-        if said == key and what not in results:
-            results[what] = result
+        if (reported := _reported(line, key)) and reported[0] not in results:
+            results[reported[0]] = reported[1]
     ran = results.get("program", ending)
     missing = "the program did not run" if ran is not True else ending
     return Outcome(ran, tuple(results.get(at, missing) for at in range(len(tests))))
+
+
+def _reported(line: bytes, key: str) -> tuple[int | str, bool | str] | None:
+    """(what, its result) of a line of the report; None for what the program itself wrote there."""
+    if not line.startswith(f'["{key}", '.encode()):
+        return None
+    try:
+        _, what, result = json.loads(line)
+    except (ValueError, TypeError, RecursionError):
+        return None
+    known = isinstance(what, int | str) and not isinstance(what, bool) and (result is True or isinstance(result, str))
+    return (what, result) if known else None
 
 
 def contained() -> str | None:
@@ -108,7 +120,7 @@ def _report(job: bytes, folder: str, wall_seconds: float) -> tuple[list[bytes], 
         "OPENBLAS_NUM_THREADS": "1",
         "OMP_NUM_THREADS": "1",
     }
-    child = subprocess.Popen(
+    child: subprocess.Popen[bytes] = subprocess.Popen(
         [sys.executable, "-P", "-s", "-B", str(CHILD)],  # -P: this folder is not on the answer's import path
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
@@ -117,6 +129,7 @@ def _report(job: bytes, folder: str, wall_seconds: float) -> tuple[list[bytes], 
         env=environment,
         start_new_session=True,
     )
+    assert child.stdin is not None
     try:
         try:
             child.stdin.write(job)
@@ -132,7 +145,8 @@ def _report(job: bytes, folder: str, wall_seconds: float) -> tuple[list[bytes], 
     return data.splitlines(), ending
 
 
-def _read(child: subprocess.Popen, deadline: float) -> tuple[bytes, str | None]:
+def _read(child: subprocess.Popen[bytes], deadline: float) -> tuple[bytes, str | None]:
+    assert child.stdout is not None
     data = b""
     with selectors.DefaultSelector() as selector:
         selector.register(child.stdout, selectors.EVENT_READ)
@@ -153,7 +167,8 @@ def _read(child: subprocess.Popen, deadline: float) -> tuple[bytes, str | None]:
     return data, None
 
 
-def _kill(child: subprocess.Popen) -> None:
+def _kill(child: subprocess.Popen[bytes]) -> None:
+    assert child.stdout is not None
     if child.poll() is None:
         try:
             os.killpg(child.pid, signal.SIGKILL)

@@ -1,0 +1,189 @@
+"""The program in a response, and what its tests really check. Python sources in, Python sources out; nothing is run."""
+
+from __future__ import annotations
+
+import ast
+import re
+import textwrap
+from collections.abc import Iterable, Sequence
+
+_OPENING = re.compile(r"^[ \t>]*(?:(?:[-*+]|\d+[.)])[ \t]+)?(`{3,}|~{3,})[ \t]*\{?\.?([\w+-]*)[^\n`]*\n", re.MULTILINE)
+_THOUGHTS = re.compile(r"<(think|thinking|thought|reasoning)>.*?(?:</\1>|\Z)", re.DOTALL)
+_LANGUAGES = ("", "python", "py", "python3")
+_MOST_CLOSINGS = 16  # that are tried for one block
+_DEFINING = (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef, ast.Import, ast.ImportFrom, ast.Assign, ast.AnnAssign)
+_CHECKING = re.compile(r"assert|check|raise|fail|verif|expect|exit|equal|close", re.IGNORECASE)
+_RUN_CASES = """
+import unittest as _unittest
+_result = _unittest.TestResult()
+_unittest.TestSuite(map(_unittest.defaultTestLoader.loadTestsFromTestCase, [{cases}])).run(_result)
+assert _result.testsRun and _result.wasSuccessful()
+"""
+
+
+def extract_code(response: str, names: Iterable[str] = ()) -> tuple[str, ...]:
+    """The program of a response, as sources to run in order: the last block that defines one of `names` (the first
+    block, if none does), and before it imports and helpers of other blocks that it uses.
+
+    Thoughts in <think>...</think> hold drafts and are left out. Without blocks: the longest run of lines that is Python
+    and defines something, else the response itself.
+    """
+    text = _THOUGHTS.sub("", response).replace("\ufeff", "")
+    text = re.split(r"</(?:think|thinking|thought|reasoning)>", text)[-1]  # where the template opened it
+    blocks = _blocks(text)
+    if not blocks:
+        return (_bare_code(text) or text,)
+    wanted = set(names)
+    main = next((block for block in reversed(blocks) if wanted & set(_defined(block))), None)
+    if main is None:
+        main = next((block for block in blocks if _mentions(block, wanted)), blocks[0])
+    return (*_helpers(main, [block for block in blocks if block is not main]), main)
+
+
+def _mentions(block: str, names: set[str]) -> bool:
+    """Whether a block that is no Python defines one of the names: it was meant, and fails as it stands."""
+    return any(
+        re.search(rf"^[ \t]*(?:async[ \t]+)?(?:def|class)[ \t]+{re.escape(name)}\b", block, re.M) for name in names
+    )
+
+
+def _blocks(text: str) -> list[str]:
+    """The fenced blocks in Python. A block ends at the first closing fence that makes it Python, so that fences in
+    docstrings belong to it; where none does, at the first line that is a fence."""
+    found, at = [], 0
+    while opening := _OPENING.search(text, at):
+        fence = opening[1]
+        closings = list(re.finditer(rf"{re.escape(fence)}{fence[0]}*(?=[ \t]*$)", text[opening.end() :], re.MULTILINE))
+        bodies = [text[opening.end() : opening.end() + end.start()] for end in closings[:_MOST_CLOSINGS]]
+        own_line = [number for number, body in enumerate(bodies) if not body.rpartition("\n")[2].strip(" \t>")]
+        python = opening[2].lower() in _LANGUAGES
+        valid = [number for number, body in enumerate(bodies) if _tree(_dedented(body)) is not None] if python else []
+        chosen = next(iter(valid or own_line), None)
+        if python:
+            found.append(_dedented(bodies[chosen] if chosen is not None else text[opening.end() :]))
+        at = opening.end() + closings[chosen].end() if chosen is not None else len(text)
+    return found
+
+
+def _dedented(body: str) -> str:
+    return textwrap.dedent(body.expandtabs(4) if body.startswith(("\t", " ")) else body).rstrip()
+
+
+def _helpers(main: str, others: Sequence[str]) -> list[str]:
+    """Imports and definitions of other blocks that the program uses and does not have, in the order of the response."""
+    known, missing = set(_defined(main)), _used(main)
+    taken: list[tuple[int, int, ast.stmt]] = []
+    trees = [(number, tree) for number, block in enumerate(others) if (tree := _tree(block)) is not None]
+    while missing := missing - known:
+        name = missing.pop()
+        known.add(name)
+        for number, tree in reversed(trees):
+            nodes = [node for node in tree.body if isinstance(node, _DEFINING) and name in _names(node)]
+            if nodes:
+                taken += [(number, node.lineno, node) for node in nodes]
+                missing |= {use for node in nodes for use in _used(ast.unparse(node))}
+                break
+    unique = {(number, line): ast.unparse(node) for number, line, node in taken}
+    return ["\n".join(unique[key] for key in sorted(unique))] if unique else []
+
+
+def completed(program: Sequence[str], prompt_code: str | None, entry_point: str | None) -> tuple[str, ...]:
+    """The program with what its prompt gave: imports, helpers, and the head of a function that it continues."""
+    if not prompt_code:
+        return tuple(program)
+    if entry_point and not any(entry_point in _defined(source) for source in program):
+        continued = f"{prompt_code.rstrip()}\n{textwrap.indent(textwrap.dedent(program[-1]), '    ')}"
+        if _tree(continued) is not None:
+            return (*program[:-1], continued)
+    tree = _tree(f"{prompt_code.rstrip()}\n    pass") or _tree(prompt_code)
+    given = [ast.unparse(node) for node in tree.body if entry_point not in _names(node)] if tree is not None else []
+    return ("\n".join(given), *program) if given else tuple(program)
+
+
+def runnable_test(test: str, entry_point: str | None) -> str:
+    """The test with the call that it leaves to its runner: check(entry_point), test functions, unittest cases.
+
+    Raises:
+        ValueError: it is no Python, or nothing that it runs can fail a wrong answer.
+    """
+    tree = _tree(test)
+    if tree is None:
+        raise ValueError("is not Python")
+    called = {name for node in tree.body if not isinstance(node, _DEFINING) for name in _used(ast.unparse(node))}
+    called |= {name for node in tree.body if isinstance(node, ast.Assign) for name in _used(ast.unparse(node))}
+    for node in tree.body:
+        if not isinstance(node, ast.FunctionDef | ast.ClassDef) or node.name in called:
+            continue
+        if isinstance(node, ast.ClassDef):
+            bases = [ast.unparse(base) for base in node.bases]
+            call = _RUN_CASES.format(cases=node.name) if any(base.endswith("TestCase") for base in bases) else ""
+        elif not node.args.args and node.name.startswith(("test", "check")):
+            call = f"\n{node.name}()\n"
+        else:
+            takes_one = len(node.args.args) - len(node.args.defaults) <= 1 <= len(node.args.args)
+            call = f"\n{node.name}({entry_point})\n" if entry_point and takes_one and node.name == "check" else ""
+        test += call
+    if not _can_fail(ast.parse(test)):
+        raise ValueError("asserts nothing that is run: every program would pass it")
+    return test
+
+
+def called_names(tests: Iterable[str]) -> set[str]:
+    """Names that tests use and do not define themselves."""
+    return {name for test in tests for name in _used(test) - set(_defined(test))}
+
+
+def _can_fail(tree: ast.Module) -> bool:
+    """Whether a statement that is reached from the top can be an assertion."""
+    definitions = {node.name: node for node in tree.body if isinstance(node, ast.FunctionDef | ast.ClassDef)}
+    own = {"exit", "quit", *(name for node in tree.body for name in _names(node))}  # others are the answer's
+    waiting: list[ast.AST] = [node for node in tree.body if node not in definitions.values()]
+    while waiting:
+        for node in ast.walk(waiting.pop()):
+            if isinstance(node, ast.Assert | ast.Raise):
+                return True
+            name = getattr(node, "id", None) or getattr(node, "attr", None)
+            if name in definitions:
+                waiting.append(definitions.pop(name))
+            elif name and _CHECKING.search(name) and (isinstance(node, ast.Attribute) or name in own):
+                return True
+    return False
+
+
+def _tree(source: str) -> ast.Module | None:
+    try:
+        return ast.parse(source)
+    except (SyntaxError, ValueError, RecursionError, MemoryError):
+        return None
+
+
+def _names(node: ast.stmt) -> list[str]:
+    """Names that a statement defines."""
+    if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
+        return [node.name]
+    if isinstance(node, ast.Import | ast.ImportFrom):
+        return [(alias.asname or alias.name).split(".")[0] for alias in node.names]
+    targets = node.targets if isinstance(node, ast.Assign) else [node.target] if isinstance(node, ast.AnnAssign) else []
+    return [part.id for target in targets for part in ast.walk(target) if isinstance(part, ast.Name)]
+
+
+def _defined(source: str) -> list[str]:
+    tree = _tree(source)
+    return [name for node in tree.body for name in _names(node)] if tree is not None else []
+
+
+def _used(source: str) -> set[str]:
+    tree = _tree(source)
+    return {node.id for node in ast.walk(tree) if isinstance(node, ast.Name)} if tree is not None else set()
+
+
+def _bare_code(text: str) -> str | None:
+    """Python between prose: from the first line that starts a definition, without what follows it and is none."""
+    lines = text.split("\n")
+    starts = [at for at, line in enumerate(lines) if re.match(r"(?:def|class|import|from|async|@)\b|@", line)]
+    if not starts:
+        return None
+    for stop in range(len(lines), starts[0], -1):
+        if _tree(candidate := "\n".join(lines[starts[0] : stop])) is not None:
+            return candidate
+    return None
