@@ -105,6 +105,7 @@ class FastEngine:
         self._phase = self._next_ticket = 0
         self._begin_seconds = 0.0  # of this step, charged to the requests that began in it
         self.forget()
+        self._noise_scale = round(self.head.noise_scale(), 4)
         self.fingerprint = self._describe()
         if not self._capacity:
             self._first_tile()  # finds out the widths
@@ -116,6 +117,7 @@ class FastEngine:
             "engine": "fast",
             "dtype": str(self.head.dtype),
             "device": self.device.type,
+            "noise_scale": self._noise_scale,  # of the logits, for sigma 1 on the pre-logits
             "tile": self.tile_rows,
             "stack": self._capacity,
             "packed": len(self._body.packing) > 0,

@@ -51,7 +51,12 @@ class PlainEngine:
         self.head = Head(model)
         self.shapes = Shapes(self.head)
         self.device = model.device
-        self.fingerprint = {"engine": "plain", "dtype": str(self.head.dtype), "torch": torch.__version__}
+        self.fingerprint = {
+            "engine": "plain",
+            "dtype": str(self.head.dtype),
+            "noise_scale": round(self.head.noise_scale(), 4),
+            "torch": torch.__version__,
+        }
         self._decode = decode
         self._queue: deque[tuple[int, RolloutRequest]] = deque()
         self._next_ticket = 0

@@ -13,6 +13,8 @@ import torch
 from torch import Tensor, nn
 from transformers.modeling_outputs import BaseModelOutputWithPast
 
+from aisp_ray.noise import normal, split_key
+
 # where accelerate puts a dispatched model's own forward, bound to the model: a copy would run the whole model with it
 _HOOKED = ("forward", "_old_forward", "_hf_hook")
 
@@ -70,3 +72,17 @@ class Head:
         logits = self._shell(input_ids=self._token.expand(flat.shape[0], 1), use_cache=False).logits
         self._feeder.prelogits = None
         return logits.reshape(*prelogits.shape[:-1], -1).float()
+
+    @torch.inference_mode()
+    def noise_scale(self, draws: int = 16) -> float:
+        """Standard deviation over the vocabulary of what noise of sigma 1 on the pre-logits adds to the logits.
+
+        One sigma is not one strength: 3.2 for SmolLM2-135M, 0.96 for Gemma-3-270M. Mean of `draws` named draws, around
+        pre-logits of 0, so for a head with a soft cap it is that of small logits.
+        """
+        device = self.weight.device
+        rows = torch.arange(draws, device=device)
+        zero = torch.zeros_like(rows)
+        noise = normal(split_key([0], device).expand(draws, 2), zero, rows, zero, self.dim)  # [draws, d]
+        added = self(noise) - self(torch.zeros_like(noise[:1]))  # [draws, vocabulary]
+        return float(added.std(dim=-1).mean())

@@ -170,6 +170,8 @@ class Job:
             f"{self.models.in_flight} searches in flight"
         )
         self.screen.say(f"actors: {actors}; rows go to {inside(plan.out, ROWS)}")
+        if line := plan.policy.announcement():
+            self.screen.say(line)
 
     async def _describe(self, prompt: Prompt) -> None:
         """Show and keep what the models read of the first prompt: a wrong template is seen at once."""
@@ -185,6 +187,9 @@ class Job:
                 self.screen.say(line)
         self.manifest["first_prompt"] = shown
         note_engines(self.manifest, self.pools["policy"])
+        scales = [engine["noise_scale"] for engine in self.manifest["engine"] if "noise_scale" in engine]
+        if scales:
+            self.screen.say(f"policy: noise of sigma 1 changes its logits by {scales[0]:.3g} (standard deviation)")
         self.output.write_json(MANIFEST, self.manifest)
 
     async def _list_engines(self) -> None:

@@ -51,6 +51,10 @@ class PolicySpec(Placement, ABC):
         """These settings with every version that is not said yet written in: what the manifest keeps."""
         return self
 
+    def announcement(self) -> str | None:
+        """One line for the start of a run: the model, and what was chosen for this machine."""
+        return None
+
     @abstractmethod
     def load(self, device: str) -> LoadedPolicy:
         """The policy on "cpu" or "cuda". Heavy imports happen here."""

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import difflib
-import importlib.util
 import socket
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -13,13 +13,15 @@ from typing import Any
 
 from aisp_ray.engine.base import RolloutRequest, StopRules
 from aisp_ray.errors import DataError, LoadError, comes_from_away, will_fail_again
+from aisp_ray.lm import gguf
+from aisp_ray.lm.checkpoints import damage, dtype_for, reason
 from aisp_ray.policy._render import Renderer
 from aisp_ray.policy.base import PolicySpec
 from aisp_ray.policy.templates import find_template
 from aisp_ray.types import Prompt, Proposal, Rollouts
 
 DEMO = "demo:"  # prefix of the embedded models' names
-DTYPES = ("float32", "bfloat16", "float16")
+DTYPES = ("auto", "float32", "bfloat16", "float16")
 ENGINES = ("fast", "expanded", "plain")
 
 
@@ -27,12 +29,13 @@ ENGINES = ("fast", "expanded", "plain")
 class CausalLM(PolicySpec):
     """Settings of a causal language model."""
 
-    model: str  # hub id, path, or demo:policy
+    model: str  # hub id, folder, file.gguf, or demo:policy
+    gguf_file: str | None = None  # the GGUF file to load, where model is a hub id or folder that holds several
     revision: str | None = None  # commit or tag on the hub; null takes the newest and pins it in the manifest
     adapter: str | None = None  # PEFT adapter merged into the weights at load: hub id or path
     adapter_revision: str | None = None  # commit or tag of the adapter on the hub
     cache_dir: str | None = None  # folder of downloaded checkpoints, e.g. on a disk all nodes share; null: HF_HOME's
-    dtype: str = "bfloat16"  # float32 | bfloat16 | float16
+    dtype: str = "auto"  # auto (float32 on a CPU, bfloat16 on a GPU) | float32 | bfloat16 | float16
     engine: str = "fast"  # fast | expanded | plain: same tokens; plain is the reference
     kernels: bool = True  # engine=fast on a CPU in float32: its own products, where a C compiler is found
     slots: int | None = None  # rows decoded side by side; null chooses from free memory
@@ -73,36 +76,48 @@ class CausalLM(PolicySpec):
         return template.stop_strings if template else ()
 
     def check(self) -> list[str]:
-        found = []
+        found = gguf.check("policy", self.model, self.gguf_file)
         for key, name in (("model", self.model), ("adapter", self.adapter)):
             try:
                 self._commit(key, name)
             except ValueError as error:
                 found.append(str(error))
+            else:
+                problem = damage(resolve(name)) if name is not None else None
+                found += [f"policy.{key}={name}: {problem}"] if problem else []
         if self.template.endswith(".jinja") and not Path(self.template).is_file():
             found.append(f"policy.template={self.template}: no such file (looked in {Path.cwd()})")
         return found
 
     def pinned(self) -> CausalLM:
-        """These settings with the hub's newest commits written in, so that all actors and a resumed run load the same.
+        """These settings with the hub's newest commits and the dtype written in: all actors and a resumed run load the
+        same.
 
         Raises:
             ValueError: as in `check`.
         """
         return replace(
             self,
+            dtype=dtype_for(self.dtype, "cuda" if self.num_gpus > 0 else "cpu"),
             revision=self._commit("model", self.model) or self.revision,
             adapter_revision=self._commit("adapter", self.adapter) or self.adapter_revision,
         )
+
+    def announcement(self) -> str:
+        device = "cuda" if self.num_gpus > 0 else "cpu"
+        where = "the CPU" if device == "cpu" else f"{self.num_gpus:g} GPU{'s' * (self.num_gpus > 1)}"
+        return f"policy: {self.model} in {dtype_for(self.dtype, device)} on {where}"
 
     def _commit(self, key: str, name: str | None) -> str | None:
         """The hub commit of the model or adapter; None for what is on the disk."""
         from aisp_ray.lm.hub import look_up
 
-        if name is None:
+        if name is None or (key == "model" and name.endswith(gguf.SUFFIX)):
             return None
         probe, revision = (
-            ("config.json", self.revision) if key == "model" else ("adapter_config.json", self.adapter_revision)
+            (self.gguf_file or "config.json", self.revision)
+            if key == "model"
+            else ("adapter_config.json", self.adapter_revision)
         )
         path = resolve(name)
         if (path / probe).is_file():
@@ -122,16 +137,16 @@ class CausalLM(PolicySpec):
         """
         from transformers import AutoTokenizer
 
-        source = str(resolve(self.model))
+        source, options = gguf.locate(str(resolve(self.model)), self.gguf_file)
         kwargs = {"revision": self.revision, "trust_remote_code": self.trust_remote_code, "cache_dir": self.cache_dir}
-        try:
-            tokenizer = AutoTokenizer.from_pretrained(source, **kwargs)
-            model = self._load_model(source, device, kwargs)
-        except Exception as error:  # the libraries' texts have many lines
-            where = f"policy.model={self.model} cannot be loaded on {socket.gethostname()}"
-            kind = ValueError if _is_setting(error, source) else LoadError
-            raise kind(f"{where}: {_reason(error)}") from error
-        return self.around(model, tokenizer)
+        with _told("model", self.model, source):
+            tokenizer = AutoTokenizer.from_pretrained(source, **options, **kwargs)
+            model = self._load_model(source, device, {**gguf.weights_options(options), **kwargs})
+        if self.adapter:
+            adapter = str(resolve(self.adapter))
+            with _told("adapter", self.adapter, adapter):
+                model = _merge_adapter(model, adapter, self.adapter_revision, self.cache_dir)
+        return self.around(model if self.num_gpus > 1 else model.to(device), tokenizer)
 
     def around(self, model: Any, tokenizer: Any) -> LoadedCausalLM:
         """The policy of a model that is loaded already, on the device and in the dtype it has."""
@@ -141,7 +156,7 @@ class CausalLM(PolicySpec):
             model,
             kind=self.engine,
             slots=self.slots,
-            decode=lambda ids: tokenizer.decode(list(ids), skip_special_tokens=True),
+            decode=lambda ids: str(tokenizer.decode(list(ids), skip_special_tokens=True)),
             max_new_tokens=self.max_new_tokens,
             longest_prompt=self.max_prompt_tokens,
             kernels=self.kernels,
@@ -153,10 +168,8 @@ class CausalLM(PolicySpec):
         from transformers import AutoModelForCausalLM
 
         spread = {"device_map": "auto"} if self.num_gpus > 1 else {}
-        model = AutoModelForCausalLM.from_pretrained(source, dtype=getattr(torch, self.dtype), **spread, **kwargs)
-        if self.adapter:
-            model = _merge_adapter(model, str(resolve(self.adapter)), self.adapter_revision, self.cache_dir)
-        return model if spread else model.to(device)
+        dtype = getattr(torch, dtype_for(self.dtype, device))
+        return gguf.as_dense(AutoModelForCausalLM.from_pretrained(source, dtype=dtype, **spread, **kwargs))
 
 
 def resolve(model: str) -> Path:
@@ -166,14 +179,39 @@ def resolve(model: str) -> Path:
     return Path(model).expanduser()
 
 
+@contextmanager
+def _told(key: str, name: str, source: str) -> Iterator[None]:
+    """An exception of the libraries as one sentence that names the setting.
+
+    Raises:
+        ValueError: no machine would load it.
+        LoadError: another try may work.
+    """
+    try:
+        yield
+    except Exception as error:  # the libraries' texts have many lines
+        where = f"policy.{key}={name} cannot be loaded on {socket.gethostname()}"
+        problem = damage(source)
+        kind = ValueError if problem or _is_setting(error, source) else LoadError
+        raise kind(f"{where}: {problem or reason(error)}") from error
+
+
 def _merge_adapter(model: Any, source: str, revision: str | None, cache: str | None) -> Any:
     """The model with an adapter's update added to its weights: as fast as the model itself, and of the same class."""
     try:
-        from peft import PeftModel
+        from peft import PeftConfig, PeftModel
     except ImportError as error:
-        raise ValueError("policy.adapter needs the package peft: pip install peft") from error
-    more = {"revision": revision, "cache_dir": cache}
-    adapted = PeftModel.from_pretrained(model, source, **{key: value for key, value in more.items() if value})
+        raise ValueError("it needs the package peft: pip install peft") from error
+    more: dict[str, Any] = {key: value for key, value in (("revision", revision), ("cache_dir", cache)) if value}
+    kind = PeftConfig.from_pretrained(source, **more)
+    if kind.is_prompt_learning:
+        raise ValueError(
+            f"it is a {kind.peft_type.value} adapter: it puts vectors before the prompt instead of changing weights, "
+            "so it cannot be merged; give an adapter that changes weights, such as LoRA"
+        )
+    adapted = PeftModel.from_pretrained(model, source, **more)
+    if not hasattr(adapted, "merge_and_unload"):
+        raise ValueError(f"it is a {kind.peft_type.value} adapter, which cannot be merged into the weights")
     return adapted.merge_and_unload(safe_merge=True)
 
 
@@ -185,13 +223,6 @@ def _is_setting(error: Exception, source: str) -> bool:
     local = Path(source).is_absolute() or Path(source).exists()
     missing = local and isinstance(error, OSError) and error.errno is None  # what transformers raises for a file
     return will_fail_again(error) or (missing and not comes_from_away(error))
-
-
-def _reason(error: Exception) -> str:
-    text = str(error).strip() or type(error).__name__
-    if "`tiktoken` is required" in text and importlib.util.find_spec("sentencepiece") is None:
-        return "its tokenizer is a SentencePiece file, which needs one more package: pip install sentencepiece"
-    return text.splitlines()[0]
 
 
 class LoadedCausalLM:

@@ -11,6 +11,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from aisp_ray.lm import gguf
+from aisp_ray.lm.checkpoints import damage, dtype_for
 from aisp_ray.rewards._templates import CHAT, TEMPLATES, make_renderer
 from aisp_ray.rewards._tokens import Encoded, Row, encode, encode_pairs
 from aisp_ray.rewards.base import RewardSpec, Scorer, ScoreRequest
@@ -28,7 +30,8 @@ logger = logging.getLogger(__name__)
 class NeuralReward(RewardSpec):
     """Settings of a reward model with weights."""
 
-    model: str  # hub id, path, or an embedded one: demo:reward, demo:judge
+    model: str  # hub id, folder, file.gguf, or an embedded one: demo:reward, demo:judge
+    gguf_file: str | None = None  # the GGUF file to load, where model is a hub id or folder that holds several
     revision: str | None = None  # commit or tag on the hub; null takes the newest and pins it in the manifest
     dtype: str = "auto"  # of the body: auto (float32 on a CPU, bfloat16 on a GPU) | float32 | bfloat16 | float16
     template: str = CHAT  # chat (the tokenizer's own) | ultrarm_card | ultrarm_examples | ... (docs/rewards.md)
@@ -60,14 +63,19 @@ class NeuralReward(RewardSpec):
         """The checkpoint folder or hub id."""
         if self.model.startswith(DEMO):
             return str(Path(__file__).parent.parent / "demo" / "models" / self.model.removeprefix(DEMO))
-        return self.model
+        return gguf.locate(self.model, self.gguf_file)[0]
 
     def check(self, where: str = "reward") -> list[str]:
+        if problems := gguf.check(where, self.model, self.gguf_file):
+            return problems
         path = Path(self.source)
         local = self.model.startswith((DEMO, "/", ".", "~")) or path.exists()
-        if local and not (path / "config.json").is_file():
-            missing = f"there is no config.json in {path}; give a checkpoint folder or hub id"
+        probe = self._options.get("gguf_file", "config.json")
+        if local and not (path / probe).is_file():
+            missing = f"there is no {probe} in {path}; give a checkpoint folder or hub id"
             return [f"{where}.model={self.model}: {missing}"]
+        if local and (problem := damage(path / probe if self._options else path)):
+            return [f"{where}.model={self.model}: {problem}"]
         try:
             self._commit(where)
         except ValueError as error:
@@ -78,17 +86,25 @@ class NeuralReward(RewardSpec):
         """These settings with the hub's newest commit written in: all actors and a resumed run load the same."""
         return replace(self, revision=self._commit(where) or self.revision)
 
+    @property
+    def _options(self) -> dict[str, str]:
+        """What `from_pretrained` of a tokenizer or configuration needs for a GGUF file; empty for other checkpoints."""
+        return gguf.locate(self.model, self.gguf_file)[1]
+
     def _commit(self, where: str) -> str | None:
         """The hub's commit; None for a checkpoint on the disk. Raises ValueError with one sentence."""
         from aisp_ray.lm.hub import look_up
 
-        return None if Path(self.source).exists() else look_up(self.model, f"{where}.model", revision=self.revision)
+        if Path(self.source).exists():
+            return None
+        probe = self._options.get("gguf_file", "config.json")
+        return look_up(self.model, f"{where}.model", revision=self.revision, probe=probe)
 
     def load(self, device: str) -> NeuralScorer:
         from aisp_ray.rewards._reader import Reader
 
         tokenizer = self._tokenizer()
-        model = self._model(device)
+        model = gguf.as_dense(self._model(device))
         model.eval().requires_grad_(False)
         return NeuralScorer(self, tokenizer, Reader(model, *self._parts(model), self))
 
@@ -105,18 +121,18 @@ class NeuralReward(RewardSpec):
         from transformers import AutoTokenizer
 
         return AutoTokenizer.from_pretrained(
-            self.source, revision=self.revision, trust_remote_code=self.trust_remote_code
+            self.source, revision=self.revision, trust_remote_code=self.trust_remote_code, **self._options
         )
 
     def _loading(self, device: str) -> dict[str, Any]:
         """Keyword arguments of `from_pretrained`: where the weights go and in which type."""
         import torch
 
-        name = self.dtype if self.dtype != "auto" else ("float32" if device == "cpu" else "bfloat16")
         return {
             "revision": self.revision,
-            "dtype": getattr(torch, name),
+            "dtype": getattr(torch, dtype_for(self.dtype, device)),
             "device_map": "auto" if self.num_gpus > 1 else None,
+            **gguf.weights_options(self._options),
         }
 
 

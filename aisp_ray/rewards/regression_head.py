@@ -22,7 +22,9 @@ class RegressionHead(NeuralReward):
     def _model(self, device: str) -> Any:
         from transformers import AutoConfig
 
-        config = AutoConfig.from_pretrained(self.source, revision=self.revision, trust_remote_code=False)
+        config = AutoConfig.from_pretrained(
+            self.source, revision=self.revision, trust_remote_code=False, **self._options
+        )
         model, loading = model_class(config.model_type).from_pretrained(
             self.source, config=config, output_loading_info=True, **self._loading(device)
         )

@@ -238,7 +238,7 @@ def test_only_what_no_machine_would_load_is_a_wrong_setting(base, monkeypatch, e
 @pytest.mark.parametrize(
     ("more", "words"),
     [
-        ({"dtype": "fp16"}, "float32, bfloat16, float16"),
+        ({"dtype": "fp16"}, "auto, float32, bfloat16, float16"),
         ({"engine": "vllm"}, "fast, expanded, plain"),
         ({"template": "recontrol"}, "Did you mean"),
         ({"max_new_tokens": 0}, "at least 1"),
