@@ -118,6 +118,7 @@ class Scores:
     num_calls: int = 0  # responses that the reward model really read (identical ones are read once)
     seconds: float = 0.0
     num_truncated: int = 0  # responses whose prompt was cut to fit; they themselves never are
+    traceback: str | None = None  # of the first exception that cost a response its reward, where it was raised
 
 
 class Policy(Protocol):

@@ -1,18 +1,27 @@
-"""Any Python function as a reward: `reward=callable reward.target=my_package.scores:helpfulness`."""
+"""Any Python function as a reward: `reward.target=my_scores.py:polite` or `reward.target=my_package.scores:polite`."""
 
 from __future__ import annotations
 
+import hashlib
+import importlib.util
 import inspect
 import math
+import os
+import sys
 import time
-from collections.abc import Callable, Sequence
+import traceback
+from collections.abc import Callable, Iterable, Mapping, Sequence, Set
 from dataclasses import dataclass, field
+from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 from aisp_ray.config import locate
 from aisp_ray.errors import is_away
 from aisp_ray.rewards.base import RewardSpec, Scorer, ScoreRequest
 from aisp_ray.types import Prompt, Scores
+
+MAX_SAID = 2000  # characters of an exception's text in an error
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -25,21 +34,22 @@ class CallableReward(RewardSpec):
     can no longer be repeated.
     """
 
-    target: str  # package.module:name of a function or class, importable wherever the reward model runs
+    target: str  # file.py:name or package.module:name of a function or class, there wherever the reward model runs
     arguments: dict[str, Any] = field(default_factory=dict)  # keyword arguments of the function, or of making the class
 
     def check(self, where: str = "reward") -> list[str]:
         try:
-            target = locate(self.target)
+            target = find_target(self.target)
         except ValueError as error:
             return [f"{where}.target: {error}"]
-        return [] if callable(target) else [f"{where}.target={self.target} is not something to call"]
+        if not callable(target):
+            return [f"{where}.target={self.target} is not something to call"]
+        return [f"{where}.target={self.target} {problem}" for problem in _misfits(target, self.arguments)]
 
     def load(self, device: str) -> CallableScorer:
-        target = locate(self.target)
-        if inspect.isclass(target):
-            return CallableScorer(self.target, target(**self.arguments), {})
-        return CallableScorer(self.target, target, self.arguments)
+        target = find_target(self.target)
+        made: Callable[..., Any] = target(**self.arguments) if inspect.isclass(target) else target
+        return CallableScorer(self.target, made, {} if inspect.isclass(target) else self.arguments)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,18 +66,15 @@ class FunctionReward(RewardSpec):
 
 
 class CallableScorer(Scorer):
-    """`rewards.base.Scorer` around a function. Where it fails on a batch, its responses are scored one by one, so that
+    """`rewards.base.Scorer` around a function. Where it raises on a batch, its responses are scored one by one, so that
     an exception costs the responses at fault only. One that says that a service is away comes through."""
 
     max_requests = 1
 
-    def __init__(self, name: str, function: Callable[..., Sequence[float]], arguments: dict[str, Any]):
+    def __init__(self, name: str, function: Callable[..., Any], arguments: dict[str, Any]):
         self.name = name
         self.function = function
         self.arguments = arguments
-
-    def describe(self, prompt: Prompt) -> str | None:
-        return None
 
     def score(self, requests: Sequence[ScoreRequest]) -> list[Scores]:
         return [self._score(request) for request in requests]
@@ -75,29 +82,116 @@ class CallableScorer(Scorer):
     def _score(self, request: ScoreRequest) -> Scores:
         started = time.perf_counter()
         distinct = list(dict.fromkeys(request.responses))
-        found = dict(zip(distinct, self._values(request.prompt, distinct), strict=True))
+        raised: list[BaseException] = []
+        found = dict(zip(distinct, self._values(request.prompt, distinct, raised), strict=True))
         rewards: list[float] = []
         errors: list[str | None] = []
         for particle, response in enumerate(request.responses):
             value = found[response]
             good = isinstance(value, float) and math.isfinite(value)
             where = f"prompt {request.prompt.prompt_id}, particle {particle}"
-            rewards.append(value if good else math.nan)
-            errors.append(
-                None if good else f"{where}: {self.name} {value if isinstance(value, str) else f'returned {value}'}"
-            )
-        return Scores(tuple(rewards), tuple(errors), len(distinct), time.perf_counter() - started)
+            said = value if isinstance(value, str) else f"returned {value}"
+            rewards.append(value if isinstance(value, float) and good else math.nan)
+            errors.append(None if good else f"{where}: {self.name} {said}")
+        seconds = time.perf_counter() - started
+        shown = "".join(traceback.format_exception(raised[0])) if raised else None
+        return Scores(tuple(rewards), tuple(errors), len(distinct), seconds, traceback=shown)
 
-    def _values(self, prompt: Prompt, responses: list[str]) -> list[float | str]:
-        """A reward for each response, or a text that says how the function failed."""
+    def _values(self, prompt: Prompt, responses: list[str], raised: list[BaseException]) -> list[float | str]:
+        """A reward for each response, or a text that says how the function failed; exceptions go to `raised` too."""
+        failed: BaseException | None = None
+        values: Any = None
         try:
-            values = list(self.function(prompt, list(responses), **self.arguments))
-            if len(values) != len(responses):
-                raise ValueError(f"it returned {len(values)} rewards for {len(responses)} responses")
-            return [math.nan if value is None else float(value) for value in values]
-        except Exception as error:
+            values = self.function(prompt, list(responses), **self.arguments)
+            if not isinstance(values, str | bytes | Mapping | Set) and isinstance(values, Iterable):
+                values = list(values)
+        except BaseException as error:  # a SystemExit must not end the process of its neighbours
             if is_away(error):  # no response's fault: the run waits
                 raise
-            if len(responses) == 1:
-                return [f"failed with {type(error).__name__}: {error}"]
-        return [self._values(prompt, [response])[0] for response in responses]
+            failed = error
+        if failed is not None and len(responses) > 1:
+            return [self._values(prompt, [response], raised)[0] for response in responses]
+        if failed is not None:
+            raised.append(failed)
+            return [f"failed with {_said(failed)}"]
+        if not isinstance(values, list):
+            text = f"returned a single {type(values).__name__} for {len(responses)} responses; it has to return a list"
+            return [text] * len(responses)
+        if len(values) != len(responses):
+            text = f"returned {len(values)} rewards for {len(responses)} responses; it has to return one for each"
+            return [text] * len(responses)
+        return [_number(value) for value in values]
+
+
+def find_target(path: str) -> Any:
+    """The object at "file.py:name" or "package.module:name"; the current folder counts as importable.
+
+    Raises:
+        ValueError: the path does not lead to an object, or its module raises when imported; one sentence.
+    """
+    file, _, name = path.rpartition(":")
+    here = os.getcwd()
+    if here not in sys.path and "" not in sys.path:
+        sys.path.append(here)  # a console script does not have it
+    try:
+        if not file.endswith(".py"):
+            return locate(path)
+        module = _load_file(file)
+    except ValueError:
+        raise
+    except BaseException as error:
+        raise ValueError(f"{path!r} cannot be imported: {_said(error)}") from error
+    if not hasattr(module, name):
+        raise ValueError(f"{path!r}: {file} has no {name!r}")
+    return getattr(module, name)
+
+
+def _load_file(file: str) -> ModuleType:
+    """The module in a file: an absolute path, or one below the current folder or a folder of the Python path."""
+    places = [Path(folder or ".") / Path(file).expanduser() for folder in ("", *sys.path)]
+    found = next((place.resolve() for place in places if place.is_file()), None)
+    if found is None:
+        raise ValueError(f"there is no file {file} (looked in {os.getcwd()} and on the Python path)")
+    name = f"{found.stem}_{hashlib.blake2b(str(found).encode(), digest_size=4).hexdigest()}"
+    spec = importlib.util.spec_from_file_location(name, found)
+    assert spec is not None
+    assert spec.loader is not None
+    module = sys.modules[name] = importlib.util.module_from_spec(spec)
+    if str(found.parent) not in sys.path:
+        sys.path.append(str(found.parent))  # for its own imports
+    try:
+        spec.loader.exec_module(module)
+    except BaseException:
+        del sys.modules[name]
+        raise
+    return module
+
+
+def _misfits(target: Callable[..., Any], arguments: Mapping[str, Any]) -> list[str]:
+    """Why the target cannot be called as it will be; nothing where that cannot be known."""
+    try:
+        if inspect.isclass(target):
+            inspect.signature(target).bind(**arguments)
+            call = next((vars(base)["__call__"] for base in target.__mro__ if "__call__" in vars(base)), None)
+            if call is None:
+                return ["makes objects that cannot be called; give the class __call__(self, prompt, responses)"]
+            inspect.signature(call).bind(None, None, [])
+        else:
+            inspect.signature(target).bind(None, [], **arguments)
+    except TypeError as error:
+        return [f"does not fit: {error}; it is called with (prompt, responses) and reward.arguments as keywords"]
+    except ValueError:
+        pass  # a function in C says nothing about its parameters
+    return []
+
+
+def _number(value: Any) -> float | str:
+    """The reward as a float, None as NaN, or a text that says what it is instead."""
+    try:
+        return math.nan if value is None else float(value)
+    except (TypeError, ValueError, OverflowError) as error:
+        return f"returned a {type(value).__name__} that is no number: {_said(error)}"
+
+
+def _said(error: BaseException) -> str:
+    return f"{type(error).__name__}: {error}"[:MAX_SAID]

@@ -1,8 +1,10 @@
 """Python functions and classes as rewards."""
 
 import math
+import sys
 from urllib.error import HTTPError, URLError
 
+import numpy
 import pytest
 
 from aisp_ray.rewards.base import ScoreRequest
@@ -27,8 +29,20 @@ def odd(prompt, responses):
     return [None if response == "none" else float(response) for response in responses]
 
 
-def short(prompt, responses):
-    return [1.0, 2.0, 3.0][: len(responses) - 1]
+def constant(prompt, responses, value):
+    constant.calls += 1
+    return value
+
+
+constant.calls = 0
+
+
+def lazy(prompt, responses):
+    yield from map(len, responses)
+
+
+def one_parameter(responses):
+    return [1.0] * len(responses)
 
 
 def away(prompt, responses, error):
@@ -37,6 +51,10 @@ def away(prompt, responses, error):
 
 
 away.calls = 0
+
+
+class Silent:
+    pass
 
 
 class Counting:
@@ -99,10 +117,93 @@ def test_what_is_not_finite_is_nan_with_a_text():
     assert "returned nan" in scores.errors[2]
 
 
-def test_too_few_rewards_are_an_error():
-    scores = score("short", "a", "b")
+@pytest.mark.parametrize(
+    ("returned", "text"),
+    [
+        ([0.5], "returned 1 rewards for 3 responses"),
+        ([0.5, 1], "returned 2 rewards for 3 responses"),
+        ([1, 2, 3, 4], "returned 4 rewards for 3 responses"),
+        ([], "returned 0 rewards for 3 responses"),
+        (0.5, "returned a single float for 3 responses"),
+        (None, "returned a single NoneType for 3 responses"),
+        ("abc", "returned a single str for 3 responses"),
+        ({"a": 1, "b": 2, "c": 3}, "returned a single dict for 3 responses"),
+        (numpy.float32(2), "returned a single float32 for 3 responses"),
+    ],
+)
+def test_another_number_of_rewards_is_refused_with_both_lengths(returned, text):
+    constant.calls = 0
+    scores = score("constant", "a", "b", "c", arguments={"value": returned})
     assert all(map(math.isnan, scores.rewards))
-    assert "0 rewards for 1 responses" in scores.errors[0]
+    assert all(text in error for error in scores.errors)
+    assert constant.calls == 1  # and not once more for each response
+
+
+def test_arrays_and_generators_are_lists_of_rewards():
+    assert score("constant", "a", "b", arguments={"value": numpy.array([1, 2])}).rewards == (1.0, 2.0)
+    assert score("constant", "a", "b", arguments={"value": (1, True)}).rewards == (1.0, 1.0)
+    assert score("lazy", "a", "bc").rewards == (1.0, 2.0)
+
+
+def test_a_value_that_is_no_number_costs_its_own_response():
+    scores = score("constant", "a", "b", arguments={"value": [1.0, "good"]})
+    assert scores.rewards[0] == 1.0
+    assert "returned a str that is no number" in scores.errors[1]
+
+
+@pytest.mark.parametrize("error", [SystemExit(3), KeyboardInterrupt(), GeneratorExit(), BaseException("odd")])
+def test_what_would_end_the_process_is_an_error_of_the_response(error):
+    scores = score("away", "a", "b", arguments={"error": error})
+    assert all(map(math.isnan, scores.rewards))
+    assert type(error).__name__ in scores.errors[0]
+
+
+def test_the_first_traceback_comes_with_the_rewards():
+    scores = score("fussy", "good", "bad", "bad too")
+    assert scores.traceback.startswith("Traceback (most recent call last)")
+    assert 'raise KeyError("bad")' in scores.traceback
+    assert scores.traceback.count("Traceback") == 1
+    assert score("length", "a").traceback is None
+
+
+def test_a_target_may_be_a_file_and_import_its_neighbours(tmp_path, monkeypatch):
+    (tmp_path / "words_to_count.py").write_text("WORD = 'please'\n")
+    source = (
+        "from words_to_count import WORD\ndef polite(prompt, texts):\n    return [text.count(WORD) for text in texts]\n"
+    )
+    (tmp_path / "my_scores.py").write_text(source)
+    monkeypatch.setattr("sys.path", [path for path in sys.path if path])
+    spec = CallableReward(target=f"{tmp_path}/my_scores.py:polite")
+    assert spec.check() == []
+    assert spec.load("cpu").score([ScoreRequest(PROMPT, ("please", "now"))])[0].rewards == (1.0, 0.0)
+    monkeypatch.chdir(tmp_path)
+    assert CallableReward(target="my_scores.py:polite").check() == []
+    assert CallableReward(target="my_scores:polite").check() == []
+    assert "has no 'rude'" in CallableReward(target="my_scores.py:rude").check()[0]
+    assert "there is no file other.py" in CallableReward(target="other.py:polite").check()[0]
+
+
+@pytest.mark.parametrize("source", ["def f(:", "import no_such_module", "raise SystemExit(0)", "1 / 0"])
+def test_a_file_that_cannot_be_imported_is_one_sentence(tmp_path, source):
+    (tmp_path / "broken.py").write_text(source)
+    (problem,) = CallableReward(target=f"{tmp_path}/broken.py:f").check()
+    assert "cannot be imported: " in problem
+    assert "\n" not in problem
+
+
+@pytest.mark.parametrize(
+    ("target", "arguments", "text"),
+    [
+        ("one_parameter", {}, "does not fit: too many positional arguments"),
+        ("length", {"scales": 2}, "unexpected keyword argument 'scales'"),
+        ("Counting", {}, "missing a required argument: 'start'"),
+        ("Silent", {}, "cannot be called"),
+    ],
+)
+def test_a_signature_that_does_not_fit_is_refused_before_loading(target, arguments, text):
+    (problem,) = CallableReward(target=f"{HERE}:{target}", arguments=arguments).check("judges.mine")
+    assert text in problem
+    assert problem.startswith(f"judges.mine.target={HERE}:{target}")
 
 
 @pytest.mark.parametrize(
