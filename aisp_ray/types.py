@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
 
@@ -53,7 +53,13 @@ class Sampling:
 class Control:
     """What is added to the pre-logits, z -> z + u, at generated positions below `horizon`. This base adds nothing."""
 
-    horizon: int = 0
+    horizon: int | None = 0  # None: all positions; the policy fills in its limit
+
+    @property
+    def reach(self) -> int:
+        """`horizon` where the policy has filled it in, as in every request that an engine gets."""
+        assert self.horizon is not None, "a policy fills in the horizon before its engine reads it"
+        return self.horizon
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,6 +76,12 @@ class Proposal:
     max_new_tokens: int | None = None  # None: the policy's limit. Counts a continued prefix too.
     prefixes: tuple[tuple[int, ...], ...] | None = None  # per particle: response tokens to continue from
     want: frozenset[str] = frozenset()  # of {"logprob", "token_kl", "prelogits"}
+
+    def within(self, max_new_tokens: int) -> Proposal:
+        """The same with a policy's limit where the horizon is None."""
+        if self.control.horizon is not None:
+            return self
+        return replace(self, control=replace(self.control, horizon=max_new_tokens))
 
 
 @dataclass(frozen=True, slots=True)

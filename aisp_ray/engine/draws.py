@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -16,76 +16,57 @@ from torch import Tensor
 
 from aisp_ray.controls.laws import OpenLoop
 from aisp_ray.controls.weight_log import MeanSource
-from aisp_ray.engine._shape import apply
 from aisp_ray.engine.rows import Active, Row
 from aisp_ray.noise import normal, split_key, uniform
 
 _CHUNK = 16384  # Philox counters of one call: its temporaries stay in the cache of a core
 
 
-def names(rows: Sequence[Row], steps: Tensor, paired: bool, device: Any) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """(key, iteration, particle, step) of every (row, step), flattened. steps: int64 [rows, S].
-
-    paired: antithetic rows take the name of their even neighbour.
-    """
+def names(rows: Sequence[Row], steps: Tensor, device: Any) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """(key, iteration, particle, step) of every (row, step), flattened. steps: int64 [rows, S]."""
     width = steps.shape[1]
     key = split_key([row.active.request.key for row in rows], device)  # [rows, 2]
-    who, when = [], []
-    for row in rows:
-        control = row.active.request.proposal.control
-        mirrored = paired and isinstance(control, OpenLoop) and control.antithetic
-        who.append(row.particle - row.particle % 2 if mirrored else row.particle)
-        when.append(row.active.request.proposal.iteration)
+    when = [row.active.request.proposal.iteration for row in rows]
     spread = lambda values: torch.tensor(values, dtype=torch.int64, device=device).repeat_interleave(width)  # noqa: E731
-    return key.repeat_interleave(width, 0), spread(when), spread(who), steps.flatten()
+    return key.repeat_interleave(width, 0), spread(when), spread([row.particle for row in rows]), steps.flatten()
 
 
 def noise(rows: Sequence[Row], steps: Tensor, dim: int) -> Tensor:
     """Standard normal noise of the rows at `steps` [rows, S], float32 [rows, S, d]."""
-    named = names(rows, steps, True, steps.device)
+    named = names(rows, steps, steps.device)
     if steps.device.type != "cpu":
         return normal(*named, dim).view(*steps.shape, dim)
     size = max(_CHUNK * 4 // dim, 1)
-    parts = [normal(*(t[i : i + size] for t in named), dim) for i in range(0, steps.numel(), size)]
+    key, iteration, particle, step = (part.split(size) for part in named)
+    parts = [normal(*of, dim) for of in zip(key, iteration, particle, step, strict=True)]
     return torch.cat(parts).view(*steps.shape, dim)
 
 
 def controls(rows: Sequence[Row], width: int, dim: int, device: Any) -> tuple[Tensor, np.ndarray]:
     """The next `width` controls of open-loop rows, float32 [S, rows, d], and (u.v, |u|^2), float64 [S, rows, 2].
 
-    What is added is v, decay^t v, or S of that where noise is shaped; the sums are of u and v. From a row's horizon on
-    it is zero.
+    What is added is decay^t v; the sums are of u and v. From a row's horizon on it is zero.
     """
     steps = torch.tensor([row.step for row in rows], device=device)[:, None] + torch.arange(width, device=device)
-    laws = [row.active.request.proposal.control for row in rows]
+    laws = [cast(OpenLoop, row.active.request.proposal.control) for row in rows]
     column = lambda values: torch.tensor(values, dtype=torch.float32, device=device)[:, None, None]  # noqa: E731
     v = torch.zeros(len(rows), width, dim, device=device)
     sums = np.zeros((width, len(rows), 2))
     u = _means(rows, steps, dim)
     if u is not None:
-        v = column([1.0 if a.mean_scales is None else a.mean_scales[r.particle] for a, r in _pair(laws, rows)]) * u
+        v = u
     if any(law.sigma > 0 for law in laws):
-        scale = column([1.0 if a.noise_scales is None else a.noise_scales[r.particle] for a, r in _pair(laws, rows)])
-        sign = column([-1.0 if a.antithetic and r.particle % 2 else 1.0 for a, r in _pair(laws, rows)])
-        v = v + scale * column([law.sigma for law in laws]) * (sign * noise(rows, steps, dim))
-    live = steps < torch.tensor([law.horizon for law in laws], device=device)[:, None]  # [rows, S]
+        v = v + column([law.sigma for law in laws]) * noise(rows, steps, dim)
+    live = steps < torch.tensor([law.reach for law in laws], device=device)[:, None]  # [rows, S]
     v = v * live[:, :, None]
     if u is not None:
         u = u.double()
         sums[:, :, 0] = ((u * v.double()).sum(-1) * live).t().cpu().numpy()
         sums[:, :, 1] = (u.square().sum(-1) * live).t().cpu().numpy()
     if any(law.decay != 1 for law in laws):
-        v *= torch.tensor([law.decay for law in laws], dtype=torch.float64, device=device)[:, None].pow(steps)[
-            ..., None
-        ]
-    for shape in {id(row.active.shape): row.active.shape for row in rows if row.active.shape is not None}.values():
-        mine = [i for i, row in enumerate(rows) if row.active.shape is shape]
-        v[mine] = apply(shape, v[mine])
+        decay = torch.tensor([law.decay for law in laws], dtype=torch.float64, device=device)[:, None]
+        v *= decay.pow(steps)[..., None]
     return v.transpose(0, 1), sums
-
-
-def _pair(laws: list[Any], rows: Sequence[Row]) -> zip:
-    return zip(laws, rows, strict=True)
 
 
 def _means(rows: Sequence[Row], steps: Tensor, dim: int) -> Tensor | None:
@@ -108,7 +89,7 @@ def _means(rows: Sequence[Row], steps: Tensor, dim: int) -> Tensor | None:
 def uniforms(rows: Sequence[Row], width: int, device: Any) -> Tensor:
     """The next `width` token uniforms, float64 [S, rows]."""
     steps = torch.tensor([row.step for row in rows], device=device)[:, None] + torch.arange(width, device=device)
-    return uniform(*names(rows, steps, False, device)).view(len(rows), width).t()
+    return uniform(*names(rows, steps, device)).view(len(rows), width).t()
 
 
 class Means:
@@ -122,23 +103,23 @@ class Means:
     def get(self, active: Active, source: Callable[[], MeanSource]) -> Tensor | None:
         """U of the request's control, float32 [horizon, d], or None."""
         control = active.request.proposal.control
-        if not isinstance(control, OpenLoop) or control.mean is None or control.horizon == 0:
+        if not isinstance(control, OpenLoop) or control.mean is None or control.reach == 0:
             return None
         request = active.request
-        prompt = (request.key, request.prompt_ids, control.horizon)
+        prompt = (request.key, request.prompt_ids, control.reach)
         chain: list[Any] = []  # descriptions to go through, the newest first
         spec = control.mean
         while (mean := self._held.get((prompt, spec))) is None:
             chain.append(spec)
             parent = spec.parent()
             if parent is None:
-                mean = chain.pop().fold(source(), control.horizon)
+                mean = chain.pop().fold(source(), control.reach)
                 self._keep((prompt, spec), mean)
                 break
             spec = parent
         for spec in reversed(chain):
             self.updates += 1
-            mean = spec.advance(mean, source(), control.horizon)
+            mean = spec.advance(mean, source(), control.reach)
             self._keep((prompt, spec), mean)
         self._held.move_to_end((prompt, control.mean))
         return mean

@@ -18,7 +18,6 @@ import transformers
 
 from aisp_ray.config import locate
 from aisp_ray.controls.laws import Feedback
-from aisp_ray.engine._shape import Shapes
 from aisp_ray.engine._source import Source
 from aisp_ray.engine.base import RolloutRequest
 from aisp_ray.engine.cpu.direct import can_attend
@@ -73,7 +72,6 @@ class FastEngine:
         require_supported(model)
         self.model = model.eval()
         self.head = Head(model)
-        self.shapes = Shapes(self.head)
         self.device = self.head.weight.device
         self.max_new_tokens = max_new_tokens
         self._decode_text = decode
@@ -316,7 +314,6 @@ class FastEngine:
         if isinstance(control, Feedback):
             active.law = locate(control.target)(device=self.device, dim=self.head.dim, **dict(control.options))
         active.mean = self.means.get(active, lambda: self._source(active))
-        active.shape = self.shapes.get(control)
         if active.mean is not None:
             active.control_norm = float(active.mean.double().norm())
         if active.draws_control:

@@ -19,7 +19,6 @@ from torch import Tensor
 from aisp_ray.config import locate
 from aisp_ray.controls.laws import Feedback, OpenLoop
 from aisp_ray.engine._sampling import branch, pick
-from aisp_ray.engine._shape import Shapes, apply
 from aisp_ray.engine._source import Source
 from aisp_ray.engine.base import RolloutRequest, StopRules
 from aisp_ray.lm.head import Head
@@ -49,7 +48,6 @@ class PlainEngine:
     def __init__(self, model: Any, decode: Callable[[Sequence[int]], str] | None = None):
         self.model = model.eval()
         self.head = Head(model)
-        self.shapes = Shapes(self.head)
         self.device = model.device
         self.fingerprint = {
             "engine": "plain",
@@ -121,7 +119,7 @@ class PlainEngine:
         control = request.proposal.control
         if not isinstance(control, OpenLoop) or control.mean is None:
             return None
-        return control.mean.fold(self.source(request), control.horizon)  # [t, d]
+        return control.mean.fold(self.source(request), control.reach)  # [t, d]
 
     def source(self, request: RolloutRequest) -> Source:
         """What a mean of this request's prompt is rebuilt from."""
@@ -140,24 +138,16 @@ class PlainEngine:
     def control(self, request: RolloutRequest, rows: list[_Row], z: Tensor, t: int, known: tuple) -> tuple:
         """(u, v) at generated position t: the mean part and all that is added, float32 [rows, d] or None."""
         control, (mean, law) = request.proposal.control, known
-        if t >= control.horizon or not isinstance(control, OpenLoop | Feedback):
+        if t >= control.reach or not isinstance(control, OpenLoop | Feedback):
             return None, None
         if isinstance(control, Feedback):
             u = law(z.float())
             return u, u
         u = z.new_zeros(z.shape, dtype=torch.float32) if mean is None else mean[t].expand(len(rows), -1)
-        scale = lambda values: torch.tensor(  # noqa: E731
-            [1.0 if values is None else values[row.particle] for row in rows], device=self.device
-        )[:, None]
-        v = scale(control.mean_scales) * u
-        if control.sigma > 0:
-            v = v + scale(control.noise_scales) * control.sigma * self._noise(request, rows, t, control.antithetic)
-        return u, v
-
-    def _noise(self, request: RolloutRequest, rows: list[_Row], t: int, antithetic: bool) -> Tensor:
+        if control.sigma == 0:
+            return u, u
         who = torch.tensor([row.particle for row in rows], device=self.device)
-        sign = torch.where((who % 2 == 1) & antithetic, -1.0, 1.0)
-        return sign[:, None] * normal(*self._names(request, who - (who % 2) * int(antithetic), t), self.head.dim)
+        return u, u + control.sigma * normal(*self._names(request, who, t), self.head.dim)
 
     def _names(self, request: RolloutRequest, who: Tensor, t: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         key = split_key([request.key], self.device).expand(len(who), 2)
@@ -167,10 +157,9 @@ class PlainEngine:
         """Pick position t of every row. Returns its token ids [rows]."""
         proposal, stop = request.proposal, request.stop
         u, v = self.control(request, rows, z, t, known)
-        shape = self.shapes.get(proposal.control)
-        added = v if v is None or shape is None else apply(shape, v)
-        if added is not None and isinstance(proposal.control, OpenLoop):
-            added = added * proposal.control.decay**t
+        added = v
+        if v is not None and isinstance(proposal.control, OpenLoop):
+            added = v * proposal.control.decay**t
         logits = self.head(z if added is None else z.float() + added)  # [rows, V]
         want_base = bool(proposal.want & {"logprob", "token_kl"}) or proposal.sampling.branch_first
         base = logits if v is None or not want_base else self.head(z)

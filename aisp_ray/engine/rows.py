@@ -90,7 +90,6 @@ class Active:
     prefix_hit: bool = False
     mean: Tensor | None = None  # U, float32 [horizon, d]
     control_norm: float = 0.0
-    shape: Tensor | None = None  # S [d, d] of noise shaped by the head
     law: Callable[[Tensor], Tensor] | None = None
     first_control: Tensor | None = None  # [S, rows, d]: the first steps' control, drawn for all rows at once
     first_sums: np.ndarray | None = None  # float64 [S, rows, 2]: u.v and |u|^2 of the same
@@ -111,7 +110,7 @@ class Active:
     def draws_control(self) -> bool:
         """Whether something known before decoding is added to the pre-logits."""
         control = self.request.proposal.control
-        return isinstance(control, OpenLoop) and control.horizon > 0 and (control.sigma > 0 or self.mean is not None)
+        return isinstance(control, OpenLoop) and control.reach > 0 and (control.sigma > 0 or self.mean is not None)
 
     @property
     def feeds_back(self) -> bool:

@@ -64,7 +64,7 @@ class Plan:
         plan.wants_prelogits = any("prelogits" in proposal.want for proposal in proposals)
         for law in {id(row.active.law): row.active.law for _, row in live if row.active.law is not None}.values():
             mine = where(lambda row, law=law: row.active.law is law)
-            plan.laws.append((law, mine, values(lambda row: row.active.request.proposal.control.horizon, 0)))
+            plan.laws.append((law, mine, values(lambda row: row.active.request.proposal.control.reach, 0)))
         early = [row.active.request.stop for _, row in live if row.active.request.stop.min_new_tokens > row.step]
         for ids in sorted({stop.token_ids for stop in early if stop.token_ids}, key=lambda ids: (len(ids), ids)):
             mine = where(lambda row, ids=ids: row.active.request.stop.token_ids == ids)
@@ -193,7 +193,7 @@ class Tile:
         rows = [(slot, row) for slot, row in old if row.active.draws_control]
         self.control[:, [slot for slot, _ in old]] = 0.0
         self.control_sums[:, [slot for slot, _ in old]] = 0.0
-        rows = [(slot, row) for slot, row in rows if row.step < row.active.request.proposal.control.horizon]
+        rows = [(slot, row) for slot, row in rows if row.step < row.active.request.proposal.control.reach]
         if rows:
             slots = [slot for slot, _ in rows]
             v, sums = controls([row for _, row in rows], self.ring, self.head.dim, self.device)

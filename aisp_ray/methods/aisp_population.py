@@ -17,14 +17,15 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
+from typing import ClassVar
 
 import numpy as np
 
 from aisp_ray.controls.laws import OpenLoop
-from aisp_ray.methods.base import Info, State, best_candidate, check_rounds, check_sampling, require
+from aisp_ray.methods.base import Info, Iterative, State, best_candidate, check_horizon, check_sampling, require
 from aisp_ray.rng import generator
-from aisp_ray.types import Control, Prompt, Proposal, Rollouts, Sampling, Scores
+from aisp_ray.types import Control, Proposal, Rollouts, Sampling, Scores
 from aisp_ray.weights import effective_sample_size, importance_weights, temperature_for_ess
 
 
@@ -43,44 +44,33 @@ class PopulationState(State):
     members: tuple[Member, ...] = ()
 
 
-@dataclass(frozen=True, slots=True)
-class AispPopulation:
+@dataclass(frozen=True, kw_only=True)
+class AispPopulation(Iterative):
     """Settings of the resampling variant of AISP."""
 
-    n: int = 16  # responses a round
-    kappa: int = 16  # rounds
     memory: int = 8  # distinct responses kept, the best ones
     ancestors: float = 2.0  # effective number of ancestors that lambda is set for, in [1, memory]
     temperature: float = 0.7  # of the new part; 0 decodes greedily, which needs sigma
     top_p: float = 1.0  # nucleus mass when temperature is above 0
     sigma: float = 0.0  # standard deviation of pre-logit noise on the new part; 0: none
-    horizon: int = 128  # positions that the noise reaches; only with sigma
+    horizon: int | None = None  # positions that the noise reaches, only with sigma; null: all
     keep: float = 1.0  # longest share of an ancestor that a child may keep, in (0, 1]
     first_rounds: int = 1  # rounds without ancestors, before resampling starts
     fresh: float = 0.0  # share of each round's children without an ancestor, in [0, 1)
 
+    state_class: ClassVar[type[State]] = PopulationState
+
     def __post_init__(self) -> None:
-        check_rounds(self.n, self.kappa)
+        super().__post_init__()
         require(self.memory >= 1, f"memory is {self.memory}; keep at least 1 response")
         require(1 <= self.ancestors <= self.memory, f"ancestors is {self.ancestors}; it lies in [1, memory]")
         check_sampling(self.temperature, self.top_p)
         require(self.sigma >= 0, f"sigma is {self.sigma}; it is a standard deviation, 0 or above")
         require(self.sigma > 0 or self.temperature > 0, "temperature and sigma are both 0: all children would be equal")
-        require(self.horizon >= 1, f"horizon is {self.horizon}; give at least 1 position")
+        check_horizon(self.horizon)
         require(1 <= self.first_rounds <= self.kappa, f"first_rounds is {self.first_rounds}; it lies in [1, kappa]")
         require(0 < self.keep <= 1, f"keep is {self.keep}; it is a share in (0, 1]")
         require(0 <= self.fresh < 1, f"fresh is {self.fresh}; it is a share in [0, 1)")
-
-    @property
-    def num_samples(self) -> int:
-        return self.n * self.kappa
-
-    @property
-    def num_iterations(self) -> int:
-        return self.kappa
-
-    def init(self, prompt: Prompt, seed: int) -> PopulationState:
-        return PopulationState(prompt.prompt_id, seed)
 
     def ask(self, state: PopulationState) -> Proposal:
         control = OpenLoop(horizon=self.horizon, sigma=self.sigma) if self.sigma > 0 else Control()
@@ -89,12 +79,10 @@ class AispPopulation:
         return Proposal(state.iteration, self.n, control, sampling, prefixes=prefixes)
 
     def tell(self, state: PopulationState, rollouts: Rollouts, scores: Scores) -> tuple[PopulationState, Info]:
-        iteration = state.iteration + 1
-        best = best_candidate(state.best, rollouts, scores)
         members = remember(state.members, rollouts, scores, self.memory)
-        info = {} if not members else {"ess": effective_sample_size(self._weights(members))}
-        done = iteration >= self.kappa
-        return replace(state, iteration=iteration, done=done, best=best, members=members), info
+        best = best_candidate(state.best, rollouts, scores)
+        carried, info = self.advance(state, scores, best, members=members)
+        return carried, info if not members else {"ess": effective_sample_size(self._weights(members)), **info}
 
     def _weights(self, members: Sequence[Member]) -> np.ndarray:
         """Probability of each member to be an ancestor, float64 [members]."""

@@ -19,7 +19,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from aisp_ray.methods.base import Candidate, Info, State, check_sampling, require
+from aisp_ray.methods.base import Candidate, Info, Method, State, check_sampling, require
 from aisp_ray.rng import generator
 from aisp_ray.types import Prompt, Proposal, Rollout, Rollouts, Sampling, Scores
 
@@ -31,8 +31,8 @@ class ArgsState(State):
     tokens: tuple[int, ...] = ()
 
 
-@dataclass(frozen=True, slots=True)
-class Args:
+@dataclass(frozen=True, kw_only=True)
+class Args(Method):
     """Settings of ARGS."""
 
     k: int = 10  # tokens tried at each step

@@ -2,6 +2,9 @@
 
 A method sees neither Ray nor a GPU nor torch. `tell` is pure: state in, state and info out. State is what must be
 carried (it is snapshotted as JSON and resumed); info is what is only looked at.
+
+`Method` is the protocol, with defaults for what most methods need not say. `Iterative` is the base of methods that draw
+`n` responses in each of `kappa` iterations: it checks these numbers, keeps the best response and knows when to stop.
 """
 
 from __future__ import annotations
@@ -10,8 +13,9 @@ import dataclasses
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, ClassVar, TypeVar
 
+from aisp_ray.methods._stopping import expected_gain
 from aisp_ray.types import Prompt, Proposal, Rollouts, Scores
 
 
@@ -39,24 +43,105 @@ class State:
     best: Candidate | None = None  # what the method would return if it stopped now
 
 
+AnyState = TypeVar("AnyState", bound=State)
 Info = Mapping[str, float]  # diagnostics of one iteration by name, e.g. {"ess": 3.2}; a missing one is NaN in the row
 
 
-class Method(Protocol):
-    """The protocol of a method. `num_samples` and `num_iterations` are its whole budget, for one prompt."""
+class Method:
+    """The protocol of a method: settings that are pure functions of a search's state. Inherit it for its defaults."""
+
+    budget_key: ClassVar[str | None] = None  # the setting that `fit_budget` changes; None: the cost is fixed
+    horizon: int | None = None  # controlled positions; None: all
+    max_new_tokens: int | None = None  # longest response that it asks for; None: the policy's limit
 
     @property
     def num_samples(self) -> int:
-        """Responses (reward calls) it will ask for in all."""
+        """Responses (reward calls) it will ask for in all, for one prompt."""
+        raise NotImplementedError
 
     @property
-    def num_iterations(self) -> int: ...
+    def num_iterations(self) -> int:
+        """Turns of the loop, for one prompt, at most."""
+        raise NotImplementedError
 
-    def init(self, prompt: Prompt, seed: int) -> State: ...
+    def init(self, prompt: Prompt, seed: int) -> Any:
+        """The state before the first iteration. The only place where a method may read a file."""
+        raise NotImplementedError
 
-    def ask(self, state: Any) -> Proposal: ...
+    def ask(self, state: Any) -> Proposal:
+        """What to draw next."""
+        raise NotImplementedError
 
-    def tell(self, state: Any, rollouts: Rollouts, scores: Scores) -> tuple[Any, Info]: ...
+    def tell(self, state: Any, rollouts: Rollouts, scores: Scores) -> tuple[Any, Info]:
+        """The state after these rollouts and their rewards, and what is only looked at."""
+        raise NotImplementedError
+
+    def check(self) -> list[str]:
+        """What is wrong with the settings and can be known before anything loads, a sentence each."""
+        return []
+
+    def remarks(self, max_new_tokens: int) -> list[str]:
+        """What a reader should know about these settings under a policy's limit, a sentence each."""
+        length = min(self.max_new_tokens or max_new_tokens, max_new_tokens)
+        found = []
+        if length < max_new_tokens:
+            found.append(f"responses end after {length} of the policy's {max_new_tokens} tokens (max_new_tokens)")
+        if self.horizon is not None and 0 < self.horizon < length:
+            found.append(f"the first {self.horizon} of up to {length} tokens are controlled (horizon)")
+        return found
+
+    def max_generated_tokens(self, max_new_tokens: int) -> int:
+        """The most tokens that one prompt can cost when a response has at most `max_new_tokens`."""
+        return self.num_samples * min(self.max_new_tokens or max_new_tokens, max_new_tokens)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Iterative(Method):
+    """`n` responses in each of `kappa` iterations; the best one is returned."""
+
+    n: int = 16  # responses an iteration
+    kappa: int = 16  # iterations
+    early_stop: float = 0.0  # stop when all remaining draws are expected to gain less, reward units; 0: never
+    stop_at: float | None = None  # stop when the best reward is at least this, reward units; null: never
+
+    budget_key: ClassVar[str | None] = "kappa"
+    state_class: ClassVar[type[State]] = State
+
+    def __post_init__(self) -> None:
+        require(self.n >= 1, f"n is {self.n}; give at least 1")
+        require(self.kappa >= 1, f"kappa is {self.kappa}; give at least 1 iteration")
+        require(self.early_stop >= 0, f"early_stop is {self.early_stop}; it is a reward, 0 never stops")
+        require(self.early_stop == 0 or self.n > 1, "early_stop needs n above 1: one reward has no spread")
+        given = self.stop_at
+        require(given is None or math.isfinite(given), f"stop_at is {given}; give a reward or null")
+
+    @property
+    def num_samples(self) -> int:
+        return self.n * self.kappa
+
+    @property
+    def num_iterations(self) -> int:
+        return self.kappa
+
+    def init(self, prompt: Prompt, seed: int) -> Any:
+        return self.state_class(prompt.prompt_id, seed)
+
+    def advance(
+        self, state: AnyState, scores: Scores, best: Candidate | None, **changes: Any
+    ) -> tuple[AnyState, dict[str, float]]:
+        """The state after one more iteration, done at the last one or when the search should stop, and its info.
+
+        best: what the method would now return. changes: the method's own fields of the state.
+        """
+        iteration = state.iteration + 1
+        done, info = iteration >= self.num_iterations, {}
+        if self.early_stop > 0 and best is not None:
+            gain = expected_gain(scores.rewards, best.reward, max(0, self.num_samples - iteration * self.n))
+            done = done or gain < self.early_stop
+            info["expected_gain"] = gain
+        if self.stop_at is not None and best is not None:
+            done = done or best.reward >= self.stop_at
+        return dataclasses.replace(state, iteration=iteration, done=done, best=best, **changes), info
 
 
 def best_candidate(best: Candidate | None, rollouts: Rollouts, scores: Scores) -> Candidate | None:
@@ -81,16 +166,6 @@ def require(condition: bool, message: str) -> None:
         raise ValueError(message)
 
 
-def check_rounds(n: int, kappa: int, one: str = "response a round", turn: str = "round") -> None:
-    """Ranges of `n` and `kappa`. one, turn: what the method calls a draw and a round.
-
-    Raises:
-        ValueError: either is below 1.
-    """
-    require(n >= 1, f"n is {n}; give at least 1 {one}")
-    require(kappa >= 1, f"kappa is {kappa}; give at least 1 {turn}")
-
-
 def check_sampling(temperature: float, top_p: float = 1.0) -> None:
     """Ranges of `temperature` and `top_p` where temperature 0 decodes greedily.
 
@@ -107,9 +182,9 @@ def check_top_p(top_p: float) -> None:
     require(0 < top_p <= 1, f"top_p is {top_p}; it is a probability mass in (0, 1]")
 
 
-def check_horizon(horizon: int) -> None:
+def check_horizon(horizon: int | None) -> None:
     """Raises ValueError unless `horizon` controls a position."""
-    require(horizon >= 1, f"horizon is {horizon}; control at least 1 position")
+    require(horizon is None or horizon >= 1, f"horizon is {horizon}; control at least 1 position, or null for all")
 
 
 BUDGET_UNITS = ("samples", "reward_calls", "generated_tokens")
@@ -118,12 +193,9 @@ BUDGET_UNITS = ("samples", "reward_calls", "generated_tokens")
 def planned_cost(method: Method, max_new_tokens: int) -> dict[str, int]:
     """The most that one prompt can cost under a method, by unit of `BUDGET_UNITS`.
 
-    Samples are proposals' rows; each is scored once. A sample generates at most `max_new_tokens`, unless the method
-    has a `max_generated_tokens(max_new_tokens)` of its own (ARGS draws one token a sample). What was really spent is
-    in the ledger of every row.
+    Samples are rows of proposals; each is scored once. What was really spent is in the ledger of every row.
     """
-    own = getattr(method, "max_generated_tokens", None)
-    tokens = own(max_new_tokens) if own is not None else method.num_samples * max_new_tokens
+    tokens = method.max_generated_tokens(max_new_tokens)
     return {"samples": method.num_samples, "reward_calls": method.num_samples, "generated_tokens": tokens}
 
 
@@ -137,24 +209,27 @@ def check_budgets(methods: Mapping[str, Method], unit: str = "samples", max_new_
     return f"the methods have unequal budgets in {unit} a prompt: {listed}"
 
 
-def fit_budget(method: Method, unit: str, amount: int, max_new_tokens: int = 128) -> Any:
-    """The method with its number of rounds (`kappa`) set so that its planned cost in `unit` is `amount`.
+def fit_budget(method: Any, unit: str, amount: int, max_new_tokens: int = 128) -> Any:
+    """The method with its `budget_key` (`kappa` of most) set so that its planned cost in `unit` is `amount`.
 
     Raises:
-        ValueError: the method has no `kappa`, or its rounds do not divide the amount.
+        ValueError: the method has no such key, or none of its values costs the amount.
     """
     require(unit in BUDGET_UNITS, f"budget unit is {unit!r}; it is one of {', '.join(BUDGET_UNITS)}")
-    kind = type(method).__name__
+    kind, key = type(method).__name__, method.budget_key
     cost = planned_cost(method, max_new_tokens)[unit]
     if cost == amount:
         return method
-    require(hasattr(method, "kappa"), f"{kind} costs {cost} {unit} and has no kappa to fit it to {amount}")
-    one_round = planned_cost(dataclasses.replace(method, kappa=1), max_new_tokens)[unit]  # type: ignore[type-var]
-    require(
-        amount % one_round == 0 and amount > 0,
-        f"a budget of {amount} {unit} is no multiple of one round of {kind}, {one_round}; change n or the budget",
-    )
-    return dataclasses.replace(method, kappa=amount // one_round)  # type: ignore[type-var]
+    require(key is not None, f"{kind} costs {cost} {unit} and has no key that fits it to {amount}")
+    value = getattr(method, key)
+    more = planned_cost(dataclasses.replace(method, **{key: value + 1}), max_new_tokens)[unit] - cost
+    wanted = value + (amount - cost) // more
+    one = "iteration" if key == "kappa" else key
+    words = f"a budget of {amount} {unit} is no multiple of one {one} of {kind}, {more}; change n or the budget"
+    require(wanted >= 1, words)
+    fitted = dataclasses.replace(method, **{key: wanted})
+    require(planned_cost(fitted, max_new_tokens)[unit] == amount, words)
+    return fitted
 
 
 def read_budget(budget: Any) -> tuple[str, int]:

@@ -14,12 +14,13 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, replace
+from typing import ClassVar
 
 import numpy as np
 
-from aisp_ray.methods.base import Info, State, best_candidate, check_rounds, check_top_p, require
+from aisp_ray.methods.base import Info, Iterative, State, best_candidate, check_top_p, require
 from aisp_ray.rng import generator
-from aisp_ray.types import Prompt, Proposal, Rollouts, Sampling, Scores
+from aisp_ray.types import Proposal, Rollouts, Sampling, Scores
 
 SELECTIONS = ("best", "soft", "regularised")
 
@@ -31,20 +32,20 @@ class BestOfNState(State):
     selection_score: float = -math.inf
 
 
-@dataclass(frozen=True, slots=True)
-class BestOfN:
+@dataclass(frozen=True, kw_only=True)
+class BestOfN(Iterative):
     """Settings of best-of-n."""
 
-    n: int = 16  # responses a round
-    kappa: int = 16  # rounds; n * kappa responses in all
     temperature: float = 1.0  # above 0
     top_p: float = 0.95  # nucleus mass, in (0, 1]
     top_k: int = 0  # 0 keeps the whole vocabulary
     select: str = "best"  # best | soft | regularised
     beta: float | None = None  # soft: temperature in reward units; regularised: reward units a nat
 
+    state_class: ClassVar[type[State]] = BestOfNState
+
     def __post_init__(self) -> None:
-        check_rounds(self.n, self.kappa)
+        super().__post_init__()
         require(self.temperature > 0, f"temperature is {self.temperature}; best-of-n needs sampling, above 0")
         check_top_p(self.top_p)
         require(self.top_k >= 0, f"top_k is {self.top_k}; 0 keeps all tokens")
@@ -54,24 +55,12 @@ class BestOfN:
         else:
             require(self.beta is not None and self.beta > 0, f"beta is {self.beta}; select={self.select} needs it > 0")
 
-    @property
-    def num_samples(self) -> int:
-        return self.n * self.kappa
-
-    @property
-    def num_iterations(self) -> int:
-        return self.kappa
-
-    def init(self, prompt: Prompt, seed: int) -> BestOfNState:
-        return BestOfNState(prompt.prompt_id, seed)
-
     def ask(self, state: BestOfNState) -> Proposal:
         sampling = Sampling(self.temperature, self.top_p, self.top_k)
         want = frozenset({"logprob"}) if self.select == "regularised" else frozenset()
         return Proposal(state.iteration, self.n, sampling=sampling, want=want)
 
     def tell(self, state: BestOfNState, rollouts: Rollouts, scores: Scores) -> tuple[BestOfNState, Info]:
-        iteration = state.iteration + 1
         selection = self._selection_scores(state, rollouts, scores)
         rewards = dict(zip((item.particle for item in rollouts.items), scores.rewards, strict=True))
         # the same rule as for rewards, on selection scores; then the reward is put back
@@ -81,8 +70,7 @@ class BestOfN:
         best = state.best
         if chosen is not None and chosen is not before:
             best = replace(chosen, reward=rewards[chosen.particle])
-        done = iteration >= self.kappa
-        return replace(state, iteration=iteration, done=done, best=best, selection_score=score), {}
+        return self.advance(state, scores, best, selection_score=score)
 
     def _selection_scores(self, state: BestOfNState, rollouts: Rollouts, scores: Scores) -> np.ndarray:
         """What the highest of is kept, float64 [n]."""

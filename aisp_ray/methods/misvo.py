@@ -7,7 +7,7 @@ The mean u [t, d] climbs the score-function gradient of the expected reward unde
 
 with K responses sampled under the mean each round and F_t the Fisher matrix of the base policy, averaged over the first
 round's prefixes and then frozen. Variants of the penalty are switches: `kl` (exact token KL on the same prefixes), `l2`
-(u itself) and `none`. The best response of all rounds is returned. The gradients are contracted on the policy's
+(u itself) and `none`. The best response of all iterations is returned. The gradients are contracted on the policy's
 device (`score_controls.py`); the driver keeps token ids and advantages only.
 
 Differs from the paper: it fixes the length and does not model the end token; here positions after an end contribute to
@@ -16,14 +16,15 @@ no gradient, and F_t averages over the prefixes that are alive at t.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
+from typing import ClassVar
 
 import numpy as np
 
 from aisp_ray.controls.laws import OpenLoop
 from aisp_ray.controls.score_log import PENALTIES, ScoreEntry, ScoreLog
-from aisp_ray.methods.base import Info, State, best_candidate, check_horizon, require
-from aisp_ray.types import Prompt, Proposal, Rollouts, Sampling, Scores
+from aisp_ray.methods.base import Info, Iterative, State, best_candidate, check_horizon, require
+from aisp_ray.types import Proposal, Rollouts, Sampling, Scores
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,38 +34,27 @@ class MisvoState(State):
     entries: tuple[ScoreEntry, ...] = ()
 
 
-@dataclass(frozen=True, slots=True)
-class Misvo:
-    """Settings of MISVO; paper symbols in brackets."""
+@dataclass(frozen=True, kw_only=True)
+class Misvo(Iterative):
+    """Settings of MISVO; paper symbols in brackets. `n` is the paper's [K], at least 2, `kappa` its [N]."""
 
-    n: int = 16  # responses a round, at least 2 [K]
-    kappa: int = 16  # rounds [N]
     step_size: float = 0.1  # of a gradient step [eta]
     strength: float = 1.0  # of the penalty [lambda], reward units a nat
     penalty: str = "fisher"  # fisher | kl | l2 | none
-    horizon: int = 128  # controlled positions [T]
+    horizon: int | None = None  # controlled positions [T]; null: all
     temperature: float = 1.0  # of sampling and of the policy whose gradient is taken, above 0
-    standardise: bool = False  # advantages in standard deviations of the round's rewards
+    standardise: bool = False  # advantages in standard deviations of the iteration's rewards
+
+    state_class: ClassVar[type[State]] = MisvoState
 
     def __post_init__(self) -> None:
-        require(self.n >= 2, f"n is {self.n}; leave-one-out advantages need at least 2 responses a round")
-        require(self.kappa >= 1, f"kappa is {self.kappa}; give at least 1 round")
+        super().__post_init__()
+        require(self.n >= 2, f"n is {self.n}; leave-one-out advantages need at least 2 responses an iteration")
         require(self.step_size > 0, f"step_size is {self.step_size}; it must be above 0")
         require(self.penalty in PENALTIES, f"penalty is {self.penalty!r}; it is one of {', '.join(PENALTIES)}")
         require(self.strength >= 0, f"strength is {self.strength}; it is 0 or above")
         check_horizon(self.horizon)
         require(self.temperature > 0, f"temperature is {self.temperature}; the score function needs sampling, above 0")
-
-    @property
-    def num_samples(self) -> int:
-        return self.n * self.kappa
-
-    @property
-    def num_iterations(self) -> int:
-        return self.kappa
-
-    def init(self, prompt: Prompt, seed: int) -> MisvoState:
-        return MisvoState(prompt.prompt_id, seed)
 
     def mean(self, state: MisvoState) -> ScoreLog | None:
         """What describes the mean of this state; None is zero."""
@@ -77,18 +67,16 @@ class Misvo:
         return Proposal(state.iteration, self.n, control, Sampling(self.temperature))
 
     def tell(self, state: MisvoState, rollouts: Rollouts, scores: Scores) -> tuple[MisvoState, Info]:
-        iteration = state.iteration + 1
         best = best_candidate(state.best, rollouts, scores)
-        carried = replace(state, iteration=iteration, done=iteration >= self.kappa, best=best)
         rewards = np.asarray(scores.rewards, dtype=np.float64)
         usable = np.flatnonzero(np.isfinite(rewards))
         if len(usable) < 2:
-            return carried, {}
+            return self.advance(state, scores, best)
         advantages = leave_one_out(rewards[usable])
         if self.standardise and (spread := float(rewards[usable].std())) > 0:
             advantages = advantages / spread
         entry = ScoreEntry(tuple(rollouts.items[i].token_ids for i in usable), tuple(advantages.tolist()))
-        return replace(carried, entries=(*state.entries, entry)), {}
+        return self.advance(state, scores, best, entries=(*state.entries, entry))
 
 
 def leave_one_out(rewards: np.ndarray) -> np.ndarray:

@@ -13,11 +13,12 @@ ever got a reward), a draw from (about) the tilted distribution.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
+from typing import ClassVar
 
 import numpy as np
 
-from aisp_ray.methods.base import Candidate, Info, State, best_candidate, check_rounds, require
+from aisp_ray.methods.base import Candidate, Info, Iterative, State, best_candidate, require
 from aisp_ray.rng import generator
 from aisp_ray.types import Prompt, Proposal, Rollouts, Sampling, Scores
 
@@ -29,29 +30,21 @@ class QAlignState(State):
     chains: tuple[Candidate | None, ...] = ()
 
 
-@dataclass(frozen=True, slots=True)
-class QAlign:
-    """Settings of QAlign."""
+@dataclass(frozen=True, kw_only=True)
+class QAlign(Iterative):
+    """Settings of QAlign: `n` independent chains of `kappa` draws, a first one and kappa - 1 steps."""
 
-    n: int = 16  # independent chains
-    kappa: int = 16  # rounds: each chain's first draw and kappa - 1 steps
     beta: float = 0.5  # reward units; the paper uses 0.5 to 1
     temperature: float = 1.0  # of the policy that is tilted, above 0
     select: str = "best"  # best: highest reward seen | last: the first chain's last state
 
+    state_class: ClassVar[type[State]] = QAlignState
+
     def __post_init__(self) -> None:
-        check_rounds(self.n, self.kappa, "chain")
+        super().__post_init__()
         require(self.beta > 0, f"beta is {self.beta}; it must be above 0 (reward units)")
         require(self.temperature > 0, f"temperature is {self.temperature}; the chain needs sampling, above 0")
         require(self.select in ("best", "last"), f"select is {self.select!r}; it is best or last")
-
-    @property
-    def num_samples(self) -> int:
-        return self.n * self.kappa
-
-    @property
-    def num_iterations(self) -> int:
-        return self.kappa
 
     def init(self, prompt: Prompt, seed: int) -> QAlignState:
         return QAlignState(prompt.prompt_id, seed, chains=(None,) * self.n)
@@ -66,7 +59,6 @@ class QAlign:
         return Proposal(state.iteration, self.n, sampling=Sampling(self.temperature), prefixes=prefixes)
 
     def tell(self, state: QAlignState, rollouts: Rollouts, scores: Scores) -> tuple[QAlignState, Info]:
-        iteration = state.iteration + 1
         uniform = generator(state.seed, state.prompt_id, "qalign accept", state.iteration).random(self.n)
         chains, accepted = [], []
         for i, (chain, item) in enumerate(zip(state.chains, rollouts.items, strict=True)):
@@ -78,8 +70,8 @@ class QAlign:
             best = best_candidate(state.best, rollouts, scores)
         else:
             best = next((chain for chain in chains if chain is not None), None)
-        moved_on = replace(state, iteration=iteration, done=iteration >= self.kappa, best=best, chains=tuple(chains))
-        return moved_on, {"accept_rate": float(np.mean(accepted))}
+        carried, info = self.advance(state, scores, best, chains=tuple(chains))
+        return carried, {"accept_rate": float(np.mean(accepted)), **info}
 
 
 def acceptance(old: Candidate | None, new: Candidate, beta: float) -> float:

@@ -11,32 +11,42 @@ decode, the paper's own use, is n=1, kappa=1, temperature=0.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
+from typing import ClassVar
 
 from aisp_ray.controls.laws import Feedback
 from aisp_ray.methods._value_file import training_cost
-from aisp_ray.methods.base import Info, State, best_candidate, check_horizon, check_rounds, check_sampling, require
+from aisp_ray.methods.base import Info, Iterative, State, best_candidate, check_horizon, check_sampling, require
 from aisp_ray.types import Prompt, Proposal, Rollouts, Sampling, Scores
 
 
 @dataclass(frozen=True, slots=True)
-class ReControl:
-    """Settings of RE-Control."""
+class ReControlState(State):
+    """`State` with this prompt's share of what training the value function took, by unit."""
+
+    training: tuple[tuple[str, float], ...] = ()
+
+
+@dataclass(frozen=True, kw_only=True)
+class ReControl(Iterative):
+    """Settings of RE-Control. The training cost's share is recorded with the first iteration."""
 
     value: str  # the value function that jobs/train_value.py wrote, a .safetensors file
-    n: int = 1  # responses a round
-    kappa: int = 1  # rounds
+    n: int = 1  # responses an iteration
+    kappa: int = 1  # iterations
     step_size: float = 1.0  # of a gradient step on the pre-logit; the authors' Llama-3 recipe
     steps: int = 30  # gradient steps at each position
     temperature: float = 0.0  # 0 decodes greedily, above 0 samples
     top_p: float = 1.0  # nucleus mass when temperature is above 0
-    horizon: int = 128  # positions that are controlled
+    horizon: int | None = None  # positions that are controlled; null: all
     shared_by: int = 1  # prompts that the value function's training cost is shared out over, in the extra column
 
+    state_class: ClassVar[type[State]] = ReControlState
+
     def __post_init__(self) -> None:
+        super().__post_init__()
         require(bool(self.value), "value is empty; give the .safetensors file that jobs/train_value.py wrote")
-        check_rounds(self.n, self.kappa)
         require(self.step_size > 0, f"step_size is {self.step_size}; it must be above 0")
         require(self.steps >= 1, f"steps is {self.steps}; make at least 1 gradient step")
         check_sampling(self.temperature, self.top_p)
@@ -48,37 +58,24 @@ class ReControl:
         require(self.shared_by >= 1, f"shared_by is {self.shared_by}; give the number of prompts, at least 1")
 
     def check(self) -> list[str]:
-        """What can be said to be wrong before loading, a sentence each."""
+        """Whether the value function is there."""
         if self.value.startswith("demo:") or Path(self.value).expanduser().is_file():
             return []
         fix = f"train it first: python jobs/train_value.py policy=... reward=... data=... out={self.value}"
         return [f"method.re_control value={self.value}: there is no such file; {fix}"]
 
-    @property
-    def num_samples(self) -> int:
-        return self.n * self.kappa
+    def init(self, prompt: Prompt, seed: int) -> ReControlState:
+        """The cost is read from the value function's file, NaN where it is not on this machine."""
+        cost = training_cost(self.value)
+        shares = tuple((unit.removeprefix("num_"), amount / self.shared_by) for unit, amount in cost.items())
+        return ReControlState(prompt.prompt_id, seed, training=shares)
 
-    @property
-    def num_iterations(self) -> int:
-        return self.kappa
-
-    def init(self, prompt: Prompt, seed: int) -> State:
-        return State(prompt.prompt_id, seed)
-
-    def ask(self, state: State) -> Proposal:
+    def ask(self, state: ReControlState) -> Proposal:
         options = (("path", self.value), ("step_size", self.step_size), ("steps", self.steps))
         law = Feedback(horizon=self.horizon, target="aisp_ray.engine.value:gradient_feedback", options=options)
         return Proposal(state.iteration, self.n, law, Sampling(self.temperature, self.top_p))
 
-    def tell(self, state: State, rollouts: Rollouts, scores: Scores) -> tuple[State, Info]:
-        iteration = state.iteration + 1
-        best = best_candidate(state.best, rollouts, scores)
-        done = iteration >= self.kappa
-        return replace(state, iteration=iteration, done=done, best=best), self._training_share(state.iteration)
-
-    def _training_share(self, iteration: int) -> Info:
-        """This prompt's share of what the training took, told once; NaN where the file is not on this machine."""
-        if iteration > 0:
-            return {}
-        cost = training_cost(self.value)
-        return {f"training_{unit.removeprefix('num_')}": amount / self.shared_by for unit, amount in cost.items()}
+    def tell(self, state: ReControlState, rollouts: Rollouts, scores: Scores) -> tuple[ReControlState, Info]:
+        carried, info = self.advance(state, scores, best_candidate(state.best, rollouts, scores))
+        first = state.iteration == 0
+        return carried, {**{f"training_{unit}": share for unit, share in state.training if first}, **info}

@@ -44,14 +44,14 @@ def token(
     """Summed token KL of given responses under a mean, nats, one a response.
 
     token_ids drawn from the base policy give token_reference, drawn under the mean token_steered. One teacher-forced
-    pass; positions at or after the horizon add nothing. control: the law that the mean belongs to, where
-    its noise has a shape or a decay.
+    pass; positions at or after the horizon add nothing. control: the law that the mean belongs to,
+    where it has a decay.
     """
     import torch
 
     u = mean.fold(source, horizon)  # [t, d]
     if control is not None:
-        u = control.added(u, source.head_weight().detach())
+        u = control.added(u)
     found = []
     with torch.no_grad():
         for z in source.replay(token_ids):

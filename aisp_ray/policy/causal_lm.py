@@ -264,7 +264,8 @@ class LoadedCausalLM:
         if len(ids) > limit:
             raise DataError(f"the prompt has {len(ids)} tokens; at most {limit} fit ({key})")
         most = min(proposal.max_new_tokens or self.spec.max_new_tokens, self.spec.max_new_tokens)
-        return RolloutRequest(tuple(ids), prompt_key(seed, prompt.prompt_id), proposal, most, self._stop)
+        drawn = proposal.within(self.spec.max_new_tokens)
+        return RolloutRequest(tuple(ids), prompt_key(seed, prompt.prompt_id), drawn, most, self._stop)
 
     def finish(self, rollouts: Rollouts) -> Rollouts:
         # the token that ended a response is no part of its text, special or not

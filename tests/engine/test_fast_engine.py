@@ -20,7 +20,7 @@ from aisp_ray.types import Sampling
 LOG = WeightLog(
     (
         WeightEntry(0, (0.1, 0.2, 0.3, 0.4), (10, 3, 9, 10), 1.0),
-        WeightEntry(1, (0.7, 0.1, 0.1, 0.1), (10, 10, 2, 8), 1.0, step_size=0.5),
+        WeightEntry(1, (0.7, 0.1, 0.1, 0.1), (10, 10, 2, 8), 1.0, start=1),
     )
 )
 ALL = frozenset({"logprob", "token_kl", "prelogits"})
@@ -42,8 +42,10 @@ WORK = {
     "horizon shorter than the response": [request(control=OpenLoop(3, None, 2.0), want=ALL)],
     "mean": [request(control=OpenLoop(10, LOG, 1.0), iteration=2, want=ALL)],
     "mean alone": [request(control=OpenLoop(10, LOG, 0.0), iteration=2)],
-    "scales": [request(control=OpenLoop(8, LOG, 1.0, (0.0, 1.0, 1.0, 2.0), (1.0, 0.0, 2.0, 1.0)), iteration=2)],
-    "antithetic": [request(control=OpenLoop(10, None, 1.0, antithetic=True), n=6)],
+    "decay": [
+        request(control=OpenLoop(8, LOG, 1.0, decay=0.8), iteration=2, want=ALL),
+        request(control=OpenLoop(10, None, 1.0, decay=1.1), seed=1, n=6),
+    ],
     "feedback": [
         request(control=Feedback(5, "test_fast_engine:pull_law", (("strength", 0.5),)), want=ALL),
         request(control=Feedback(10, "test_fast_engine:pull_law", (("strength", 2.0),)), seed=1),

@@ -73,6 +73,21 @@ def test_perturbed_tokens_equal_those_of_generate(model):
     assert len(set(expected)) > 1  # the perturbation does something
 
 
+def test_a_decay_shrinks_what_is_added_along_the_response(model):
+    log = WeightLog((WeightEntry(0, (0.25, 0.75), (8, 6), sigma=0.5),))
+    v = noise(model, 0, 2, 8)
+    mean = torch.zeros(8, 32)
+    mean[:6] = 0.5 * (0.25 * v[0, :6] + 0.75 * v[1, :6])
+    mean[6:] = 0.5 * v[0, 6:]
+    added = (mean + 0.7 * noise(model, 3, 6, 8)) * torch.tensor([0.8**t for t in range(8)])[:, None]
+    found = run(model, Proposal(3, 6, OpenLoop(8, log, 0.7, decay=0.8)))
+    assert [item.token_ids for item in found.items] == generate(model, added)
+    even = run(model, Proposal(3, 6, OpenLoop(8, log, 0.7)))
+    assert [item.token_ids for item in even.items] != [item.token_ids for item in found.items]
+    for item, other in zip(found.items, even.items, strict=True):  # all else is of the coordinates v
+        assert item.control_inner == pytest.approx(other.control_inner, rel=1e-5)
+
+
 def test_zero_sigma_is_the_greedy_base_decode(model):
     (base,) = generate(model, torch.zeros(1, 1, 32))
     result = run(model, Proposal(0, 3, OpenLoop(horizon=12, sigma=0.0)))

@@ -27,12 +27,13 @@ def test_a_budget_sets_the_number_of_rounds():
     assert fit_budget(Aisp(n=16, kappa=16), "samples", 64).kappa == 4
     assert fit_budget(Aisp(n=16, kappa=1), "generated_tokens", 16 * 100 * 3, 100).kappa == 3
     assert fit_budget(Args(k=2, max_new_tokens=8), "samples", 16) == Args(k=2, max_new_tokens=8)
+    assert fit_budget(Aisp(n=16, kappa=16, final_draws=8), "samples", 72).kappa == 4
 
 
 def test_a_budget_that_cannot_be_met_is_refused():
-    with pytest.raises(ValueError, match="no multiple of one round of Aisp, 16"):
+    with pytest.raises(ValueError, match="no multiple of one iteration of Aisp, 16"):
         fit_budget(Aisp(), "samples", 100)
-    with pytest.raises(ValueError, match="has no kappa"):
+    with pytest.raises(ValueError, match="has no key that fits it"):
         fit_budget(Args(), "samples", 100)
     with pytest.raises(ValueError, match="samples, reward_calls, generated_tokens"):
         check_budgets({}, "dollars")

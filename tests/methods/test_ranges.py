@@ -11,7 +11,7 @@ from aisp_ray import config
 
 WORDS = {
     ("n", 0): "n is 0; ",
-    ("kappa", 0): "kappa is 0; give at least 1 ",
+    ("kappa", 0): "kappa is 0; give at least 1 iteration",
     ("horizon", 0): "horizon is 0; ",
     ("top_p", 0.0): "top_p is 0.0; it is a probability mass in (0, 1]",
     ("top_p", 1.5): "top_p is 1.5; it is a probability mass in (0, 1]",

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from aisp_ray.controls.laws import HeadShape, OpenLoop
+from aisp_ray.controls.laws import OpenLoop
 from aisp_ray.controls.weight_log import WeightLog
 from aisp_ray.metrics import kl
 
@@ -24,12 +24,10 @@ def found():
 
 
 @torch.no_grad()
-def by_hand(found, shape=None, decay=1.0):
+def by_hand(found, decay=1.0):
     """The sum over one response of KL(steered | base), a forward over the whole text at each position."""
     loaded, request, ids = found["loaded"], found["request"], found["drawn"][3]
     mean = found["state"].log.fold(loaded.engine.source(request), found["method"].horizon)
-    if shape is not None:
-        mean = mean @ shape.matrix(loaded.engine.head.weight.detach())
     total = 0.0
     for t in range(len(ids)):
         text = torch.tensor([[*request.prompt_ids, *ids[:t]]])
@@ -51,8 +49,8 @@ def test_it_is_the_kl_of_the_searchs_mean_on_the_base_policys_own_responses(foun
     assert norm == pytest.approx(found["progress"].trace.control_norm[-1], rel=1e-5)
 
 
-def test_a_shaped_mean_is_mapped_before_the_head(found):
-    source, control = found["loaded"].engine.source(found["request"]), OpenLoop(shape=HeadShape(), decay=0.9)
+def test_a_mean_whose_noise_decays_is_scaled_before_the_head(found):
+    source, control = found["loaded"].engine.source(found["request"]), OpenLoop(decay=0.9)
     mapped = kl.token(source, found["state"].log, 16, found["drawn"], control)
-    assert mapped[3] == pytest.approx(by_hand(found, HeadShape(), 0.9), rel=1e-4)
+    assert mapped[3] == pytest.approx(by_hand(found, 0.9), rel=1e-4)
     assert mapped[3] != pytest.approx(found["token_reference"][3], rel=1e-2)

@@ -58,10 +58,10 @@ class ToyPolicy:
     # what types.Policy asks for
     def rollout(self, prompt: Prompt, proposal: Proposal, seed: int) -> Rollouts:
         self._key = prompt_key(seed, prompt.prompt_id)
-        control = proposal.control
-        mean = None
+        proposal = proposal.within(self.max_new_tokens)
+        control, mean = proposal.control, None
         if isinstance(control, OpenLoop) and control.mean is not None:
-            mean = control.mean.fold(self, control.horizon)
+            mean = control.mean.fold(self, control.reach)
         items = tuple(self._row(proposal, i, mean) for i in range(proposal.num_samples))
         norm = 0.0 if mean is None else float(mean.norm())
         return Rollouts(proposal.iteration, items, num_prompt_tokens=1, control_norm=norm)
@@ -79,13 +79,10 @@ class ToyPolicy:
         u, v = torch.zeros(T, DIM), torch.zeros(T, DIM)
         if not isinstance(control, OpenLoop):
             return u, v
-        reach = min(control.horizon, T)
+        reach = min(control.reach, T)
         if mean is not None:
             u[:reach] = mean[:reach]
-        sign = -1.0 if control.antithetic and i % 2 else 1.0
-        eps = sign * self._eps(proposal.iteration, i - i % 2 if control.antithetic else i, reach)
-        scales = [1.0 if s is None else s[i] for s in (control.mean_scales, control.noise_scales)]
-        v[:reach] = scales[0] * u[:reach] + scales[1] * control.sigma * eps
+        v[:reach] = u[:reach] + control.sigma * self._eps(proposal.iteration, i, reach)
         return u, v
 
     def _row(self, proposal: Proposal, i: int, mean: Tensor | None) -> Rollout:
