@@ -16,7 +16,7 @@ import yaml
 
 from aisp_ray import __version__, config
 from aisp_ray.config import Composed, ConfigError
-from aisp_ray.methods.base import check_budgets, fit_budgets, read_budget
+from aisp_ray.methods.base import Method, check_budgets, fit_budgets, read_budget
 from aisp_ray.plan import Plan, RunSettings, absolute, describe
 
 _FLAGS = ("dry_run", "print_config")
@@ -105,6 +105,9 @@ def make_plan(composed: Composed) -> Plan:
     (data,), (run,) = built["data"].values(), built["run"].values()
     if not isinstance(run, RunSettings):
         raise ConfigError(f"run: {type(run).__name__} is not a RunSettings")
+    for name, method in built["method"].items():
+        if not isinstance(method, Method):
+            raise ConfigError(f"method.{name}: {type(method).__name__} does not inherit aisp_ray.methods.base.Method")
     built["method"] = fitted(built["method"], top["budget"], policy)
     parts = {"policy": policy, "reward": reward, "data": data}
     deciding = {
@@ -143,7 +146,7 @@ def check(plan: Plan, allow_unequal: bool, budget: Any = None) -> list[str]:
     for name, judge in plan.judges.items():
         found += judge.check(f"judges.{name}")
     for method in plan.methods.values():
-        found += method.check() if hasattr(method, "check") else []
+        found += method.check()
     found += too_long(plan.methods, plan.policy)
     unit = "samples" if budget is None else read_budget(budget)[0]
     unequal = check_budgets(plan.methods, unit, most_new_tokens(plan.policy))
@@ -152,10 +155,10 @@ def check(plan: Plan, allow_unequal: bool, budget: Any = None) -> list[str]:
     return found
 
 
-def too_long(methods: Mapping[str, Any], policy: Any) -> list[str]:
+def too_long(methods: Mapping[str, Method], policy: Any) -> list[str]:
     """A sentence for each method that asks for longer responses than the policy gives."""
     most = getattr(policy, "max_new_tokens", None)
-    wanted = {name: getattr(method, "max_new_tokens", None) for name, method in methods.items()}
+    wanted = {name: method.max_new_tokens for name, method in methods.items()}
     return [
         f"method.{name}.max_new_tokens={count} is above policy.max_new_tokens={most}; lower it, or raise the policy's"
         for name, count in wanted.items()
@@ -195,6 +198,8 @@ def dry_run(plan: Plan) -> int:
     for name, method in plan.methods.items():
         total = "" if plan.limit is None else f", {method.num_samples * plan.limit:,} in all"
         print(f"  {name}: {method.num_samples:,} samples a prompt in {method.num_iterations} iterations{total}")
+        for remark in method.remarks(most_new_tokens(plan.policy)):
+            print(f"    {remark}")
     for role, part in (("policy", plan.policy), ("reward", plan.reward), *plan.judges.items()):
         low, high = part.actors
         print(f"  {role}: {low} to {high} actors of {part.num_gpus:g} GPUs")

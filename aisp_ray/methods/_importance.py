@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import ClassVar, TypeVar
+from typing import TypeVar
 
 import numpy as np
 
@@ -39,7 +39,7 @@ class ImportanceSampled(Iterative):
     adapt: bool = True  # false: the mean stays 0 (the noise-only ablation)
     diagnostics: bool = False  # also record kl_gaussian and kl_token_steered, nats; one more head pass a token
 
-    state_class: ClassVar[type[State]] = AispState
+    state_class = AispState
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -18,7 +18,6 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import ClassVar
 
 import numpy as np
 
@@ -58,7 +57,7 @@ class AispPopulation(Iterative):
     first_rounds: int = 1  # rounds without ancestors, before resampling starts
     fresh: float = 0.0  # share of each round's children without an ancestor, in [0, 1)
 
-    state_class: ClassVar[type[State]] = PopulationState
+    state_class = PopulationState
 
     def __post_init__(self) -> None:
         super().__post_init__()

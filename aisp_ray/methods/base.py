@@ -104,8 +104,8 @@ class Iterative(Method):
     early_stop: float = 0.0  # stop when all remaining draws are expected to gain less, reward units; 0: never
     stop_at: float | None = None  # stop when the best reward is at least this, reward units; null: never
 
-    budget_key: ClassVar[str | None] = "kappa"
-    state_class: ClassVar[type[State]] = State
+    budget_key: ClassVar[str | None] = "kappa"  # what a budget sets
+    state_class: ClassVar[type[State]] = State  # what `init` makes
 
     def __post_init__(self) -> None:
         require(self.n >= 1, f"n is {self.n}; give at least 1")

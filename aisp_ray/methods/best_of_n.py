@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, replace
-from typing import ClassVar
 
 import numpy as np
 
@@ -42,7 +41,7 @@ class BestOfN(Iterative):
     select: str = "best"  # best | soft | regularised
     beta: float | None = None  # soft: temperature in reward units; regularised: reward units a nat
 
-    state_class: ClassVar[type[State]] = BestOfNState
+    state_class = BestOfNState
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -17,7 +17,6 @@ no gradient, and F_t averages over the prefixes that are alive at t.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar
 
 import numpy as np
 
@@ -45,7 +44,7 @@ class Misvo(Iterative):
     temperature: float = 1.0  # of sampling and of the policy whose gradient is taken, above 0
     standardise: bool = False  # advantages in standard deviations of the iteration's rewards
 
-    state_class: ClassVar[type[State]] = MisvoState
+    state_class = MisvoState
 
     def __post_init__(self) -> None:
         super().__post_init__()

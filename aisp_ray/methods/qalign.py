@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import ClassVar
 
 import numpy as np
 
@@ -38,7 +37,7 @@ class QAlign(Iterative):
     temperature: float = 1.0  # of the policy that is tilted, above 0
     select: str = "best"  # best: highest reward seen | last: the first chain's last state
 
-    state_class: ClassVar[type[State]] = QAlignState
+    state_class = QAlignState
 
     def __post_init__(self) -> None:
         super().__post_init__()

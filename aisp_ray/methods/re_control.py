@@ -13,7 +13,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import ClassVar
 
 from aisp_ray.controls.laws import Feedback
 from aisp_ray.methods._value_file import training_cost
@@ -42,7 +41,7 @@ class ReControl(Iterative):
     horizon: int | None = None  # positions that are controlled; null: all
     shared_by: int = 1  # prompts that the value function's training cost is shared out over, in the extra column
 
-    state_class: ClassVar[type[State]] = ReControlState
+    state_class = ReControlState
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -172,6 +172,10 @@ class Job:
         self.screen.say(f"actors: {actors}; rows go to {inside(plan.out, ROWS)}")
         if line := plan.policy.announcement():
             self.screen.say(line)
+        limit = getattr(plan.policy, "max_new_tokens", None)
+        for name, method in plan.methods.items() if limit else ():
+            for remark in method.remarks(limit):
+                self.screen.say(f"{name}: {remark}")
 
     async def _describe(self, prompt: Prompt) -> None:
         """Show and keep what the models read of the first prompt: a wrong template is seen at once."""
