@@ -172,7 +172,7 @@ class Job:
         self.screen.say(f"actors: {actors}; rows go to {inside(plan.out, ROWS)}")
         if line := plan.policy.announcement():
             self.screen.say(line)
-        limit = getattr(plan.policy, "max_new_tokens", None)
+        limit = plan.policy.max_new_tokens
         for name, method in plan.methods.items() if limit else ():
             for remark in method.remarks(limit):
                 self.screen.say(f"{name}: {remark}")
