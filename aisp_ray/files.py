@@ -58,12 +58,13 @@ def inside(place: str, name: str) -> str:
 class Output:
     """The files of one run. Picklable: tasks on other nodes write with it."""
 
-    def __init__(self, out: str):
+    def __init__(self, out: str, unfinished: str = STATE):
         self.out = out
+        self.unfinished = unfinished  # folder in which local files grow before they are renamed
         self.filesystem, self.root = resolve(out)
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return Output, (self.out,)
+        return Output, (self.out, self.unfinished)
 
     @property
     def is_local(self) -> bool:
@@ -77,7 +78,7 @@ class Output:
             with self.filesystem.open_output_stream(path) as stream:
                 stream.write(data)
             return
-        target, temporary = Path(path), Path(self.root, STATE, f"tmp-{uuid.uuid4().hex}")
+        target, temporary = Path(path), Path(self.root, self.unfinished, f".tmp-{uuid.uuid4().hex}")
         target.parent.mkdir(parents=True, exist_ok=True)
         temporary.parent.mkdir(parents=True, exist_ok=True)
         try:
@@ -101,17 +102,57 @@ class Output:
     def write_json(self, name: str, value: Any) -> None:
         self.write(name, (json.dumps(value, indent=1, default=str) + "\n").encode())
 
-    def read_json(self, name: str) -> Any:
-        """The value, or None where there is no such file.
+    def read_json(self, name: str) -> dict[str, Any] | None:
+        """The object, or None where there is no such file.
 
         Raises:
-            ValueError: the file is there and is no JSON.
+            ValueError: the file is there and holds no JSON object.
         """
         data = self.read(name)
+        if data is None:
+            return None
+        mend = "restore the file, or give another out"
         try:
-            return None if data is None else json.loads(data)
+            value = json.loads(data)
         except ValueError as error:  # no JSON, or no text at all
-            raise ValueError(f"{inside(self.out, name)} is not JSON any more ({error}); remove it to go on") from error
+            raise ValueError(f"{inside(self.out, name)} is not valid JSON ({error}); {mend}") from error
+        if not isinstance(value, dict):
+            raise ValueError(f"{inside(self.out, name)} is not a JSON object; {mend}")
+        return value
+
+    def parquet_files(self, folder: str) -> list[str]:
+        """Names of the Parquet files in and below a folder, sorted; hidden and unfinished ones are left out."""
+        selector = pafs.FileSelector(f"{self.root}/{folder}", allow_not_found=True, recursive=True)
+        infos = self.filesystem.get_file_info(selector)
+        names = [info.path[len(self.root) + 1 :] for info in infos if info.type == pafs.FileType.File]
+        kept = [name for name in names if name.endswith(".parquet")]
+        return sorted(n for n in kept if not any(p.startswith((".", "_")) for p in n[len(folder) + 1 :].split("/")))
+
+    def names(self, folder: str) -> list[str]:
+        """Names of everything in a folder, sorted; none where there is no folder."""
+        infos = self.filesystem.get_file_info(pafs.FileSelector(f"{self.root}/{folder}", allow_not_found=True))
+        return sorted(info.base_name for info in infos)
+
+    def remove(self, name: str) -> None:
+        self.filesystem.delete_file(f"{self.root}/{name}")
+
+    def read_table(self, name: str, columns: list[str] | None = None) -> pa.Table:
+        """One Parquet file.
+
+        Raises:
+            FileNotFoundError: there is none.
+            ValueError: it is truncated, or not Parquet.
+        """
+        data = self.read(name)
+        if data is None:
+            raise FileNotFoundError(inside(self.out, name))
+        try:
+            return pq.ParquetFile(pa.BufferReader(data)).read(columns=columns)
+        except (pa.ArrowException, OSError) as error:
+            reason = str(error).split("\n")[0]
+            raise ValueError(
+                f"{inside(self.out, name)} is not a readable Parquet file ({reason}); move it away"
+            ) from error
 
     def parts(self, folder: str = ROWS) -> list[tuple[str, int]]:
         """(method, chunk) of every part file."""
@@ -120,16 +161,15 @@ class Output:
         return sorted((match["method"], int(match["chunk"])) for match in found if match)
 
     def read_part(self, method: str, chunk: int, columns: list[str] | None = None, folder: str = ROWS) -> pa.Table:
-        name = f"{folder}/{part_name(method, chunk)}"
-        data = self.read(name)
-        if data is None:
-            raise FileNotFoundError(inside(self.out, name))
-        return pq.read_table(pa.BufferReader(data), columns=columns)
+        return self.read_table(f"{folder}/{part_name(method, chunk)}", columns)
 
     def write_part(self, table: pa.Table, method: str, chunk: int, folder: str = ROWS) -> None:
+        self.write_table(f"{folder}/{part_name(method, chunk)}", table)
+
+    def write_table(self, name: str, table: pa.Table) -> None:
         sink = pa.BufferOutputStream()
         pq.write_table(table, sink, compression="zstd")
-        self.write(f"{folder}/{part_name(method, chunk)}", sink.getvalue().to_pybytes())
+        self.write(name, sink.getvalue().to_pybytes())
 
     def clear(self) -> None:
         """Remove the rows, particles and state of an earlier configuration."""

@@ -9,7 +9,7 @@ JUDGE_ERRORS = "judge_errors"  # in a row's `extra`: judge -> why it has no scor
 NUM_TRUNCATED = "num_truncated"  # in a row's `extra`: responses scored with a prompt that the reward model had cut
 NO_REASON = "the judge gave no reason"
 
-_LISTS = ("reward_mean", "reward_max", "reward_best", "ess", "control_norm")
+TRACES = ("reward_mean", "reward_max", "reward_best", "ess", "control_norm")
 _EXTRA = (
     "JSON of the method's own diagnostics, a list per name; judge_errors: judge -> why it has no score; num_truncated: "
     "responses scored with a prompt that the reward model had cut, where there are any"
@@ -39,7 +39,7 @@ ROW_SCHEMA = pa.schema(
         pa.field("wall_seconds", pa.float64(), metadata={"doc": "from its first proposal to its last reward"}),
         *[
             pa.field(name, pa.list_(pa.float64()), metadata={"doc": "one value per iteration; null where undefined"})
-            for name in _LISTS
+            for name in TRACES
         ],
         pa.field("num_samples_seen", pa.list_(pa.int64()), metadata={"doc": "samples drawn after each iteration"}),
         pa.field("judge_names", pa.list_(pa.string())),

@@ -221,28 +221,24 @@ def evaluate(plan: Plan, baseline: str, report: bool) -> int:
 
 
 def show(plan: Plan, baseline: str, report: bool) -> None:
-    """Print the table, published figures beside it, and where the files are; write the report if asked."""
+    """Print the tables and what to know before quoting them, and where the files are; write the report if asked."""
     from aisp_ray.files import inside
-    from aisp_ray.report.published import as_text, compare
-    from aisp_ray.report.table import format_table, read_rows, summary_table
 
-    records = summary_table(read_rows(plan.out), baseline=baseline)
-    print(f"\n{format_table(records, style='text')}")
-    comparison = compare(records, {"config": plan.config})
-    if comparison:
-        print(f"\n{as_text(comparison)}")
-    print(f"\nrows     {inside(plan.out, 'rows')}\nsummary  {inside(plan.out, 'summary.json')}")
-    if report:
-        write_page(plan.out, baseline)
+    print()
+    show_report(plan.out, baseline, report)
+    print(f"rows     {inside(plan.out, 'rows')}\nsummary  {inside(plan.out, 'summary.json')}")
 
 
-def write_page(out: str, baseline: str) -> None:
-    """Write the report and print where it is. A figure that fails does not fail the run: its rows are there."""
-    from aisp_ray.report.write import write_report
+def show_report(out: str, baseline: str, write: bool) -> None:
+    """Print what an output shows, and write its report. Where that fails the run does not: its rows are there."""
+    from aisp_ray.report.write import read_report, report_text, write_report
 
     try:
-        page = write_report(out, baseline=baseline)
+        report = read_report(out, baseline=baseline)
+        print(report_text(report))
+        if write:
+            write_report(report)
     except Exception as error:
         print(f"report   not written ({error}); try python jobs/report.py out={out}", file=sys.stderr)
     else:
-        print(f"report   {page}")
+        print(f"report   {report.page}" if write else "", end="\n" if write else "")

@@ -63,10 +63,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 def write(settings: ReportSettings, groups: Mapping[str, Mapping[str, Any]]) -> str:
     """Write the report, hand it to the trackers, and return what the command prints."""
     from aisp_ray.files import inside
-    from aisp_ray.report.formats import format_table
     from aisp_ray.report.rejudge import Rejudging
-    from aisp_ray.report.search_page import search_text
-    from aisp_ray.report.write import make_report
+    from aisp_ray.report.write import make_report, report_text
 
     rejudging = Rejudging(
         judges=groups["judges"], baseline=settings.baseline, curves=settings.judge_curves, device=settings.device
@@ -74,19 +72,18 @@ def write(settings: ReportSettings, groups: Mapping[str, Mapping[str, Any]]) -> 
     report = make_report(
         settings.out,
         settings.to,
-        settings.baseline,
-        settings.seed,
-        groups["metric"],
-        rejudging,
-        settings.methods,
+        baseline=settings.baseline,
+        seed=settings.seed,
+        metrics=groups["metric"],
+        rejudging=rejudging,
+        methods=settings.methods,
     )
     for tracker in groups["tracker"].values():
         tracker.log(report)
-    texts = [search_text(search) for search in report.searches] + [format_table(report.records)]
-    texts.append(f"page     {report.page}")
+    lines = [report_text(report), f"page     {report.page}"]
     if report.records:
-        texts.append(f"tables   {inside(report.to, 'table.md')} .tex .csv, budgets.md")
-    return "\n".join(filter(None, texts))
+        lines.append(f"tables   {inside(report.to, 'table.md')} .tex .csv, budgets.md")
+    return "\n".join(lines)
 
 
 # ---------------------------------------------------------------- key=value words of a small command

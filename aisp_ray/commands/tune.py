@@ -15,7 +15,7 @@ from typing import Any
 import yaml
 
 from aisp_ray import __version__, config
-from aisp_ray.commands.eval import read_seed, read_yaml, write_page
+from aisp_ray.commands.eval import read_seed, read_yaml, show_report
 from aisp_ray.config import Composed, ConfigError
 from aisp_ray.plan import RunSettings, absolute, describe
 from aisp_ray.tune.heldout import MARK
@@ -61,8 +61,8 @@ def search(plan: TunePlan) -> int:
     from aisp_ray.tune.run import run
 
     code = run(plan)
-    if plan.report and code in (0, 3):
-        write_page(plan.out, "best_of_n")
+    if code in (0, 3):
+        show_report(plan.out, "best_of_n", plan.report)
     return code
 
 

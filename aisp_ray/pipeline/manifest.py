@@ -33,8 +33,7 @@ def open_manifest(plan: Plan, output: Output, run_id: str) -> dict[str, Any]:
     try:
         before = output.read_json(MANIFEST)
     except ValueError as error:
-        what = f"{inside(plan.out, MANIFEST)} is not JSON any more ({error.__cause__})"
-        raise RefusedError(f"{what}; put back what it held, or give another out") from error
+        raise RefusedError(str(error)) from error
     if before is not None and "methods" not in before:
         raise RefusedError(f"{plan.out} holds a search of settings (jobs/tune.py); give another out")
     if before is not None:

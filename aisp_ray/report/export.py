@@ -12,14 +12,15 @@ import math
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from aisp_ray.files import inside, split_query
+import pyarrow as pa
+
+from aisp_ray.files import Output, inside, split_query, to_table
 from aisp_ray.report.rejudge import messages_of
+from aisp_ray.report.rows import output_list, particle_files, read_files, read_rows
+from aisp_ray.results import PARTICLE_SCHEMA
 from aisp_ray.rng import derive_seed
-
-if TYPE_CHECKING:
-    import pyarrow as pa
 
 FORMATS = ("preference", "sft", "candidates")
 _SHARD_ROWS = 50_000
@@ -62,8 +63,6 @@ class ExportSettings:
     @property
     def folder(self) -> str:
         """Where the data set goes."""
-        from aisp_ray.report.rows import output_list
-
         return "".join(split_query(self.to or inside(output_list(self.out)[0], f"export/{self.format}")))
 
 
@@ -122,8 +121,6 @@ def export(settings: ExportSettings) -> dict[str, int]:
 
 def check_methods(settings: ExportSettings) -> None:
     """Raises ValueError for a method that no row is of."""
-    from aisp_ray.report.rows import output_list, read_rows
-
     known = {name for out in output_list(settings.out) for name in read_rows(out)["method"].unique().to_pylist()}
     asked_for = [("methods", name) for name in settings.methods]
     if settings.format == "preference" and settings.rejected == "base":
@@ -225,8 +222,6 @@ def _origin(pool: Pool) -> dict[str, Any]:
 
 def schema_of(settings: ExportSettings) -> pa.Schema:
     """Columns and types of a format, the same for every shard."""
-    import pyarrow as pa
-
     turn = pa.struct([("role", pa.string()), ("content", pa.string())])
     text = pa.list_(turn) if settings.messages else pa.string()
     names = {
@@ -249,17 +244,12 @@ def schema_of(settings: ExportSettings) -> pa.Schema:
 
 def pools(settings: ExportSettings, particles: bool) -> Iterator[Pool]:
     """Every prompt with its scored responses, output by output, a chunk of prompts in memory at a time."""
-    from aisp_ray.report.rows import output_list
-
     for out in output_list(settings.out):
-        found = _particle_pools(out, settings) if particles else _row_pools(out, settings)
-        yield from found
+        yield from _particle_pools(out, settings) if particles else _row_pools(out, settings)
 
 
 def _row_pools(out: str, settings: ExportSettings) -> Iterator[Pool]:
     """Pools of the selected responses, from the rows."""
-    from aisp_ray.report.rows import read_rows
-
     names = ("prompt_id", "dataset", "prompt", "method", "response", "reward", "status", "finish_reason")
     found: dict[tuple[str, str, str], list[Response]] = {}
     for row in read_rows(out).select(names).to_pylist():
@@ -273,28 +263,16 @@ def _row_pools(out: str, settings: ExportSettings) -> Iterator[Pool]:
 
 def _particle_pools(out: str, settings: ExportSettings) -> Iterator[Pool]:
     """Pools of all particles. Files that hold the same positions of the input are read together."""
-    from aisp_ray.report.rows import parquet_files, read_rows
-
     rows = read_rows(out).select(["prompt_id", "dataset", "prompt"]).to_pylist()
     prompts = {row["prompt_id"]: (row["dataset"], row["prompt"]) for row in rows}
-    system, files = parquet_files(out, "particles")
-    if not files:
-        raise ValueError(
-            f"{inside(out, 'particles')} is empty: run the evaluation with run.particles=true, or export format=sft"
-        )
     groups: dict[str, list[str]] = {}
-    for path in files:  # part-<method>-<chunk>.parquet
-        groups.setdefault(path.rpartition("-")[2], []).append(path)
+    for name in particle_files(out, "run the evaluation with run.particles=true, or export format=sft"):
+        groups.setdefault(name.rpartition("-")[2], []).append(name)  # part-<method>-<chunk>.parquet
     for group in groups.values():
-        yield from _group_pools(_read_particles(system, group), prompts, settings)
-
-
-def _read_particles(system: Any, paths: Sequence[str]) -> list[dict[str, Any]]:
-    """Particles of these files in the order of drawing: position, method, iteration, particle."""
-    import pyarrow.parquet as pq
-
-    found = [row for path in paths for row in pq.ParquetFile(system.open_input_file(path)).read().to_pylist()]
-    return sorted(found, key=lambda row: (row["ordinal"], row["method"], row["iteration"], row["particle"]))
+        table = read_files(out, group, PARTICLE_SCHEMA)
+        order = ("ordinal", "method", "iteration", "particle")  # of drawing
+        particles = table.sort_by([(name, "ascending") for name in order]).to_pylist()
+        yield from _group_pools(particles, prompts, settings)
 
 
 def _group_pools(
@@ -339,10 +317,8 @@ class ShardWriter:
     """Writes <to>/data/<split>-<number>.parquet and the card beside them."""
 
     def __init__(self, to: str, schema: pa.Schema):
-        from aisp_ray.report.rows import filesystem
-
         self.to, self.schema = to, schema
-        self.system, self.base = filesystem(to)
+        self.output = Output(to, unfinished=".")
         self.rows: dict[str, int] = {}
         self._shards: dict[str, int] = {}
         self._earlier()
@@ -353,30 +329,22 @@ class ShardWriter:
         Raises:
             ValueError: there is something else, which is not ours to remove.
         """
-        from pyarrow import fs
-
-        infos = self.system.get_file_info(fs.FileSelector(f"{self.base}/data", allow_not_found=True))
-        others = [info.base_name for info in infos if not re.fullmatch(r"(train|test)-\d{5}\.parquet", info.base_name)]
+        names = self.output.names("data")
+        others = [name for name in names if not re.fullmatch(r"(train|test)-\d{5}\.parquet", name)]
         if others:
             raise ValueError(
                 f"to={self.to}: its folder data holds {others[0]}, which no export wrote; give another `to`"
             )
-        return [info.path for info in infos]
+        return names
 
     def write(self, split: str, rows: Sequence[Mapping[str, Any]]) -> None:
-        import pyarrow as pa
-        import pyarrow.parquet as pq
-
         if not rows:
             return
         if not self._shards:
-            self.system.create_dir(f"{self.base}/data", recursive=True)
-            for path in self._earlier():
-                self.system.delete_file(path)
+            for name in self._earlier():
+                self.output.remove(f"data/{name}")
         number = self._shards[split] = self._shards.get(split, -1) + 1
-        table = pa.Table.from_pylist([dict(row) for row in rows], schema=self.schema)
-        with self.system.open_output_stream(f"{self.base}/data/{split}-{number:05d}.parquet") as file:
-            pq.write_table(table, file, compression="zstd")
+        self.output.write_table(f"data/{split}-{number:05d}.parquet", to_table(rows, self.schema))
         self.rows[split] = self.rows.get(split, 0) + len(rows)
 
     def card(self, settings: ExportSettings) -> None:
@@ -392,8 +360,7 @@ class ShardWriter:
             f"Made by aisp-ray (`jobs/export.py`). Rows: {counts}. Responses are a language model's, rewards a reward "
             f"model's; neither was checked by people.\n\n```json\n{json.dumps(kept, indent=1)}\n```\n"
         )
-        with self.system.open_output_stream(f"{self.base}/README.md") as file:
-            file.write(text.encode())
+        self.output.write("README.md", text.encode())
 
 
 def push(settings: ExportSettings, splits: Mapping[str, int]) -> None:

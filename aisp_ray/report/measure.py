@@ -1,4 +1,4 @@
-"""From rows to everything that the table, the figures and the page show, for one dataset."""
+"""From rows to everything that the tables, the figures and the page show, for one dataset."""
 
 from __future__ import annotations
 
@@ -9,23 +9,31 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from aisp_ray.metrics.base import TextMetric
+from aisp_ray.metrics.base import Estimate, TextMetric, estimates
 from aisp_ray.metrics.cost import prompts_reached, rate, samples_to_reach
 from aisp_ray.metrics.overoptimisation import Transfer, transfer
-from aisp_ray.report.budgets import AtSamples, at_shares
-from aisp_ray.report.figures import Measured
 from aisp_ray.report.rejudge import JUDGED
 from aisp_ray.report.rows import Label
-from aisp_ray.report.series import TRACES, curves, gain_curves, trace_matrix
-from aisp_ray.report.table import (
+from aisp_ray.report.series import (
+    AtSamples,
+    Curve,
+    at_shares,
+    curves,
+    extra_traces,
+    gain_curves,
+    trace_matrix,
+)
+from aisp_ray.report.summary import (
     DEFAULT_METRICS,
     JUDGE,
     Grid,
     MethodSummary,
     by_dataset,
+    floats,
     measure_columns,
-    summary_table,
+    summarise,
 )
+from aisp_ray.results import TRACES
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -44,15 +52,24 @@ class Cost:
 
 @dataclass(frozen=True, slots=True)
 class Section:
-    """One dataset's part of a report."""
+    """One dataset's part of a report. Labels come in the table's order, the baseline first."""
 
     dataset: str
     columns: Mapping[str, Sequence]
     records: Sequence[MethodSummary]
-    measured: Measured
+    baseline: str | None
+    curves: Mapping[str, Mapping[str, Curve]]  # trace -> label -> curve
+    last: Mapping[str, Mapping[str, Estimate]]  # control_norm, kl...: label -> its value when the search ended
+    rewards: Mapping[str, np.ndarray]  # label -> [prompts]
+    transfers: Mapping[str, Mapping[str, Transfer]]  # judge -> label -> against the baseline
+    settings: Mapping[str, tuple[str, Mapping[str, Any]]]  # label -> (method, the settings that set it apart)
     costs: Mapping[str, Cost]
     budgets: Mapping[str, Sequence[AtSamples]]  # label -> after parts of the samples
     of_search: bool = False  # its methods are presets and chosen settings of searches
+
+    @property
+    def labels(self) -> list[str]:
+        return [record.method for record in self.records]
 
 
 def sections(
@@ -61,28 +78,35 @@ def sections(
     baseline: str = "best_of_n",
     seed: int = 0,
     metrics: Mapping[str, TextMetric] = DEFAULT_METRICS,
+    of_search: bool = False,
 ) -> list[Section]:
-    """The parts of a report, one per dataset. labels: of `rows.label_map`, what sets each line apart."""
-    records = summary_table(rows, baseline, seed, metrics)
+    """The parts of a report, one per dataset. labels: of `rows.read_labelled`, what sets each line apart."""
     found = []
-    for dataset, columns in by_dataset(rows).items():
-        columns = without_failed_traces(columns)
-        own = [record for record in records if record.dataset == dataset]
-        base = own[0].method if own[0].baseline == own[0].method else None
+    for dataset, raw in by_dataset(rows).items():
+        columns = without_failed_traces(raw)
         grid = Grid(columns)
-        measures = measure_columns(columns, {})
+        measures = measure_columns(columns, metrics)
+        records = summarise(dataset, columns, grid, measures, (baseline, seed))
+        base = records[0].method if records[0].baseline == records[0].method else None
         traces = curves(columns, grid, seed)
         traces["gain"] = gain_curves(columns, grid, base, seed) if base is not None else {}
-        measured = Measured(
-            records=own,
-            curves=traces,
-            rewards={record.method: grid.per_prompt(record.method, measures["reward"]) for record in own},
-            transfers=transfers(grid, measures, base, seed),
-            settings={name: (label.method, dict(label.differing)) for name, label in labels.items()},
-            baseline=base,
+        rewards = {record.method: grid.per_prompt(record.method, measures["reward"]) for record in records}
+        found.append(
+            Section(
+                dataset=dataset,
+                columns=columns,
+                records=records,
+                baseline=base,
+                curves=traces,
+                last=last_values(columns, grid, seed),
+                rewards=rewards,
+                transfers=transfers(grid, measures, base, seed),
+                settings={name: (label.method, dict(label.differing)) for name, label in labels.items()},
+                costs=costs(columns, grid, base, traces["reward_best"], rewards),
+                budgets=at_shares(columns, grid, base, seed),
+                of_search=of_search,
+            )
         )
-        spent = costs(columns, grid, measured)
-        found.append(Section(dataset, columns, own, measured, spent, at_shares(columns, grid, base, seed)))
     return found
 
 
@@ -92,6 +116,18 @@ def without_failed_traces(columns: Mapping[str, Sequence]) -> dict[str, Sequence
     ok = [status == "ok" for status in columns["status"]]
     blanked = {name: [value if good else None for value, good in zip(columns[name], ok, strict=True)] for name in names}
     return {**columns, **blanked}
+
+
+def last_values(columns: Mapping[str, Sequence], grid: Grid, seed: int) -> dict[str, dict[str, Estimate]]:
+    """The control's norm and divergences after a search's last iteration, means over prompts."""
+    traces = {"control_norm": columns["control_norm"]} | extra_traces(columns["extra"])
+    found = {}
+    for name, values in traces.items():
+        if name == "control_norm" or name.startswith("kl"):
+            ends = floats([next((x for x in reversed(trace or ()) if x is not None), None) for trace in values])
+            per_label = np.stack([grid.per_prompt(label, ends) for label in grid.labels], axis=1)
+            found[name] = dict(zip(grid.labels, estimates(per_label, seed), strict=True))
+    return found
 
 
 def transfers(
@@ -109,32 +145,35 @@ def transfers(
     return found
 
 
-def costs(columns: Mapping[str, Sequence], grid: Grid, measured: Measured) -> dict[str, Cost]:
+def costs(
+    columns: Mapping[str, Sequence],
+    grid: Grid,
+    base: str | None,
+    best_curves: Mapping[str, Curve],
+    rewards: Mapping[str, np.ndarray],
+) -> dict[str, Cost]:
     """The cost of every label, against the baseline's final rewards."""
-    base = measured.baseline
-    targets = measured.rewards.get(base or "")
-    base_curve = measured.curves["reward_best"].get(base or "")
+    targets = rewards.get(base or "")
+    base_curve = best_curves.get(base or "")
     # the curve's own end, to the last bit: another way of summing would leave the baseline below itself
     target = base_curve.values[-1].mean if base_curve is not None and base_curve.values else math.nan
     found = {}
-    for label in measured.labels:
-        curve = measured.curves["reward_best"][label]
+    for label, curve in best_curves.items():
         means = np.array([value.mean for value in curve.values])
         share = (math.nan, math.nan)
         if targets is not None:
-            samples = trace_matrix(grid, label, columns["num_samples_seen"], carried=True)
-            best = trace_matrix(grid, label, columns["reward_best"], carried=True)
-            shared = np.where(np.isfinite(measured.rewards[label]), targets, math.nan)
-            share = prompts_reached(samples, best, shared)
-        rows = grid.rows(label)
+            samples, best = (
+                trace_matrix(grid, label, columns[name], carried=True) for name in ("num_samples_seen", "reward_best")
+            )
+            share = prompts_reached(samples, best, np.where(np.isfinite(rewards[label]), targets, math.nan))
+        spent = {
+            name: floats([columns[name][row] for row in grid.rows(label)])
+            for name in ("num_generated_tokens", "policy_seconds", "num_reward_calls", "reward_seconds")
+        }
         found[label] = Cost(
             samples_to_reach(np.array(curve.samples), means, target) if len(means) else math.nan,
             *share,
-            rate(*(_floats(columns[name], rows) for name in ("num_generated_tokens", "policy_seconds"))),
-            rate(*(_floats(columns[name], rows) for name in ("num_reward_calls", "reward_seconds"))),
+            rate(spent["num_generated_tokens"], spent["policy_seconds"]),
+            rate(spent["num_reward_calls"], spent["reward_seconds"]),
         )
     return found
-
-
-def _floats(values: Sequence[Any], rows: Sequence[int]) -> np.ndarray:
-    return np.array([math.nan if values[row] is None else float(values[row]) for row in rows])

@@ -9,6 +9,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from aisp_ray.report.measure import Section
+from aisp_ray.report.tables.cells import FEW, count
 from aisp_ray.results import JUDGE_ERRORS
 
 _CUT = 0.2  # share of responses cut by the length limit that is worth a word
@@ -35,9 +36,9 @@ def run_notices(run: Mapping[str, Mapping[str, Any]]) -> Iterator[str]:
         yield f"rows of different configurations are mixed in it (run.on_mismatch=ignore): {'; '.join(map(str, mixed))}"
     code, runs = summary.get("exit_code"), manifest.get("runs") or ()
     if runs and summary.get("run_id") != runs[-1].get("run_id"):  # a run writes its summary when it ends
-        yield "the run has not come to its end: it goes on, or it was killed and the same command goes on"
+        yield "the run has not ended: it still runs, or it was killed and the same command resumes it"
     elif code not in (None, 0, 3):
-        yield f"the run has not come to its end (exit code {code}); the same command goes on"
+        yield f"the run has not ended (exit code {code}); the same command resumes it"
     yield from run_warnings(summary)
 
 
@@ -71,10 +72,13 @@ def section_notices(section: Section) -> Iterator[str]:
     if budgets and max(budgets.values()) > 1.01 * min(budgets.values()):
         listed = ", ".join(f"{method} {samples:,.0f}" for method, samples in budgets.items())
         yield f"the methods drew different numbers of samples per prompt ({listed}): not a comparison at equal budget"
-    if section.measured.baseline is None and len(records) > 1:
+    if section.baseline is None and len(records) > 1:
         yield f"the baseline {records[0].baseline} has no rows: nothing is compared with it"
     yield from _row_notices(section)
     yield from _judge_notices(section.columns)
+    fewest = min(record.num_prompts for record in records)
+    if fewest < FEW:
+        yield f"{count(fewest, 'prompt')} only: below {FEW} the intervals are rough, and no difference is coloured"
 
 
 def _judge_notices(columns: Mapping[str, Sequence]) -> Iterator[str]:
@@ -107,7 +111,7 @@ def _row_notices(section: Section) -> Iterator[str]:
         failed = sum(columns["num_failed_particles"][i] or 0 for i in mine)
         if failed:
             yield f"{record.method}: {failed:,} samples got no finite reward"
-        curve = section.measured.curves.get("ess", {}).get(record.method)
+        curve = section.curves.get("ess", {}).get(record.method)
         if curve is not None and curve.known:
             values = [value.mean for value in curve.values if value.count]
             mean = sum(values) / len(values)

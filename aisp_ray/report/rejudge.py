@@ -14,20 +14,22 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
-from aisp_ray.results import JUDGE_ERRORS, NO_REASON
+import pyarrow as pa
+
+from aisp_ray.report.rows import particle_files, read_files
+from aisp_ray.results import JUDGE_ERRORS, NO_REASON, PARTICLE_SCHEMA
 from aisp_ray.types import Message, Prompt, Scores
 
 if TYPE_CHECKING:
-    import pyarrow as pa
-
     from aisp_ray.rewards.base import RewardSpec
 
 log = logging.getLogger(__name__)
 BASELINE = "baseline"  # key of a prompt's meta with the baseline's response: a judge's `compare_with`
 JUDGED = "judged"  # column with JSON: judge -> its score of the best response after each iteration
-Search = tuple[str, str, str]  # output, prompt id, method
+SearchKey = tuple[str, str, str]  # output, prompt id, method
 Score = tuple[float | None, str | None]  # a judge's score of a response, or why there is none
 _UNASKED: Score = (None, None)
+_DRAWN = ("prompt_id", "method", "iteration", "particle", "reward", "response")  # columns of particles
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,10 +50,8 @@ def rejudge(rows: pa.Table, manifests: Mapping[str, Mapping[str, Any]], how: Rej
     Raises:
         ValueError: a judge cannot be loaded, breaks or scores no response at all, or the curves have no particles.
     """
-    import pyarrow as pa
-
     columns = {name: rows[name].to_pylist() for name in rows.column_names}
-    keys: list[Search] = list(zip(columns["out"], columns["prompt_id"], columns["method"], strict=True))
+    keys: list[SearchKey] = list(zip(columns["out"], columns["prompt_id"], columns["method"], strict=True))
     steps = best_responses(rows, manifests) if how.curves else {}
     prompts = prompts_of(columns, manifests, how.baseline)
     texts: dict[tuple[str, str], dict[str, None]] = {}
@@ -126,42 +126,30 @@ def _scores_of(scores: Scores) -> Iterator[Score]:
 # ---------------------------------------------------------------- which responses
 
 
-def best_responses(rows: pa.Table, manifests: Mapping[str, Any]) -> dict[Search, list[str | None]]:
+def best_responses(rows: pa.Table, manifests: Mapping[str, Any]) -> dict[SearchKey, list[str | None]]:
     """What each search would have returned after each iteration: the first particle with its best-so-far reward."""
-    from aisp_ray.files import inside
-    from aisp_ray.report.rows import parquet_files
-
     names = ("out", "prompt_id", "method", "reward_best")
     targets = {
         (out, prompt_id, method): trace or []
         for out, prompt_id, method, trace in zip(*(rows[name].to_pylist() for name in names), strict=True)
     }
-    found: dict[Search, list[str | None]] = {}
+    found: dict[SearchKey, list[str | None]] = {}
     for out in manifests:
-        system, files = parquet_files(out, "particles")
-        if not files:
-            raise ValueError(
-                f"{inside(out, 'particles')} is empty: judge_curves need an evaluation with run.particles=true"
-            )
-        for path in files:
-            for key, drawn in _searches(system, path, out):
+        for name in particle_files(out, "judge_curves need an evaluation with run.particles=true"):
+            schema = pa.schema([PARTICLE_SCHEMA.field(column) for column in _DRAWN])
+            for key, drawn in _searches(read_files(out, [name], schema), out).items():
                 if key in targets:
                     found[key] = _followed(drawn, targets[key])
     return found
 
 
-def _searches(system: Any, path: str, out: str) -> Iterator[tuple[Search, list[tuple[int, float | None, str]]]]:
+def _searches(table: pa.Table, out: str) -> dict[SearchKey, list[tuple[int, float | None, str]]]:
     """The searches of one file, each with its (iteration, reward, response) in the order of drawing."""
-    import pyarrow.parquet as pq
-
-    names = ["prompt_id", "method", "iteration", "particle", "reward", "response"]
-    table = pq.ParquetFile(system.open_input_file(path)).read(columns=names)
-    table = table.sort_by([(name, "ascending") for name in names[:4]])
-    found: dict[Search, list[tuple[int, float | None, str]]] = {}
-    columns = (table[name].to_pylist() for name in names)
-    for prompt_id, method, iteration, _, reward, response in zip(*columns, strict=True):
+    table = table.sort_by([(name, "ascending") for name in _DRAWN[:4]])
+    found: dict[SearchKey, list[tuple[int, float | None, str]]] = {}
+    for prompt_id, method, iteration, _, reward, response in zip(*(table[n].to_pylist() for n in _DRAWN), strict=True):
         found.setdefault((out, prompt_id, method), []).append((iteration, reward, response))
-    yield from found.items()
+    return found
 
 
 def _followed(drawn: Sequence[tuple[int, float | None, str]], targets: Sequence[float | None]) -> list[str | None]:

@@ -7,12 +7,26 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from aisp_ray.files import inside, split_query
+import pyarrow as pa
+import pyarrow.compute as pc
 
-if TYPE_CHECKING:
-    import pyarrow as pa
+from aisp_ray.files import PARTICLES, ROWS, Output, inside, split_query
+from aisp_ray.results import ROW_SCHEMA, SCHEMA_VERSION
+
+MANIFEST, SUMMARY = "manifest.json", "summary.json"
+
+
+@dataclass(frozen=True, slots=True)
+class Label:
+    """What a line of the table is called."""
+
+    method: str
+    differing: tuple[tuple[str, Any], ...] = ()  # the settings that set it apart from other lines of its method
+
+    def __str__(self) -> str:
+        return " ".join([self.method, *(f"{key}={_plain(value)}" for key, value in self.differing)])
 
 
 def read_rows(out: str | Sequence[str]) -> pa.Table:
@@ -26,12 +40,16 @@ def read_rows(out: str | Sequence[str]) -> pa.Table:
     Raises:
         ValueError: an output has no rows; the text says where they were looked for.
     """
-    import pyarrow as pa
+    return read_labelled(out)[0]
 
-    manifests = {path: read_json(path, "manifest.json") for path in output_list(out)}
+
+def read_labelled(out: str | Sequence[str]) -> tuple[pa.Table, dict[str, Label]]:
+    """`read_rows`, and its labels by name with the settings that set them apart as values."""
+    manifests = {path: read_json(path, MANIFEST) for path in output_list(out)}
     table = pa.concat_tables([_in_method_order(_read_one(path), manifest) for path, manifest in manifests.items()])
     labels = make_labels(table, manifests)
-    return _first_of_each(table.append_column("label", pa.array(list(map(str, labels)), pa.string())))
+    table = table.append_column("label", pa.array(list(map(str, labels)), pa.string()))
+    return first_of_each(table), {str(label): label for label in labels}
 
 
 def only(rows: pa.Table, methods: Sequence[str]) -> pa.Table:
@@ -40,9 +58,6 @@ def only(rows: pa.Table, methods: Sequence[str]) -> pa.Table:
     Raises:
         ValueError: a method has no rows.
     """
-    import pyarrow as pa
-    import pyarrow.compute as pc
-
     there = rows["method"].unique().to_pylist()
     for name in methods:
         if name not in there:
@@ -59,9 +74,15 @@ def _whole(place: str) -> str:
     """The output that a place is, or whose rows folder it is; without a slash at its end."""
     path, query = split_query(place)
     named = re.fullmatch("(?:(.*[^/:])/+)?rows", path)
-    if named is None or read_json(path + query, "manifest.json") or parquet_files(path + query, "rows")[1]:
+    if named is None or holds_rows(path + query):
         return path + query
     return f"{named[1] or '.'}{query}"
+
+
+def holds_rows(out: str) -> bool:
+    """Whether there is an evaluation, perhaps one that has just begun."""
+    output = Output(out)
+    return output.read(MANIFEST) is not None or bool(output.parquet_files(ROWS))
 
 
 def name_of(place: str) -> str:
@@ -69,82 +90,67 @@ def name_of(place: str) -> str:
     return split_query(place)[0].rpartition("/")[2]
 
 
-def filesystem(path: str) -> tuple[Any, str]:
-    """A pyarrow filesystem and the path in it, for a local path or a URI."""
-    from pyarrow import fs
-
-    if "://" in path:
-        return fs.FileSystem.from_uri(path)
-    return fs.LocalFileSystem(), str(Path(path).expanduser().absolute())
+def read_json(out: str, name: str) -> dict[str, Any]:
+    """`<out>/<name>`; empty where there is none yet. Raises ValueError where it is not a JSON object."""
+    return Output(out).read_json(name) or {}
 
 
-def parquet_files(path: str, folder: str) -> tuple[Any, list[str]]:
-    """The filesystem and the sorted Parquet files in `<path>/<folder>`; hidden and unfinished ones are left out."""
-    from pyarrow import fs
-
-    system, base = filesystem(path)
-    infos = system.get_file_info(fs.FileSelector(f"{base}/{folder}", allow_not_found=True, recursive=True))
-    names = [info.path for info in infos if info.type == fs.FileType.File and info.path.endswith(".parquet")]
-    inside = len(f"{base}/{folder}")
-    return system, sorted(n for n in names if not any(p.startswith((".", "_")) for p in n[inside:].split("/")))
+def read_parts(out: str, folder: str, schema: pa.Schema) -> pa.Table:
+    """`<out>/<folder>/*.parquet` in file-name order as one table: see `read_files`."""
+    return read_files(out, Output(out).parquet_files(folder), schema)
 
 
-def read_parquet(path: str, folder: str, schema: pa.Schema) -> pa.Table:
-    """`<path>/<folder>/*.parquet` in file-name order as one table of `schema`; a column a file lacks is null in it."""
-    import pyarrow as pa
-    import pyarrow.parquet as pq
+def read_files(out: str, names: Sequence[str], schema: pa.Schema) -> pa.Table:
+    """Files of an output as one table of `schema`; a column that a file lacks is null in it.
 
-    system, files = parquet_files(path, folder)
-    parts = []
-    for name in files:
-        part = pq.ParquetFile(system.open_input_file(name)).read()
-        columns = [
-            part[f.name].cast(f.type) if f.name in part.column_names else pa.nulls(part.num_rows, f.type)
-            for f in schema
-        ]
-        parts.append(pa.table(columns, schema=schema))
+    Raises:
+        ValueError: a file is damaged, of another schema version, or holds something else; the text names it.
+    """
+    output = Output(out)
+    parts = [_conform(output.read_table(name), schema, inside(out, name)) for name in names]
     return pa.concat_tables(parts) if parts else schema.empty_table()
 
 
-def read_json(path: str, name: str) -> dict[str, Any]:
-    """`<path>/<name>` as a dict; empty where there is none yet."""
-    system, base = filesystem(path)
-    try:
-        with system.open_input_file(f"{base}/{name}") as file:
-            value = json.loads(file.read())
-    except (OSError, ValueError):
-        return {}
-    return value if isinstance(value, dict) else {}
+def particle_files(out: str, needed: str) -> list[str]:
+    """Names of an output's files of particles.
+
+    Raises:
+        ValueError: there are none; needed says what to do.
+    """
+    names = Output(out).parquet_files(PARTICLES)
+    if not names:
+        raise ValueError(f"{inside(out, PARTICLES)} is empty: {needed}")
+    return names
 
 
-def label_map(out: str | Sequence[str], rows: pa.Table) -> dict[str, Label]:
-    """The labels of `read_rows` by name, with the settings that set them apart as values."""
-    manifests = {path: read_json(path, "manifest.json") for path in output_list(out)}
-    return {str(label): label for label in make_labels(rows, manifests)}
+def _conform(table: pa.Table, schema: pa.Schema, where: str) -> pa.Table:
+    """The columns of `schema`, from a file as an evaluation writes it."""
+    version = (table.schema.metadata or {}).get(b"aisp_ray.schema", SCHEMA_VERSION.encode()).decode()
+    if version != SCHEMA_VERSION:
+        raise ValueError(f"{where} has schema version {version}, and this version of aisp-ray reads {SCHEMA_VERSION}")
+    missing = {"prompt_id", "method"} - set(table.column_names)
+    if missing:
+        raise ValueError(
+            f"{where} is not a file of an evaluation: it has no column {min(missing)}; move it out of that folder"
+        )
+    columns = []
+    for field in schema:
+        try:
+            there = field.name in table.column_names
+            columns.append(table[field.name].cast(field.type) if there else pa.nulls(table.num_rows, field.type))
+        except (pa.ArrowInvalid, pa.ArrowNotImplementedError) as error:
+            kind = table.schema.field(field.name).type
+            raise ValueError(f"{where}: column {field.name} is {kind}, not {field.type}; move the file away") from error
+    return pa.table(columns, schema=schema)
 
 
-def _read_one(path: str) -> pa.Table:
-    import pyarrow as pa
-
-    from aisp_ray.results import ROW_SCHEMA
-
-    table = read_parquet(path, "rows", ROW_SCHEMA)
+def _read_one(out: str) -> pa.Table:
+    table = read_parts(out, ROWS, ROW_SCHEMA)
     if table.num_rows == 0:
-        files = inside(path, "rows/*.parquet")
+        files = inside(out, "rows/*.parquet")
         raise ValueError(f"no rows in {files}; give out=<the folder that jobs/eval.py or jobs/tune.py wrote>")
     table = table.replace_schema_metadata(None)
-    return table.append_column("out", pa.array([path] * table.num_rows, pa.string()))
-
-
-@dataclass(frozen=True, slots=True)
-class Label:
-    """What a line of the table is called."""
-
-    method: str
-    differing: tuple[tuple[str, Any], ...] = ()  # the settings that set it apart from other lines of its method
-
-    def __str__(self) -> str:
-        return " ".join([self.method, *(f"{key}={_plain(value)}" for key, value in self.differing)])
+    return table.append_column("out", pa.array([out] * table.num_rows, pa.string()))
 
 
 def _in_method_order(table: pa.Table, manifest: Mapping[str, Any]) -> pa.Table:
@@ -199,7 +205,7 @@ def _plain(value: Any) -> str:
     return "default" if value is None else f"{value:g}" if isinstance(value, float) else str(value)
 
 
-def _first_of_each(table: pa.Table) -> pa.Table:
+def first_of_each(table: pa.Table) -> pa.Table:
     """Without repeats of one (label, prompt, seed): the same evaluation kept in two outputs counts once."""
     columns = [table[name].to_pylist() for name in ("label", "prompt_id", "prompt", "seed")]
     first: dict[tuple, int] = {}

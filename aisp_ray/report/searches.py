@@ -9,15 +9,18 @@ import json
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from aisp_ray.report.rows import filesystem, name_of, parquet_files, read_json, read_parquet
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from aisp_ray.files import Output, inside
+from aisp_ray.report.rows import MANIFEST, SUMMARY, first_of_each, name_of, read_json, read_parts
+from aisp_ray.results import ROW_SCHEMA
 from aisp_ray.tune.heldout import Confirmation, read_confirmation
 from aisp_ray.tune.space import text_of
-from aisp_ray.tune.table import choosable
-
-if TYPE_CHECKING:
-    import pyarrow as pa
+from aisp_ray.tune.store import FOLDER, SCHEMA
+from aisp_ray.tune.table import NAME, choosable
 
 HELDOUT, TUNING = "held-out prompts", "tuning prompts"
 
@@ -30,7 +33,7 @@ class Search:
     table: pa.Table | None  # trials.parquet; None before the first trial
     trials: Sequence[Mapping[str, Any]]  # its rows, in order of proposal
     manifest: Mapping[str, Any]
-    summary: Mapping[str, Any]  # empty until the search has come to its end
+    summary: Mapping[str, Any]  # empty until the search has ended
     best_yaml: str | None
     num_evaluations: int  # rows in evaluations/, of this search and of earlier ones in the same output
 
@@ -43,6 +46,10 @@ class Search:
     @property
     def method(self) -> str:
         return self.trials[0]["method"] if self.trials else "a method"
+
+    @property
+    def objective(self) -> str:
+        return self.trials[0]["objective"]
 
     @property
     def name(self) -> str:
@@ -78,35 +85,27 @@ def find_searches(outs: Sequence[str]) -> dict[str, Search]:
 
 def read_search(out: str) -> Search | None:
     """The search in an output; None where there is none."""
-    import pyarrow.parquet as pq
-
-    system, evaluations = parquet_files(out, "evaluations")
-    _, base = filesystem(out)
+    output = Output(out)
+    evaluations = output.parquet_files(FOLDER)
     try:
-        with system.open_input_file(f"{base}/trials.parquet") as file:
-            table = pq.read_table(file)
+        table = output.read_table(NAME)
     except FileNotFoundError:
         table = None
     if table is None and not evaluations:
         return None
+    missing = {"trial", "method", "settings", "state"} - set(table.column_names if table is not None else SCHEMA.names)
+    if table is not None and missing:
+        raise ValueError(f"{inside(out, NAME)} is not the table of a search: it has no column {min(missing)}")
+    best_yaml = output.read("best.yaml")
     return Search(
         out=out,
         table=table,
         trials=table.to_pylist() if table is not None else [],
-        manifest=read_json(out, "manifest.json"),
-        summary=read_json(out, "summary.json"),
-        best_yaml=_read_text(out, "best.yaml"),
-        num_evaluations=sum(pq.ParquetFile(system.open_input_file(name)).metadata.num_rows for name in evaluations),
+        manifest=read_json(out, MANIFEST),
+        summary=read_json(out, SUMMARY),
+        best_yaml=None if best_yaml is None else best_yaml.decode(),
+        num_evaluations=sum(output.read_table(name, ["prompt_id"]).num_rows for name in evaluations),
     )
-
-
-def _read_text(out: str, name: str) -> str | None:
-    system, base = filesystem(out)
-    try:
-        with system.open_input_file(f"{base}/{name}") as file:
-            return file.read().decode()
-    except FileNotFoundError:
-        return None
 
 
 # ---------------------------------------------------------------- rows of presets and chosen settings
@@ -118,13 +117,11 @@ def read_compared(searches: Sequence[Search]) -> pa.Table | None:
     On held-out prompts; where there are none (yet), on the tuning prompts. `dataset` says which. `method` is the
     label too, but of a preset: it keeps its name, so that a report's baseline finds it. None without rows.
     """
-    import pyarrow as pa
-
     tables = [table for search in searches if (table := _rows_of(search)) is not None]
     if not tables:
         return None
     rows = pa.concat_tables(tables)
-    columns = {name: rows[name].to_pylist() for name in rows.column_names}
+    columns = {name: rows[name].to_pylist() for name in ("label", "thing", "out")}
     # one name for two things (another policy, other keys that were set): the first output of each tells them apart
     short = {name_of(search.out) for search in searches}
     place = {s.out: name_of(s.out) if len(short) == len(searches) else s.out for s in searches}
@@ -135,28 +132,18 @@ def read_compared(searches: Sequence[Search]) -> pa.Table | None:
         label if len(meant[label]) == 1 else f"{label} of {meant[label][thing]}"
         for label, thing in zip(columns["label"], columns["thing"], strict=True)
     ]
-    first: dict[tuple[Any, ...], int] = {}
-    names = (labels, columns["prompt_id"], columns["prompt"], columns["seed"])
-    for i, key in enumerate(zip(*names, strict=True)):
-        first.setdefault(key, i)
     rows = rows.drop_columns(["thing", "label"]).append_column("label", pa.array(labels, pa.string()))
-    return rows.take(list(first.values()))
+    return first_of_each(rows)
 
 
 def _rows_of(search: Search) -> pa.Table | None:
-    import pyarrow as pa
-    import pyarrow.compute as pc
-
-    from aisp_ray.results import ROW_SCHEMA
-    from aisp_ray.tune.store import FOLDER, SCHEMA
-
     prompts = search.manifest.get("prompts") or {}
     best = search.best
     if best is None or best.get("setting") is None or not prompts:
         return None
     heldout = search.finished and bool(prompts.get("heldout"))
     ids, where = (prompts["heldout"], HELDOUT) if heldout else (prompts.get("tuning") or [], TUNING)
-    table = read_parquet(search.out, FOLDER, SCHEMA)
+    table = read_parts(search.out, FOLDER, SCHEMA)
     parts = []
     chosen = [(search.trials[0], f"{search.method} (preset)", search.method)]
     if best["trial"] != search.trials[0]["trial"]:
@@ -166,8 +153,8 @@ def _rows_of(search: Search) -> pa.Table | None:
     for trial, label, method in chosen:
         mask = pc.and_(pc.equal(table["setting"], trial["setting"]), pc.is_in(table["prompt_id"], pa.array(ids)))
         rows = _values_before_errors(table.filter(mask).select(ROW_SCHEMA.names)).replace_schema_metadata(None)
-        columns = {name: rows[name].to_pylist() for name in ("dataset",)}
-        given = {"dataset": [f"{name}, {where}" for name in columns["dataset"]], "method": [method] * rows.num_rows}
+        datasets = [f"{name}, {where}" for name in rows["dataset"].to_pylist()]
+        given = {"dataset": datasets, "method": [method] * rows.num_rows}
         for name, values in given.items():
             at = rows.schema.get_field_index(name)
             rows = rows.set_column(at, rows.schema.field(at), pa.array(values, pa.string()))
@@ -181,8 +168,6 @@ def _rows_of(search: Search) -> pa.Table | None:
 
 def _values_before_errors(rows: pa.Table) -> pa.Table:
     """Without the error rows of prompts that were measured again (run.retry_errors) and then had a value."""
-    import pyarrow.compute as pc
-
     measured = rows["prompt_id"].filter(pc.equal(rows["status"], "ok"))
     return rows.filter(pc.or_(pc.equal(rows["status"], "ok"), pc.invert(pc.is_in(rows["prompt_id"], measured))))
 
@@ -212,8 +197,8 @@ def search_notices(search: Search) -> Iterator[str]:
     name = f"search of {search.name}"
     if not search.finished:
         yield (
-            f"{name}: it has not come to its end ({len(rows)} trials, {search.num_evaluations:,} evaluations so far); "
-            "the same command goes on"
+            f"{name}: it has not ended ({len(rows)} trials, {search.num_evaluations:,} evaluations so far); "
+            "run the same command again to resume it"
         )
     failed = sum(row["num_failed"] for row in rows)
     if failed:
@@ -225,3 +210,15 @@ def search_notices(search: Search) -> Iterator[str]:
     if chosen and tuning is not None and heldout is not None and not heldout.gain.low > 0:
         gain = f" ({heldout.gain.mean:+.3f})" if math.isfinite(heldout.gain.mean) else ""
         yield f"{name}: the gain of the chosen setting was not confirmed on held-out prompts{gain}"
+
+
+def search_json(search: Search) -> dict[str, Any]:
+    """The search in the report's summary.json."""
+    parts = {name: search.confirmation(name) for name in ("tuning", "heldout")}
+    return {
+        "out": search.out,
+        "name": search.name,
+        "finished": search.finished,
+        "best": None if search.best is None else {name: search.best[name] for name in ("trial", "settings", "value")},
+        **{name: None if part is None else part.as_json for name, part in parts.items()},
+    }

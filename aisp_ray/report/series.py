@@ -1,4 +1,4 @@
-"""Curves over iterations: what a table of last values does not show."""
+"""Curves over iterations, and rewards after parts of the samples: what a table of last values does not show."""
 
 from __future__ import annotations
 
@@ -11,10 +11,11 @@ import numpy as np
 
 from aisp_ray.metrics.base import Estimate, estimates
 from aisp_ray.report.rejudge import JUDGED
-from aisp_ray.report.table import Grid, mean_over_seeds
+from aisp_ray.report.summary import Grid, mean_over_seeds
+from aisp_ray.results import TRACES
 
 _RESAMPLES = 1000  # of a curve's intervals: they are looked at, the table's are quoted
-TRACES = ("reward_mean", "reward_max", "reward_best", "ess", "control_norm")
+SHARES = (0.25, 0.5, 1.0)  # of the baseline's samples: the table of smaller budgets
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,3 +104,48 @@ def _best_matrices(columns: Mapping[str, Sequence], grid: Grid, label: str) -> t
 
 def _column_means(matrix: np.ndarray) -> list[float]:
     return [float(np.nanmean(column)) if np.isfinite(column).any() else math.nan for column in matrix.T]
+
+
+@dataclass(frozen=True, slots=True)
+class AtSamples:
+    """One label after a number of samples a prompt."""
+
+    samples: float
+    reward: Estimate  # best so far, mean over prompts
+    gain: Estimate  # over the baseline's best so far after as many samples, paired; NaN for the baseline itself
+
+
+def at_shares(
+    columns: Mapping[str, Sequence], grid: Grid, base: str | None, seed: int = 0
+) -> dict[str, tuple[AtSamples, ...]]:
+    """Per label, best reward so far after each of `SHARES` of the samples that the baseline draws a prompt.
+
+    Without a baseline: of the most that any label draws. A round counts once it is drawn whole; a label whose first
+    round is larger has no value. A search that ended earlier keeps its best reward.
+    """
+    shown = [base] if base is not None else grid.labels
+    drawn = [columns["num_samples_seen"][row] for label in shown for row in grid.rows(label)]
+    budget = max((samples[-1] for samples in drawn if samples), default=0)
+    if not budget:
+        return {}
+    counts = [share * budget for share in SHARES]
+    best = [_after(columns["num_samples_seen"], columns["reward_best"], count) for count in counts]
+    lines = {}
+    for label in sorted(grid.labels, key=lambda label: label != base):
+        rewards = np.stack([grid.per_prompt(label, values) for values in best], axis=1)
+        gains = np.full_like(rewards, math.nan)
+        if base not in (None, label):
+            gains = np.stack([grid.differences(label, base, values) for values in best], axis=1)
+        triples = zip(counts, estimates(rewards, seed), estimates(gains, seed), strict=True)
+        lines[label] = tuple(AtSamples(*triple) for triple in triples)
+    return lines
+
+
+def _after(samples: Sequence[Sequence | None], best: Sequence[Sequence | None], count: float) -> np.ndarray:
+    """Each row's best reward after at most `count` samples, float64 [rows]; NaN where its first round is larger."""
+    values = np.full(len(samples), math.nan)
+    for row, (seen, traced) in enumerate(zip(samples, best, strict=True)):
+        fits = sum(number <= count for number in seen or ())
+        if fits and traced[fits - 1] is not None:
+            values[row] = traced[fits - 1]
+    return values

@@ -8,8 +8,8 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from aisp_ray.metrics.base import Estimate
-from aisp_ray.report.table import MethodSummary
+from aisp_ray.report.rows import flatten
+from aisp_ray.report.summary import flat
 
 if TYPE_CHECKING:
     from aisp_ray.report.write import Report
@@ -86,38 +86,22 @@ def _name(*parts: str) -> str:
 
 def settings_of(report: Report) -> dict[str, Any]:
     """What the outputs ran, flat, from the first output's configuration."""
-    from aisp_ray.report.rows import flatten
-
     manifest: Mapping[str, Any] = next(iter(report.runs.values()))["manifest.json"]
     return {"outs": ", ".join(report.runs), **flatten(manifest.get("config") or {}, "")}
 
 
 def last_values(report: Report) -> Iterator[tuple[str, float]]:
-    """(name, value) of every finite number of the table."""
+    """(name, value) of every number of the table; what is unknown is left out."""
     for record in report.records:
-        for name, value in _numbers(record):
-            if math.isfinite(value):
-                yield _name(record.dataset, record.method, name), value
-
-
-def _numbers(record: MethodSummary) -> Iterator[tuple[str, float]]:
-    pairs: dict[str, Estimate] = {"reward": record.reward, **record.metrics}
-    pairs |= {f"judge_{name}": value for name, value in record.judges.items()}
-    if record.paired:
-        pairs["difference"] = record.paired.difference
-        yield "win_rate", record.paired.win_rate
-    for name, value in pairs.items():
-        yield name, value.mean
-        yield f"{name}_low", value.low
-        yield f"{name}_high", value.high
-    for name in ("num_prompts", "num_errors", "num_samples", "num_generated_tokens", "wall_seconds"):
-        yield name, float(getattr(record, name))
+        for name, value in flat(record).items():
+            if isinstance(value, int | float):
+                yield _name(record.dataset, record.method, name), float(value)
 
 
 def curve_values(report: Report) -> Iterator[tuple[str, int, float]]:
     """(name, iteration from 1, mean over prompts) of every curve."""
     for section in report.sections:
-        for trace, by_label in section.measured.curves.items():
+        for trace, by_label in section.curves.items():
             for label, curve in by_label.items():
                 for k, value in enumerate(curve.values):
                     if math.isfinite(value.mean):

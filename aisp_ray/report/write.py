@@ -1,50 +1,53 @@
-"""Writes a report: the page, the table in three forms, the figures as files."""
+"""Makes a report: reads outputs, measures once for terminal and page, and writes the files."""
 
 from __future__ import annotations
 
 import json
-import logging
+import textwrap
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from aisp_ray.files import inside, split_query
+from aisp_ray.files import ROWS, Output, inside, split_query
 from aisp_ray.metrics.base import TextMetric
-from aisp_ray.report.budgets import budgets_markdown
-from aisp_ray.report.figures import DRAWINGS, drawn, inline_svg
-from aisp_ray.report.formats import format_table
+from aisp_ray.report.figures import evaluation, search
+from aisp_ray.report.figures.draw import Picture, pictures
 from aisp_ray.report.measure import Section, sections
 from aisp_ray.report.notices import notices
-from aisp_ray.report.page import render
-from aisp_ray.report.published import as_text, compare_first
+from aisp_ray.report.page.render import render
 from aisp_ray.report.rejudge import Rejudging, rejudge
-from aisp_ray.report.rows import (
-    filesystem,
-    label_map,
-    name_of,
-    only,
-    output_list,
-    parquet_files,
-    read_json,
-    read_rows,
+from aisp_ray.report.rows import MANIFEST, SUMMARY, name_of, only, output_list, read_json, read_labelled
+from aisp_ray.report.searches import (
+    Search,
+    baseline_of,
+    data_manifest,
+    find_searches,
+    read_compared,
+    search_json,
+    search_notices,
 )
-from aisp_ray.report.search_page import search_html, search_json, search_pictures, trials_csv
-from aisp_ray.report.searches import Search, baseline_of, data_manifest, find_searches, read_compared, search_notices
-from aisp_ray.report.table import DEFAULT_METRICS, MethodSummary, summary_json
-
-log = logging.getLogger(__name__)
+from aisp_ray.report.summary import DEFAULT_METRICS, MethodSummary, summary_json
+from aisp_ray.report.tables.cells import Table
+from aisp_ray.report.tables.evaluation import budget_table, format_table, published_first, result_table
+from aisp_ray.report.tables.render import csv_text, markdown, text, visible
+from aisp_ray.report.tables.search import trials_table
+from aisp_ray.tune.heldout import verdict
 
 
 @dataclass(frozen=True, slots=True)
 class Report:
-    """A report that has been written."""
+    """Everything that was measured, and where it is written."""
 
-    page: str  # path or URI of index.html
     to: str  # the folder of everything
     sections: Sequence[Section]
     notices: Sequence[str]
     runs: Mapping[str, Mapping[str, Any]]  # output -> its manifest.json and summary.json
     searches: Sequence[Search] = ()  # of settings, by jobs/tune.py
+
+    @property
+    def page(self) -> str:
+        """Path or URI of index.html."""
+        return inside(self.to, "index.html")
 
     @property
     def records(self) -> list[MethodSummary]:
@@ -53,16 +56,17 @@ class Report:
     @property
     def name(self) -> str:
         """The name of the output where the report lies in it, else that of its own folder."""
-        path = split_query(self.to)[0]
-        return name_of(path.removesuffix("/report"))
+        return name_of(split_query(self.to)[0].removesuffix("/report"))
 
 
-def write_report(outs: str | Sequence[str], to: str | None = None, baseline: str = "best_of_n") -> str:
-    """`make_report` with the usual settings; returns the page's path."""
-    return make_report(outs, to, baseline).page
+def make_report(outs: str | Sequence[str], to: str | None = None, **how: Any) -> Report:
+    """`read_report` and `write_report`."""
+    report = read_report(outs, to, **how)
+    write_report(report)
+    return report
 
 
-def make_report(
+def read_report(
     outs: str | Sequence[str],
     to: str | None = None,
     baseline: str = "best_of_n",
@@ -71,112 +75,121 @@ def make_report(
     rejudging: Rejudging | None = None,
     methods: Sequence[str] = (),
 ) -> Report:
-    """Write the report of one or several outputs, of evaluations and of searches.
+    """Measure one or several outputs, of evaluations and of searches, also of a job that still runs.
 
-    `to` (default: <first output>/report) gets index.html, table.md, table.tex, table.csv, budgets.md, summary.json,
-    figures/*.svg and figures/*.png, published.md where an experiment has published figures, and trials.csv of a search.
-    Works on the output of a job that still runs. Without matplotlib there are no figures. methods: only their rows.
+    to: where `write_report` puts it, by default <first output>/report. methods: only their rows.
 
     Raises:
-        ValueError: an output has no rows and no trials, none of a method of `methods`, or a judge cannot score.
+        ValueError: an output has no rows and no trials, none of a method of `methods`, a file cannot be read, or a
+            judge cannot score.
     """
     paths = output_list(outs)
     to = "".join(split_query(str(to))) if to is not None else inside(paths[0], "report")
-    runs = {path: {name: read_json(path, name) for name in ("manifest.json", "summary.json")} for path in paths}
+    runs = {path: {name: read_json(path, name) for name in (MANIFEST, SUMMARY)} for path in paths}
     searches = find_searches(paths)
-    evaluated = [path for path in paths if path not in searches or parquet_files(path, "rows")[1]]
+    evaluated = [path for path in paths if path not in searches or Output(path).parquet_files(ROWS)]
     parts: list[Section] = []
     if methods and not evaluated:
         raise ValueError(f"methods={list(methods)} has no effect: it chooses rows of evaluations, and out holds none")
     if evaluated:
-        rows = only(read_rows(evaluated), methods)
+        rows, labels = read_labelled(evaluated)
+        rows = only(rows, methods)
         if rejudging is not None and rejudging.judges:
-            rows = rejudge(rows, {path: runs[path]["manifest.json"] for path in evaluated}, rejudging)
-        parts += sections(rows, label_map(evaluated, rows), baseline, seed, metrics)
-    if evaluated and rejudging is not None:
-        rejudging = replace(rejudging, curves=False)  # a search keeps no particles
-    parts += _compared(list(searches.values()), baseline, seed, metrics, rejudging)
-    told = [text for search in searches.values() for text in search_notices(search)] + notices(parts, runs)
-    shown = _write_figures(parts, to)
-    found = _write_searches(list(searches.values()), to)
-    records = [record for part in parts for record in part.records]
-    for style, suffix in (("markdown", "md"), ("latex", "tex"), ("csv", "csv")) if records else ():
-        _write(to, f"table.{suffix}", format_table(records, style).encode())
-    spent = [budgets_markdown(part.budgets, part.measured.baseline, part.dataset) for part in parts]
-    if any(spent):
-        _write(to, "budgets.md", "\n".join(filter(None, spent)).encode())
-    beside = [comparison for part in parts if (comparison := compare_first(part.records, runs))]
-    if beside:
-        _write(to, "published.md", "\n".join(as_text(comparison, markdown=True) for comparison in beside).encode())
-    summary = {"table": summary_json(records), "searches": list(map(search_json, searches.values())), "notices": told}
-    _write(to, "summary.json", (json.dumps(summary, indent=1, ensure_ascii=False) + "\n").encode())
-    page = _write(to, "index.html", render(parts, shown, told, runs, found).encode())
-    return Report(page, to, parts, told, runs, list(searches.values()))
+            rows = rejudge(rows, {path: runs[path][MANIFEST] for path in evaluated}, rejudging)
+        parts += sections(rows, labels, baseline, seed, metrics)
+        if rejudging is not None:
+            rejudging = replace(rejudging, curves=False)  # a search keeps no particles
+    rows = read_compared(list(searches.values()))
+    if rows is not None:
+        base = baseline_of(rows["label"].to_pylist(), rows["method"].to_pylist(), baseline)
+        if rejudging is not None and rejudging.judges:
+            manifests = {each.out: data_manifest(each) for each in searches.values()}
+            rows = rejudge(rows, manifests, replace(rejudging, baseline=base))
+        parts += sections(rows, {}, base, seed, metrics, of_search=True)
+    told = [sentence for each in searches.values() for sentence in search_notices(each)] + notices(parts, runs)
+    return Report(to, parts, told, runs, list(searches.values()))
 
 
-def _compared(
-    searches: Sequence[Search],
-    baseline: str,
-    seed: int,
-    metrics: Mapping[str, TextMetric],
-    rejudging: Rejudging | None,
-) -> list[Section]:
-    """The searches' presets and chosen settings, side by side on the prompts that they share."""
-    rows = read_compared(searches)
-    if rows is None:
-        return []
-    base = baseline_of(rows["label"].to_pylist(), rows["method"].to_pylist(), baseline)
-    if rejudging is not None and rejudging.judges:
-        manifests = {search.out: data_manifest(search) for search in searches}
-        rows = rejudge(rows, manifests, replace(rejudging, baseline=base))
-    return [replace(part, of_search=True) for part in sections(rows, {}, base, seed, metrics)]
+# ---------------------------------------------------------------- files
 
 
-def _write_searches(searches: Sequence[Search], to: str) -> dict[str, str]:
-    """Trials and figures as files, and each search's part of the page by its name."""
-    parts: dict[str, str] = {}
-    for number, search in enumerate(searches):
-        prefix = f"search{number}_" if len(searches) > 1 else "search_"
-        _write(to, f"{prefix.removeprefix('search_')}trials.csv", trials_csv(search).encode())
-        try:
-            pictures = search_pictures(search, prefix)
-        except ImportError:
-            log.warning("no figures: matplotlib is not installed (pip install 'aisp-ray[report]')")
-            pictures = {}
-        for name, (picture, _) in pictures.items():
-            _write(to, f"figures/{prefix}{name}.svg", picture.svg.encode())
-            _write(to, f"figures/{prefix}{name}.png", picture.png)
-        shown = [(inline_svg(each.svg, f"{prefix}{name}"), text) for name, (each, text) in pictures.items()]
-        name = search.name if search.name not in parts else f"{search.name} in {search.out}"
-        parts[name] = search_html(search, shown)
-    return parts
+def write_report(report: Report) -> None:
+    """Write index.html, table.md, table.tex, table.csv, budgets.md, summary.json, figures/*.svg and figures/*.png,
+    published.md where an experiment has published figures, and trials.csv of a search.
+
+    Without matplotlib there are no figures.
+    """
+    target = Output(report.to, unfinished=".")
+    for style, suffix in (("markdown", "md"), ("latex", "tex"), ("csv", "csv")) if report.records else ():
+        target.write(f"table.{suffix}", format_table(report.records, style).encode())
+    budgets = [replace(table, title=part.dataset) for part in report.sections if (table := budget_table(part))]
+    published = [table for part in report.sections if (table := published_first(part, report.runs))]
+    for name, tables in (("budgets.md", budgets), ("published.md", published)):
+        if tables:
+            target.write(name, "\n".join(map(markdown, tables)).encode())
+    many = len(report.searches) > 1
+    for number, each in enumerate(report.searches):
+        names = each.table.column_names if each.table is not None else []
+        target.write(f"search{number}_trials.csv" if many else "trials.csv", csv_text(names, each.trials).encode())
+    summary = {
+        "table": summary_json(report.records),
+        "searches": list(map(search_json, report.searches)),
+        "notices": report.notices,
+    }
+    target.write("summary.json", (json.dumps(summary, indent=1, ensure_ascii=False) + "\n").encode())
+    named: dict[str, Search] = {}
+    for each in report.searches:
+        named[each.name if each.name not in named else f"{each.name} in {each.out}"] = each
+    drawn = _write_figures(report, named, target)
+    target.write("index.html", render(report.sections, named, drawn, report.notices, report.runs).encode())
 
 
-def _write_figures(parts: Sequence[Section], to: str) -> dict[str, list[tuple[str, str]]]:
-    """Figures as files, and (inline SVG, caption) per dataset; empty without matplotlib."""
-    shown: dict[str, list[tuple[str, str]]] = {}
-    for number, part in enumerate(parts):
-        prefix = f"{number}_" if len(parts) > 1 else ""
-        try:
-            pictures = drawn(part.measured, prefix)
-        except ImportError:
-            log.warning("no figures: matplotlib is not installed (pip install 'aisp-ray[report]')")
-            return {}
-        captions = {drawing.name: drawing.caption for drawing in DRAWINGS}
-        for name, picture in pictures.items():
-            _write(to, f"figures/{prefix}{name}.svg", picture.svg.encode())
-            _write(to, f"figures/{prefix}{name}.png", picture.png)
-        shown[part.dataset] = [
-            (inline_svg(picture.svg, f"{prefix}{name}"), captions[name]) for name, picture in pictures.items()
+def _write_figures(report: Report, named: Mapping[str, Search], target: Output) -> dict[str, list[Picture]]:
+    """Figures as files; by the name of their dataset or search those that could be drawn."""
+    found: dict[str, list[Picture]] = {}
+    parts = [(part.dataset, "", evaluation.panels(part)) for part in report.sections]
+    parts += [(name, "search", search.panels_of(each)) for name, each in named.items()]
+    kinds = [kind for _, kind, _ in parts]
+    for number, (name, kind, panels) in enumerate(parts):
+        place = str(kinds[:number].count(kind)) if kinds.count(kind) > 1 else ""
+        prefix = f"{kind}{place}_" if kind or place else ""
+        drawn = pictures(panels)
+        if drawn is not None:
+            found[name] = drawn
+        for picture in drawn or ():
+            target.write(f"figures/{prefix}{picture.name}.svg", picture.svg.encode())
+            target.write(f"figures/{prefix}{picture.name}.png", picture.png)
+    return found
+
+
+# ---------------------------------------------------------------- the terminal
+
+
+def report_text(report: Report, width: int | None = None) -> str:
+    """The report for a terminal: searches, results, published figures, and what to know before quoting them."""
+    from rich.console import Console
+
+    width = Console().width if width is None else width
+    parts = [line for each in report.searches for line in _search_text(each, width)]
+    tables: list[Table | None] = []
+    for part in report.sections:
+        tables += [result_table(part.records), published_first(part, report.runs)]
+    parts += [text(table, width) for table in tables if table is not None]
+    if report.notices:
+        wrapped = [
+            textwrap.fill(visible(each), width, initial_indent="- ", subsequent_indent="  ", break_on_hyphens=False)
+            for each in report.notices
         ]
-    return shown
+        parts.append("\n".join(["Before you quote this:", *wrapped, ""]))
+    return "\n".join(parts)
 
 
-def _write(to: str, name: str, content: bytes) -> str:
-    """Write one file below `to`, a folder or URI; returns its path."""
-    system, base = filesystem(to)
-    path = f"{base}/{name}"
-    system.create_dir(path.rpartition("/")[0], recursive=True)
-    with system.open_output_stream(path) as file:
-        file.write(content)
-    return path if "://" not in to else inside(to, name)
+def _search_text(each: Search, width: int, most: int = 12) -> list[str]:
+    """The best trials and what became of the choice."""
+    lines = [textwrap.fill(f"search of {each.name} ({each.out})", width)]
+    if each.trials:
+        lines.append(text(trials_table(each, most), width))
+    tuning, heldout = (each.confirmation(part) for part in ("tuning", "heldout"))
+    if tuning is not None and heldout is not None:
+        lines.append(textwrap.fill(verdict(tuning, heldout), width) + "\n")
+    return lines

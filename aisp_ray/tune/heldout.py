@@ -54,16 +54,6 @@ def disjoint(prompts: Sequence[Prompt], tuning: Sequence[Prompt]) -> list[Prompt
     return [prompt for prompt in prompts if prompt.text not in seen]
 
 
-def format_confirmation(tuning: Confirmation, heldout: Confirmation, objective: str) -> str:
-    """Both sets side by side, and what it says about the choice."""
-    columns = (("", f"{tuning.best.count} tuning prompts", f"{heldout.best.count} held-out prompts"),)
-    for name in ("preset", "best", "gain"):
-        columns += ((name, *(_shown(getattr(each, name), name == "gain") for each in (tuning, heldout))),)
-    widths = [max(len(row[i]) for row in columns) for i in range(3)]
-    lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)) for row in columns]
-    return "\n".join([f"{objective}, mean and 95 % interval", *lines, verdict(tuning, heldout)])
-
-
 def verdict(tuning: Confirmation, heldout: Confirmation) -> str:
     """One sentence: what of the gain is left where nothing was chosen."""
     if tuning.gain.low == tuning.gain.high == 0:
@@ -107,10 +97,3 @@ def _plain(value: Any) -> Any:
 def _json(value: Estimate) -> dict[str, Any]:
     fields = dataclasses.asdict(value)
     return {name: None if isinstance(x, float) and not math.isfinite(x) else x for name, x in fields.items()}
-
-
-def _shown(value: Estimate, sign: bool) -> str:
-    if not math.isfinite(value.mean):
-        return "-"
-    span = f" [{value.low:.3f}, {value.high:.3f}]" if math.isfinite(value.low) else ""
-    return f"{value.mean:{'+' if sign else ''}.3f}{span}"

@@ -256,16 +256,14 @@ class Study:
 
     def _finish(self, trials: Sequence[Trial], best: Trial, chosen: held.Confirmation | None, num_asked: int) -> int:
         plan = self.plan
-        found = self._write_trials(trials)
+        self._write_trials(trials)
         self._say_what_cannot_be_chosen(trials)
-        print(f"\n{tables.format_trials(found)}\n")
         tuning = held.confirm(trials[0], best)
         shown = f"{plan.objective} {tuning.best.mean:.3f} on {tuning.best.count} tuning prompts"
         if chosen is not None:
             shown += (
                 f", {chosen.best.mean:.3f} on {chosen.best.count} held-out prompts (preset {chosen.preset.mean:.3f})"
             )
-            print(held.format_confirmation(tuning, chosen, plan.objective))
         text = held.preset_yaml(plan.workbench, best.method, best, shown)  # type: ignore[arg-type]
         self.output.write("best.yaml", text.encode())
         if plan.save_as is not None:

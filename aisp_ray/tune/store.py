@@ -89,8 +89,6 @@ class Evaluations:
             before = self.output.read_json(MANIFEST)
         except ValueError as error:
             raise RefusedError(str(error)) from error
-        if before is not None and not isinstance(before, dict):
-            raise RefusedError(f"{self.output.out}/{MANIFEST} is no manifest of a search; give another out")
         if before is not None and "methods" in before:
             raise RefusedError(f"{self.output.out} holds an evaluation (jobs/eval.py); give another out")
         return before

@@ -1,4 +1,4 @@
-"""`trials.parquet`: one row per trial, and the same as text."""
+"""`trials.parquet`: one row per trial."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from aisp_ray.metrics.base import Estimate, estimate
-from aisp_ray.tune.space import Space, text_of
+from aisp_ray.tune.space import Space
 from aisp_ray.tune.trial import Trial
 
 if TYPE_CHECKING:
@@ -119,39 +119,6 @@ def choosable(rows: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
     failed = next((row["num_failed"] for row in rows if row["trial"] == 0), 0)
     complete = [row for row in rows if row["state"] == "complete" and row["value"] is not None]
     return [row for row in complete if row["num_failed"] <= failed]
-
-
-def format_trials(table: pa.Table, most: int = 20) -> str:
-    """The best trials as lines of text."""
-    rows = ranked(table.to_pylist())
-    lines = [("trial", "state", "prompts", "value", "95 % interval", "gain over preset", "settings")]
-    for row in rows[:most]:
-        settings = text_of(json.loads(row["settings"]))
-        gain = f"{_shown(row['gain'], sign=True)} {_span(row['gain_low'], row['gain_high'])}"
-        lines.append(
-            (
-                str(row["trial"]),
-                "preset" if row["trial"] == 0 else row["state"],
-                str(row["num_prompts"]),
-                _shown(row["value"]),
-                _span(row["value_low"], row["value_high"]),
-                gain if row["trial"] else "",
-                settings if row["state"] != "invalid" else f"{settings}: {row['reason']}",
-            )
-        )
-    widths = [max(len(line[i]) for line in lines) for i in range(len(lines[0]) - 1)]
-    text = ["  ".join([*(cell.ljust(w) for cell, w in zip(line, widths, strict=False)), line[-1]]) for line in lines]
-    if len(rows) > most:
-        text.append(f"... and {len(rows) - most} more in {NAME}")
-    return "\n".join(text)
-
-
-def _shown(value: float | None, sign: bool = False) -> str:
-    return "-" if value is None else f"{value:{'+' if sign else ''}.3f}"
-
-
-def _span(low: float | None, high: float | None) -> str:
-    return "" if low is None or high is None else f"[{low:.3f}, {high:.3f}]"
 
 
 def _null(value: float) -> float | None:

@@ -84,7 +84,7 @@ def test_json_that_is_broken_is_said_with_its_name(tmp_path):
     output = Output(str(tmp_path))
     assert output.read_json("manifest.json") is None
     output.write("manifest.json", b"{")
-    with pytest.raises(ValueError, match=r"manifest\.json is not JSON"):
+    with pytest.raises(ValueError, match=r"manifest\.json is not valid JSON"):
         output.read_json("manifest.json")
 
 

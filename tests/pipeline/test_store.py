@@ -102,7 +102,7 @@ def test_the_manifest_lists_every_engine_of_this_run_and_of_earlier_ones(tmp_pat
 def test_a_manifest_that_cannot_be_read_is_refused_in_one_sentence(tmp_path, content):
     output = Output(str(tmp_path))
     output.write("manifest.json", content)
-    with pytest.raises(RefusedError, match=r"manifest\.json is not JSON any more .*; put back what it held"):
+    with pytest.raises(RefusedError, match=r"manifest\.json is not valid JSON .*; restore the file"):
         open_manifest(plan(tmp_path), output, "r1")
 
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from made_rows import made_row, write_output
 
-from aisp_ray.report.figures import COLOURS, style
+from aisp_ray.report.figures.draw import COLOURS, style
 from aisp_ray.report.measure import sections
 from aisp_ray.report.rows import only, read_rows
 from aisp_ray.report.write import make_report
@@ -58,13 +58,11 @@ def test_what_a_search_had_found_before_it_failed_is_in_no_curve_and_no_budget(r
     (section,) = sections(read_rows(str(write_output(tmp_path / "out", made))), {})
     for record in section.records:
         last = section.budgets[record.method][-1].reward
-        curves = {
-            name: found[record.method] for name, found in section.measured.curves.items() if record.method in found
-        }
+        curves = {name: found[record.method] for name, found in section.curves.items() if record.method in found}
         assert (last.count, last.mean) == (record.reward.count, pytest.approx(record.reward.mean))
         assert all(curve.values[-1].count <= 5 for curve in curves.values() if curve.values)
         assert curves["reward_best"].values[-1].mean == pytest.approx(record.reward.mean)
-    assert section.measured.curves["gain"]["aisp"].values[-1].count == 5
+    assert section.curves["gain"]["aisp"].values[-1].count == 5
 
 
 def test_the_baseline_reaches_its_own_final_mean(tmp_path):
@@ -77,14 +75,14 @@ def test_the_baseline_reaches_its_own_final_mean(tmp_path):
 
 
 def test_the_files_have_the_table(out, monkeypatch):
-    monkeypatch.setattr("aisp_ray.report.figures.DRAWINGS", ())
+    monkeypatch.setattr("aisp_ray.report.figures.evaluation.DRAWINGS", ())
     report = make_report(out)
     text = Path(report.to, "budgets.md").read_text()
     assert "| method | 8 samples | vs best_of_n | 16 samples | vs best_of_n | 32 samples | vs best_of_n |" in text
     assert next(line for line in text.splitlines() if line.startswith("| big_rounds")).startswith(
         "| big_rounds | - | -"
     )
-    assert "At a part of the samples" in Path(report.page).read_text()
+    assert "Smaller budgets" in Path(report.page).read_text()
 
 
 def test_a_report_of_some_methods_has_no_others(out):

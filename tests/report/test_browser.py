@@ -11,7 +11,7 @@ import pytest
 from chromium import browse, find
 from made_rows import made_error, made_row, write_output
 
-from aisp_ray.report.write import write_report
+from aisp_ray.report.write import make_report
 
 pytest.importorskip("aiohttp", reason="aiohttp drives the browser")
 pytestmark = pytest.mark.skipif(find() is None, reason="no Chromium or Chrome is installed")
@@ -27,7 +27,7 @@ def made_page(folder: Path, prompts: int, different: int = 1000) -> str:
     rows = [made[method, i % different] | names[i] for method in METHODS for i in range(prompts)]
     rows[prompts + 7]["response"] = "<script>document.title = 'taken over'</script> the ZEBRA crossed"
     rows.append(made_error("aisp", prompts, 0))
-    return Path(write_report(str(write_output(folder / "out", rows)))).as_uri()
+    return Path(make_report(str(write_output(folder / "out", rows))).page).as_uri()
 
 
 async def choose(tab, name: str, value: str) -> None:
@@ -53,7 +53,7 @@ def test_the_page_searches_sorts_and_opens_prompts(tmp_path):
 
     async def visit(tab):
         await tab.until("document.body?.dataset.ready === 'true'")
-        assert await tab.evaluate("document.querySelectorAll('figure svg').length") == 6
+        assert await tab.evaluate("document.querySelectorAll('figure svg').length") == 14
         assert (await tab.evaluate(VISIBLE))[0] == "made/test/00000000"
 
         await choose(tab, "order", "gain")
@@ -114,7 +114,7 @@ async def timed(tab, change: str) -> float:
 @pytest.mark.slow
 @pytest.mark.timeout(900)
 def test_the_page_stays_quick_with_ten_thousand_prompts(tmp_path, monkeypatch):
-    monkeypatch.setattr("aisp_ray.report.figures.DRAWINGS", ())
+    monkeypatch.setattr("aisp_ray.report.figures.evaluation.DRAWINGS", ())
     url = made_page(tmp_path, 10_000)
 
     async def visit(tab):

@@ -111,15 +111,13 @@ def test_each_response_is_scored_once_with_its_dialogue(out):
 
 
 def test_the_view_is_in_the_report(out, monkeypatch):
-    from aisp_ray.report.figures import DRAWINGS
+    from aisp_ray.report.figures.evaluation import over_optimisation
 
-    monkeypatch.setattr(
-        "aisp_ray.report.figures.DRAWINGS", [one for one in DRAWINGS if one.name == "over_optimisation"]
-    )
+    monkeypatch.setattr("aisp_ray.report.figures.evaluation.DRAWINGS", [over_optimisation])
     report = make_report(out, rejudging=Rejudging(judges={"count": CountWords()}, curves=True))
-    assert (Path(report.to) / "figures" / "over_optimisation.svg").exists()
+    assert (Path(report.to) / "figures" / "over_optimisation_count.svg").exists()
     assert report.records[1].judges["count"].count > 0
-    curve = report.sections[0].measured.curves["judged count"]["aisp"]
+    curve = report.sections[0].curves["judged count"]["aisp"]
     assert curve.values[-1].mean == pytest.approx(report.records[1].judges["count"].mean)
 
 
@@ -182,17 +180,17 @@ def test_a_judge_that_scores_nothing_is_one_sentence(out, monkeypatch, capsys):
 
 
 def test_a_judge_that_scores_a_part_is_a_notice(out, monkeypatch):
-    monkeypatch.setattr("aisp_ray.report.figures.DRAWINGS", ())
+    monkeypatch.setattr("aisp_ray.report.figures.evaluation.DRAWINGS", ())
     report = make_report(out, rejudging=Rejudging(judges={"count": Failing(but=(0, 3))}))
     sentence = "judge count: 6 of 10 responses have no score; the first: the endpoint said 401"
     assert sentence in report.notices
     assert sentence in Path(report.page).read_text(encoding="utf-8")
     assert report.records[0].judges["count"].count == 2
-    assert any(curve.known for curve in report.sections[0].measured.curves["kl"].values()), "`extra` keeps its traces"
+    assert any(curve.known for curve in report.sections[0].curves["kl"].values()), "`extra` keeps its traces"
 
 
 def test_a_judge_of_the_run_that_failed_is_a_notice(tmp_path, monkeypatch):
-    monkeypatch.setattr("aisp_ray.report.figures.DRAWINGS", ())
+    monkeypatch.setattr("aisp_ray.report.figures.evaluation.DRAWINGS", ())
     rows = [made_row(method, i, 0) | {"judge_rewards": [None, 1.0]} for method in METHODS for i in range(3)]
     rows[1]["extra"] = json.dumps({"judge_errors": {"second_opinion": "no key is set"}})
     report = make_report(str(write_output(tmp_path / "out", rows, {})))

@@ -17,7 +17,7 @@ from aisp_ray.report.write import make_report
 @pytest.fixture(autouse=True)
 def no_figures(monkeypatch):
     """Drawing takes most of a report's time; these tests are about the rest."""
-    monkeypatch.setattr("aisp_ray.report.figures.DRAWINGS", ())
+    monkeypatch.setattr("aisp_ray.report.figures.evaluation.DRAWINGS", ())
 
 
 @pytest.fixture

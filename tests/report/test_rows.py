@@ -48,7 +48,7 @@ def test_the_same_output_twice_counts_once(tmp_path):
 
 
 def test_the_rows_folder_stands_for_its_output(tmp_path, monkeypatch):
-    monkeypatch.setattr("aisp_ray.report.figures.DRAWINGS", ())
+    monkeypatch.setattr("aisp_ray.report.figures.evaluation.DRAWINGS", ())
     outs = [write_output(tmp_path / f"s{s}", [made_row("aisp", i, 0) for i in range(4)], config(s)) for s in (0.3, 0.7)]
     named = [f"{out}/rows/" for out in outs]
     assert output_list(named) == [str(out) for out in outs]
@@ -67,7 +67,7 @@ def test_an_output_that_is_called_rows_is_itself(tmp_path):
 
 
 def test_a_uri_s_query_stays_behind_the_paths_that_are_made_of_it(tmp_path, monkeypatch):
-    monkeypatch.setattr("aisp_ray.report.figures.DRAWINGS", ())
+    monkeypatch.setattr("aisp_ray.report.figures.evaluation.DRAWINGS", ())
     folder = write_output(tmp_path / "out", [made_row("aisp", i, 0) for i in range(4)], config(0.5))
     report = make_report(f"file://{folder}/?endpoint_override=host:9000&scheme=http")
     assert report.to == f"file://{folder}/report?endpoint_override=host:9000&scheme=http"

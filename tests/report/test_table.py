@@ -15,8 +15,10 @@ import pytest
 from made_rows import made_error, made_row, write_output
 
 from aisp_ray.report.measure import sections
-from aisp_ray.report.page import render
-from aisp_ray.report.table import format_table, read_rows, summary_json, summary_table
+from aisp_ray.report.page.render import render
+from aisp_ray.report.rows import read_rows
+from aisp_ray.report.summary import summary_json, summary_table
+from aisp_ray.report.tables.evaluation import format_table
 from aisp_ray.results import ROW_SCHEMA
 from aisp_ray.rng import generator
 
@@ -161,9 +163,10 @@ def test_a_missing_baseline_is_said_and_not_made_up(out):
 def test_the_text_fits_a_terminal_and_the_other_styles_hold_the_same_cells(out):
     records = summary_table(read_rows(str(out)))
     text = format_table(records)
-    assert max(map(len, text.splitlines())) <= 120
+    assert max(map(len, text.splitlines())) <= 80
     assert "30 (1 err)" in text
-    assert "95 % percentile bootstrap" in text
+    assert "95 % bootstrap" in text
+    assert "\x1b" not in text, "no colours where there is no terminal"
     reward = f"{records[0].reward.mean:.2f} ± {records[0].reward.half_width:.2f}"
     assert reward in text
     assert reward in format_table(records, "markdown")
@@ -195,7 +198,7 @@ def test_no_shared_prompt_is_no_record_of_wins(tmp_path):
     for prefix in ("", "judge_gold_"):
         assert [cells["aisp"][f"{prefix}{name}"] for name in ("wins", "ties", "losses", "win_rate")] == [""] * 4
         assert cells["noise_only"][f"{prefix}wins"] != ""
-    page = render(sections(table, {}), {}, [], {})
+    page = render(sections(table, {}), {}, {}, [], {})
     assert "0/0/0" not in page
     assert "Held-out judges" in page
 

@@ -12,21 +12,21 @@ from pathlib import Path
 import pytest
 from made_rows import made_error, made_row, write_output
 
-from aisp_ray.report.figures import DRAWINGS, sensitivity
-from aisp_ray.report.formats import with_intervals
+from aisp_ray.report.figures.draw import blank
+from aisp_ray.report.figures.evaluation import DRAWINGS, paired_scatter, sensitivity
 from aisp_ray.report.measure import sections
-from aisp_ray.report.page import payload
-from aisp_ray.report.rows import label_map, read_rows
+from aisp_ray.report.page.payload import payload
+from aisp_ray.report.rows import read_labelled
 from aisp_ray.report.series import gain_curves, trace_matrix
-from aisp_ray.report.table import Grid
-from aisp_ray.report.write import make_report, write_report
+from aisp_ray.report.summary import Grid
+from aisp_ray.report.tables.cells import with_intervals
+from aisp_ray.report.write import make_report
 
 METHODS = ("best_of_n", "noise_only", "aisp")
 
 
 def measured(*outs: Path):
-    rows = read_rows([str(out) for out in outs])
-    return sections(rows, label_map([str(out) for out in outs], rows))
+    return sections(*read_labelled([str(out) for out in outs]))
 
 
 @pytest.fixture(scope="module")
@@ -48,7 +48,7 @@ def report(out):
 @pytest.fixture
 def no_figures(monkeypatch):
     """Drawing takes most of a report's time; these tests are about the rest."""
-    monkeypatch.setattr("aisp_ray.report.figures.DRAWINGS", ())
+    monkeypatch.setattr("aisp_ray.report.figures.evaluation.DRAWINGS", ())
 
 
 def unpack(page: str) -> dict:
@@ -58,10 +58,11 @@ def unpack(page: str) -> dict:
 
 def test_everything_that_is_promised_is_there(report):
     names = {str(path.relative_to(report.to)) for path in Path(report.to).rglob("*") if path.is_file()}
-    figures = ("best_reward", "iteration_rewards", "diagnostics", "reward_kl", "paired", "held_out")
+    figures = ("best_reward", "gain", "iteration_mean", "iteration_highest", "ess", "control_norm", "kl", "reward_kl")
+    figures += ("paired_aisp", "held_out_gold", "transfer_gold")
     assert names >= {"index.html", "table.md", "table.tex", "table.csv", "summary.json"}
     assert names >= {f"figures/{name}.{kind}" for name in figures for kind in ("svg", "png")}
-    assert "figures/sensitivity.svg" not in names, "one setting has no sensitivity"
+    assert not any("sensitivity" in name for name in names), "one setting has no sensitivity"
 
 
 def test_the_page_holds_rows_configuration_and_warnings_and_asks_for_nothing(report):
@@ -92,10 +93,10 @@ def test_the_browser_s_data_are_the_rows(report, out):
 
 
 def test_the_same_rows_give_the_same_files(out, tmp_path, monkeypatch):
-    monkeypatch.setattr("aisp_ray.report.figures.DRAWINGS", DRAWINGS[:1])
-    first, second = (Path(write_report(str(out), str(tmp_path / name))).parent for name in ("a", "b"))
+    monkeypatch.setattr("aisp_ray.report.figures.evaluation.DRAWINGS", DRAWINGS[:1])
+    first, second = (Path(make_report(str(out), str(tmp_path / name)).page).parent for name in ("a", "b"))
     names = [path.relative_to(first) for path in first.rglob("*") if path.is_file()]
-    assert len(names) == 8
+    assert len(names) == 10
     assert all((first / name).read_bytes() == (second / name).read_bytes() for name in names)
 
 
@@ -120,21 +121,23 @@ def test_settings_that_were_swept_get_a_figure(tmp_path):
         config = {"method": {"aisp": {"sigma": sigma, "n": 4}, "best_of_n": {}}}
         outs.append(write_output(tmp_path / f"s{sigma}", made, config))
     (section,) = measured(*outs)
-    assert section.measured.labels == ["best_of_n", *(f"aisp sigma={s}" for s in (0.3, 0.5, 9))]
-    (axis,) = sensitivity(section.measured).axes
+    assert section.labels == ["best_of_n", *(f"aisp sigma={s}" for s in (0.3, 0.5, 9))]
+    (panel,) = sensitivity(section)
+    _, axis = blank()
+    panel.draw(axis)
     assert (axis.get_xlabel(), axis.get_xscale()) == ("aisp.sigma", "log")
     assert [0.3, 0.5, 9.0] in [list(line.get_xdata()) for line in axis.lines]
 
 
 def test_two_datasets_have_their_own_sections_and_figures(tmp_path, monkeypatch):
-    monkeypatch.setattr("aisp_ray.report.figures.DRAWINGS", [one for one in DRAWINGS if one.name == "paired"])
+    monkeypatch.setattr("aisp_ray.report.figures.evaluation.DRAWINGS", [paired_scatter])
     rows = [made_row(method, i, 0) for method in METHODS for i in range(4)]
     other = [row | {"dataset": "other", "prompt_id": f"other/test/{row['ordinal']}"} for row in rows]
     report = make_report(str(write_output(tmp_path / "o", rows + other)))
     assert [section.dataset for section in report.sections] == ["made", "other"]
-    assert {path.name for path in (Path(report.to) / "figures").glob("*paired.svg")} == {
-        "0_paired.svg",
-        "1_paired.svg",
+    assert {path.name for path in (Path(report.to) / "figures").glob("*paired_aisp.svg")} == {
+        "0_paired_aisp.svg",
+        "1_paired_aisp.svg",
     }
     data = unpack(Path(report.page).read_text())
     assert data["labels"] == [f"{method} ({name})" for name in ("made", "other") for method in METHODS]
@@ -143,7 +146,7 @@ def test_two_datasets_have_their_own_sections_and_figures(tmp_path, monkeypatch)
 
 def test_without_matplotlib_there_is_a_page_without_figures(out, tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "matplotlib", None)
-    page = Path(write_report(str(out), str(tmp_path / "plain"))).read_text()
+    page = Path(make_report(str(out), str(tmp_path / "plain")).page).read_text()
     assert "matplotlib is not installed" in page
     assert not (tmp_path / "plain" / "figures").exists()
 
@@ -170,11 +173,11 @@ def test_a_run_that_goes_on_or_was_killed_is_said_though_nobody_wrote_a_summary(
     out = write_output(tmp_path / "o", [made_row("aisp", 0, 0)])
     runs = {"runs": [{"run_id": "first"}, {"run_id": "second"}]}
     (out / "manifest.json").write_text(json.dumps(runs))
-    assert any("has not come to its end" in text for text in make_report(str(out)).notices)
+    assert any("has not ended" in text for text in make_report(str(out)).notices)
     (out / "summary.json").write_text(json.dumps({"exit_code": 0, "run_id": "first"}))  # of the one before
-    assert any("has not come to its end" in text for text in make_report(str(out)).notices)
+    assert any("has not ended" in text for text in make_report(str(out)).notices)
     (out / "summary.json").write_text(json.dumps({"exit_code": 0, "run_id": "second"}))
-    assert not any("has not come to its end" in text for text in make_report(str(out)).notices)
+    assert not any("has not ended" in text for text in make_report(str(out)).notices)
 
 
 def test_runs_that_stopped_or_mixed_configurations_are_said(tmp_path, no_figures):
@@ -182,7 +185,7 @@ def test_runs_that_stopped_or_mixed_configurations_are_said(tmp_path, no_figures
     (out / "summary.json").write_text(json.dumps({"exit_code": 143}))
     (out / "manifest.json").write_text(json.dumps({"ignored_differences": ["seed: 0 there, 1 now"]}))
     told = "\n".join(make_report(str(out)).notices)
-    assert "has not come to its end (exit code 143)" in told
+    assert "has not ended (exit code 143)" in told
     assert "mixed" in told
     assert "seed: 0 there, 1 now" in told
 
@@ -194,7 +197,7 @@ def test_the_best_so_far_goes_on_after_an_early_end_and_other_traces_stop(tmp_pa
     best = trace_matrix(grid, "aisp", section.columns["reward_best"], carried=True)
     mean = trace_matrix(grid, "aisp", section.columns["reward_mean"], carried=False)
     assert best[0, 3:].tolist() == [rows[0]["reward_best"][-1]] * 2
-    assert [value.count for value in section.measured.curves["reward_mean"]["aisp"].values] == [2, 2, 2, 1, 1]
+    assert [value.count for value in section.curves["reward_mean"]["aisp"].values] == [2, 2, 2, 1, 1]
     assert mean[1].tolist() == pytest.approx(rows[1]["reward_mean"])
 
 
@@ -211,7 +214,7 @@ def test_gains_compare_after_as_many_samples(tmp_path):
 
 
 def test_a_page_of_too_many_prompts_says_so(out, no_figures, monkeypatch):
-    monkeypatch.setattr("aisp_ray.report.page.MAX_PROMPTS", 5)
+    monkeypatch.setattr("aisp_ray.report.page.payload.MAX_PROMPTS", 5)
     assert len(payload(measured(out))["prompts"]) == 5
-    page = Path(write_report(str(out), str(out / "short"))).read_text()
+    page = Path(make_report(str(out), str(out / "short")).page).read_text()
     assert "The first 5 of 13 prompts are here" in page

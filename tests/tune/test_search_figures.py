@@ -8,12 +8,22 @@ pytest.importorskip("matplotlib")
 
 from matplotlib.collections import LineCollection
 
-from aisp_ray.report.search_figures import draw_gains, draw_grid, draw_values, grid_keys, read_trials
+from aisp_ray.report.figures.draw import blank
+from aisp_ray.report.figures.search import grid_keys, panels, read_trials
+
+
+def axes_of(rows):
+    """Panel name -> the axes it was drawn on."""
+    found = {}
+    for panel in panels(rows):
+        _, found[panel.name] = blank()
+        panel.draw(found[panel.name])
+    return found
 
 
 def test_a_search_draws_a_panel_a_key(tmp_path):
     run(make(tmp_path, "trials=6", "limit=8"))
-    (axis,) = draw_values(read_trials(pq.read_table(tmp_path / "trials.parquet"))).axes
+    axis = axes_of(read_trials(pq.read_table(tmp_path / "trials.parquet")))["value_temperature"]
     assert axis.get_xlabel() == "temperature"
     assert axis.get_ylabel() == "reward"
 
@@ -22,7 +32,7 @@ def test_two_keys_on_a_grid_draw_a_heat_map_with_every_mean(tmp_path):
     space = "tune.keys={temperature: [0.3, 0.6, 1.0], top_p: [0.5, 1.0]}"
     run(make(tmp_path, space, "tune.set={n: 2}", "search=grid", "limit=4"))
     table = pq.read_table(tmp_path / "trials.parquet")
-    heat = draw_grid(read_trials(table)).axes[0]
+    heat = axes_of(read_trials(table))["value_grid"]
     shown = sorted(text.get_text() for text in heat.texts)
     cells = [row for row in table.to_pylist() if row["key.top_p"] in (0.5, 1.0)]
     assert len(cells) == 6
@@ -35,12 +45,12 @@ def test_one_at_a_time_draws_each_key_with_the_others_at_the_preset(tmp_path):
     run(make(tmp_path, space, "tune.set={n: 2}", "search=one_at_a_time", "limit=4"))
     rows = read_trials(pq.read_table(tmp_path / "trials.parquet"))
     by_key = {row["key.temperature"]: row["gain"] for row in rows if row["key.top_p"] == 0.95}
-    axes = draw_gains(rows).axes
-    assert [axis.get_xlabel() for axis in axes] == ["temperature", "top_p"]
-    (curve,) = [line for line in axes[0].lines if len(line.get_xdata()) == 4]
+    axes = axes_of(rows)
+    assert [axes[f"gain_{key}"].get_xlabel() for key in ("temperature", "top_p")] == ["temperature", "top_p"]
+    (curve,) = [line for line in axes["gain_temperature"].lines if len(line.get_xdata()) == 4]
     assert list(curve.get_xdata()) == [0.3, 0.6, 1.0, 1.4]
     assert list(curve.get_ydata()) == [by_key[x] for x in (0.3, 0.6, 1.0, 1.4)]
-    assert draw_grid(rows) is None
+    assert "gain_grid" not in axes
 
 
 def made(**keys):
@@ -65,15 +75,15 @@ ENDS = (("low", -0.5), ("high", 0.5))
 
 def test_numbers_that_crowd_and_texts_stand_in_a_row():
     for values in ([0.0, 0.9, 0.99, 0.999], ["a", "b", "c", None]):
-        (axis,) = draw_values(made(x=values)).axes
+        axis = axes_of(made(x=values))["value_x"]
         assert list(axis.get_xticks()) == [0, 1, 2, 3]
-    (axis,) = draw_values(made(x=[1.0, 2.0, 64.0])).axes
+    axis = axes_of(made(x=[1.0, 2.0, 64.0]))["value_x"]
     assert axis.get_xscale() == "log"
     assert [text.get_text() for text in axis.get_xticklabels()] == ["1", "2", "64"]
 
 
 def test_intervals_are_those_of_the_table():
-    (axis,) = draw_gains(made(x=[1.0, 2.0, 3.0])).axes
+    axis = axes_of(made(x=[1.0, 2.0, 3.0]))["gain_x"]
     bars = [bar for bar in axis.collections if isinstance(bar, LineCollection)]
     spans = sorted(tuple(segment[:, 1]) for bar in bars for segment in bar.get_segments())
     assert spans == [(-0.5, 0.5), (0.5, 1.5), (1.5, 2.5)]
@@ -81,8 +91,8 @@ def test_intervals_are_those_of_the_table():
 
 def test_a_preset_without_a_value_draws_the_others():
     rows = made(x=[1.0, 2.0, 3.0])[1:]
-    assert draw_values(rows) is not None
-    assert draw_gains([row | {"gain": None} for row in rows]) is None
+    assert "value_x" in axes_of(rows)
+    assert "gain_x" not in axes_of([row | {"gain": None} for row in rows])
 
 
 def test_scattered_trials_are_no_grid():
@@ -93,4 +103,17 @@ def test_scattered_trials_are_no_grid():
 def test_one_value_of_every_key_draws_nothing(tmp_path):
     run(make(tmp_path, "tune.keys={temperature: [1.0]}", "search=grid", "limit=4"))
     rows = read_trials(pq.read_table(tmp_path / "trials.parquet"))
-    assert [draw(rows) for draw in (draw_values, draw_gains, draw_grid)] == [None, None, None]
+    assert list(panels(rows)) == []
+
+
+@pytest.mark.parametrize("values", [[0.001, 0.01, 0.012, 0.5, 0.6, 0.7, 0.8], [f"a long name {i}" for i in range(8)]])
+def test_names_of_ticks_do_not_overlap(values):
+    axis = axes_of(made(x=values))["value_x"]
+    axis.figure.draw_without_rendering()
+    labels = [label for label in axis.get_xticklabels() if label.get_text()]
+    turned = {label.get_rotation() for label in labels}
+    assert len(turned) == 1
+    ends = [label.get_window_extent().x1 if turned == {45.0} else label.get_window_extent().x0 for label in labels]
+    widths = [12 if turned == {45.0} else label.get_window_extent().width for label in labels]
+    assert len(labels) >= 4
+    assert all(b - a >= width for a, b, width in zip(ends, ends[1:], widths, strict=False))

@@ -20,6 +20,7 @@ from aisp_ray.pipeline.manifest import open_manifest
 from aisp_ray.pipeline.progress import Screen
 from aisp_ray.report.notices import run_notices
 from aisp_ray.report.searches import read_compared, read_search
+from aisp_ray.report.write import read_report, report_text
 from aisp_ray.tune.run import read_prompts
 from aisp_ray.tune.run import run as run_plan
 from aisp_ray.tune.store import Evaluations
@@ -31,7 +32,7 @@ def trials_of(out):
     return table.drop_columns(["policy_seconds", "reward_seconds"]).to_pylist()
 
 
-def test_a_search_leaves_a_table_a_summary_and_a_preset_that_builds(tmp_path, capsys):
+def test_a_search_leaves_a_table_a_summary_and_a_preset_that_builds(tmp_path):
     code, _ = run(make(tmp_path, "trials=20"))
     assert code == 0
     rows = trials_of(tmp_path)
@@ -49,7 +50,7 @@ def test_a_search_leaves_a_table_a_summary_and_a_preset_that_builds(tmp_path, ca
     assert summary["heldout"]["gain"]["count"] == 8
     assert summary["tuning"]["gain"]["mean"] == pytest.approx(best["gain"])
     assert summary["cost"]["evaluations"] == sum(row["num_prompts"] for row in rows)
-    assert "held-out prompts" in capsys.readouterr().out
+    assert "held-out prompts" in report_text(read_report(str(tmp_path)))
 
 
 def test_a_killed_search_goes_on_to_the_same_trials(tmp_path):
@@ -177,9 +178,9 @@ def test_a_space_of_texts_and_switches_is_searched_too(tmp_path):
     assert config.choices("tune")
 
 
-def test_a_preset_that_is_the_best_is_said_to_be(tmp_path, capsys):
+def test_a_preset_that_is_the_best_is_said_to_be(tmp_path):
     run(make(tmp_path, "tune.keys={temperature: [0.2, 2.5]}", "tune.set={n: 2, top_p: 1.0}", "search=grid", "limit=4"))
-    assert "No setting did better than the preset." in capsys.readouterr().out
+    assert "No setting did better than the preset." in report_text(read_report(str(tmp_path)))
     assert read_preset(tmp_path / "best.yaml").temperature == 1.0
 
 
@@ -239,7 +240,7 @@ def test_what_is_mixed_stays_said(tmp_path):
     assert "ignored_differences" not in json.loads((tmp_path / "manifest.json").read_text())
 
 
-@pytest.mark.parametrize(("text", "said"), [('{"finger', "is not JSON any more"), ("[]", "is no manifest")])
+@pytest.mark.parametrize(("text", "said"), [('{"finger', "is not valid JSON"), ("[]", "is not a JSON object")])
 def test_a_broken_manifest_is_refused_in_a_sentence(tmp_path, capsys, text, said):
     path = tmp_path / "prompts.jsonl"
     path.write_text("".join(json.dumps({"prompt": f"question {i}"}) + "\n" for i in range(8)))

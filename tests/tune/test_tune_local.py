@@ -58,7 +58,7 @@ def test_a_killed_search_goes_on_to_the_table_of_an_undisturbed_one(tmp_path):
 
 
 def test_a_search_ends_with_its_report_unless_told_not_to(tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr("aisp_ray.report.figures.DRAWINGS", ())
+    monkeypatch.setattr("aisp_ray.report.figures.evaluation.DRAWINGS", ())
     plan = plan_of(tmp_path, "out")
     assert search(plan) == 0
     assert not (tmp_path / "out" / "report").exists()

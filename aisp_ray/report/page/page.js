@@ -15,6 +15,10 @@ const mean = (values) => {
   return kept.length ? kept.reduce((sum, value) => sum + value, 0) / kept.length : null;
 };
 
+const count = (number, noun) => `${number.toLocaleString("en")} ${noun}${number === 1 ? "" : "s"}`;
+const decoded = (text) => { try { return decodeURIComponent(text); } catch { return text; } };
+const ENDS = { stop: "its own end", stop_string: "a stop string", length: "the length limit" };
+
 async function load() {
   const bytes = Uint8Array.from(atob($("data").textContent.trim()), (letter) => letter.charCodeAt(0));
   const stream = new Blob([bytes]).stream().pipeThrough(new DecompressionStream("gzip"));
@@ -39,8 +43,9 @@ class Browser {
     this.texts = new Map();
     this.controls();
     this.refresh();
-    const wanted = decodeURIComponent(location.hash.slice(1));
-    this.open(this.shown.find((entry) => entry.id === wanted) || this.shown[0], true);
+    const wanted = decoded(location.hash.slice(1));
+    const found = this.shown.find((entry) => entry.id === wanted);
+    this.open(found || this.shown[0], true, Boolean(found));
   }
 
   controls() {
@@ -107,7 +112,10 @@ class Browser {
       .filter((entry) => keep(entry) && this.words.every((word) => this.haystack(entry).includes(word)))
       .sort((a, b) => (known(b.key) - known(a.key)) || falling * (a.key - b.key) || a.order - b.order);
     const total = this.data.prompts.length;
-    $("count").textContent = this.shown.length === total ? `${total} prompts` : `${this.shown.length} of ${total} prompts`;
+    $("count").textContent = (this.shown.length === total ? "" : `${this.shown.length.toLocaleString("en")} of `) + count(total, "prompt");
+    const against = $("against").value ? this.data.labels[label] : "";
+    const base = this.data.baselines.find(known);
+    $("measure").textContent = against && known(base) ? `${against} over ${this.data.labels[base]}` : "mean reward";
     $("space").style.height = `${this.shown.length * ROW}px`;
     $("list").scrollTop = 0;
     this.paint();
@@ -126,16 +134,20 @@ class Browser {
         make("small", { textContent: failed ? `${entry.id} \u00b7 error` : entry.id }),
         make("i", { textContent: mark, className: failed && !known(entry.gain) ? "worse" : tone }));
       item.style.top = `${(first + i) * ROW}px`;
-      item.setAttribute("role", "option");
-      item.setAttribute("aria-selected", entry === this.chosen);
+      item.id = `option-${first + i}`;
+      const facts = { role: "option", "aria-selected": entry === this.chosen, "aria-setsize": this.shown.length, "aria-posinset": first + i + 1 };
+      for (const [name, value] of Object.entries(facts)) item.setAttribute(name, value);
       item.addEventListener("click", () => this.open(entry, false));
       return item;
     }));
+    const at = this.shown.indexOf(this.chosen);
+    if (at >= first && at < last) $("list").setAttribute("aria-activedescendant", `option-${at}`);
+    else $("list").removeAttribute("aria-activedescendant");
   }
 
-  open(entry, scroll) {
+  open(entry, scroll, named = true) {
     this.chosen = entry || null;
-    if (entry) history.replaceState(null, "", `#${encodeURIComponent(entry.id)}`);
+    if (entry && named) history.replaceState(null, "", `#${encodeURIComponent(entry.id)}`);
     if (entry && scroll) {
       const top = this.shown.indexOf(entry) * ROW;
       const list = $("list");
@@ -157,7 +169,7 @@ class Browser {
     const cards = entry.rows.map((row) => this.card(entry, row, base, many));
     $("detail").replaceChildren(
       make("p", { className: "meta", textContent: entry.id }),
-      make("div", { className: "prompt text" }, ...this.marked(entry.prompt)),
+      make("div", { className: "prompt text", tabIndex: 0 }, ...this.marked(entry.prompt)),
       make("div", { className: "cards" }, ...cards));
   }
 
@@ -171,7 +183,7 @@ class Browser {
     const over = other && other !== row && known(other.reward) && known(row.reward) ? row.reward - other.reward : null;
     const facts = [["reward", number(row.reward)], ["gain", signed(over)]];
     judges.forEach((name, i) => facts.push([name, known(row.judges[i]) ? number(row.judges[i]) : ""]));
-    facts.push(["samples", row.samples], ["tokens", row.tokens], ["ends by", row.finish], ["failed samples", row.failed || ""]);
+    facts.push(["samples", row.samples], ["tokens", row.tokens], ["ended by", ENDS[row.finish] || row.finish], ["failed samples", row.failed || ""]);
     const numbers = facts.filter(([, value]) => known(value) && value !== "")
       .map(([name, value]) => make("div", {}, make("span", { textContent: `${name} ` }), String(value)));
     return make("div", { className: "card" }, title, make("div", { className: "numbers" }, ...numbers),
@@ -182,8 +194,8 @@ class Browser {
   trace(row) {
     const all = [...row.best, ...row.mean, ...row.max].filter(known);
     if (row.best.length < 2 || !all.length) return null;
-    const low = Math.min(...all), high = Math.max(...all), count = row.best.length;
-    const x = (k) => 4 + (k / (count - 1)) * 292;
+    const low = Math.min(...all), high = Math.max(...all), steps = row.best.length;
+    const x = (k) => 4 + (k / (steps - 1)) * 292;
     const y = (value) => 68 - ((value - low) / (high - low || 1)) * 62;
     const line = (values, style) => {
       const points = values.map((value, k) => (known(value) ? `${x(k).toFixed(1)},${y(value).toFixed(1)}` : null)).filter(known);
@@ -196,6 +208,7 @@ class Browser {
     svg.setAttribute("viewBox", "0 0 300 74");
     svg.setAttribute("preserveAspectRatio", "none");
     svg.setAttribute("role", "img");
+    svg.setAttribute("aria-label", "Rewards over iterations");
     const rows = row.best.map((best, k) => `${row.seen[k]} samples: best ${number(best)}, mean ${number(row.mean[k])}`
       + `${known(row.ess[k]) ? `, ESS ${number(row.ess[k], 1)}` : ""}${row.norm[k] ? `, |U| ${number(row.norm[k], 1)}` : ""}`);
     const title = document.createElementNS("http://www.w3.org/2000/svg", "title");
@@ -203,7 +216,7 @@ class Browser {
     const colour = this.data.colours[row.label];
     svg.append(title, line(row.max, { opacity: 0.35, "stroke-width": 1 }), line(row.mean, { stroke: colour, "stroke-width": 1.2, "stroke-dasharray": "4 3" }),
       line(row.best, { stroke: colour, "stroke-width": 2 }));
-    const caption = make("div", { className: "meta", textContent: `${number(low, 2)} to ${number(high, 2)} over ${count} iterations: best (solid), mean (dashed), highest (thin)` });
+    const caption = make("div", { className: "meta", textContent: `${number(low, 2)} to ${number(high, 2)} over ${steps} iterations: best (solid), mean (dashed), highest (thin)` });
     return make("div", {}, svg, caption);
   }
 
@@ -220,6 +233,16 @@ $("theme").addEventListener("click", () => {
     || (!document.documentElement.dataset.theme && matchMedia("(prefers-color-scheme: dark)").matches);
   document.documentElement.dataset.theme = dark ? "light" : "dark";
 });
+for (const button of document.querySelectorAll(".copy")) {
+  button.addEventListener("click", async () => {
+    const text = button.previousElementSibling.textContent;
+    try { await navigator.clipboard.writeText(text); } catch {
+      getSelection().selectAllChildren(button.previousElementSibling);
+      document.execCommand("copy");
+    }
+    button.textContent = "Copied";
+  });
+}
 const asked = new URLSearchParams(location.search).get("theme");
 if (asked === "light" || asked === "dark") document.documentElement.dataset.theme = asked;
 

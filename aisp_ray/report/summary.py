@@ -1,11 +1,10 @@
-"""The table of an evaluation: one typed record per method and dataset, and its text, Markdown, LaTeX and CSV forms."""
+"""The numbers of an evaluation's table: one typed record per method and dataset."""
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -14,13 +13,9 @@ from aisp_ray.metrics.base import Estimate, TextMetric, estimates
 from aisp_ray.metrics.diversity import Diversity
 from aisp_ray.metrics.length import Length
 from aisp_ray.metrics.paired import Paired, paired
-from aisp_ray.report.formats import format_table
-from aisp_ray.report.rows import read_rows
 
 if TYPE_CHECKING:
     import pyarrow as pa
-
-__all__ = ["DEFAULT_METRICS", "MethodSummary", "format_table", "read_rows", "summary_json", "summary_table"]
 
 DEFAULT_METRICS: Mapping[str, TextMetric] = {
     "diversity": Diversity(),
@@ -67,7 +62,8 @@ def summary_table(
     """
     records: list[MethodSummary] = []
     for dataset, columns in by_dataset(rows).items():
-        records += _dataset_records(columns, dataset, baseline, seed, metrics)
+        measures = measure_columns(columns, metrics)
+        records += summarise(dataset, columns, Grid(columns), measures, (baseline, seed))
     return records
 
 
@@ -82,23 +78,27 @@ def by_dataset(rows: pa.Table) -> dict[str, dict[str, list]]:
     return parts
 
 
-def _dataset_records(
-    columns: dict[str, list], dataset: str, baseline: str, seed: int, metrics: Mapping[str, TextMetric]
+def summarise(
+    dataset: str,
+    columns: Mapping[str, Sequence],
+    grid: Grid,
+    measures: Mapping[str, np.ndarray],
+    against: tuple[str, int],
 ) -> list[MethodSummary]:
+    """The records of one dataset. measures: of `measure_columns`; against: the baseline and the bootstrap's seed."""
+    baseline, seed = against
     base = find_baseline(columns, baseline)
-    labels = sorted(dict.fromkeys(columns["label"]), key=lambda label: label != base)
-    measures = measure_columns(columns, metrics)
-    grid = Grid(columns)
+    labels = sorted(grid.labels, key=lambda label: label != base)
     means = [grid.per_prompt(label, values) for values in measures.values() for label in labels]
     flat = iter(estimates(np.stack(means, axis=1), seed))
     found = {name: {label: next(flat) for label in labels} for name in measures}
     judges = [name for name in measures if name.startswith(JUDGE)]
     records = []
     for label in labels:
-        against = {}
+        pairs = {}
         if base is not None and label != base:
             names = ("reward", *judges)
-            against = {name: paired(grid.differences(label, base, measures[name]), seed) for name in names}
+            pairs = {name: paired(grid.differences(label, base, measures[name]), seed) for name in names}
         records.append(
             MethodSummary(
                 method=label,
@@ -106,10 +106,10 @@ def _dataset_records(
                 num_prompts=found["reward"][label].count,
                 reward=found["reward"][label],
                 baseline=base or baseline,
-                paired=against.pop("reward", None),
-                metrics={name: found[name][label] for name in metrics},
+                paired=pairs.pop("reward", None),
+                metrics={name: found[name][label] for name in measures if name != "reward" and name not in judges},
                 judges={name.removeprefix(JUDGE): found[name][label] for name in judges},
-                judges_paired={name.removeprefix(JUDGE): pair for name, pair in against.items()},
+                judges_paired={name.removeprefix(JUDGE): pair for name, pair in pairs.items()},
                 **ledger(columns, grid.rows(label)),
             )
         )
@@ -138,7 +138,7 @@ def find_baseline(columns: Mapping[str, Sequence], baseline: str) -> str | None:
 def measure_columns(columns: Mapping[str, Sequence], metrics: Mapping[str, TextMetric]) -> dict[str, np.ndarray]:
     """Per-row measures, float64 [rows] each: `reward`, the text metrics by name, and `JUDGE + name`; NaN where null."""
     ok = np.array([status == "ok" for status in columns["status"]])
-    measures = {"reward": _floats(columns["reward"])}
+    measures = {"reward": floats(columns["reward"])}
     for name, metric in metrics.items():
         measures[name] = np.asarray(metric.compute(columns["prompt"], columns["response"]), dtype=np.float64)
     judged = [
@@ -146,7 +146,7 @@ def measure_columns(columns: Mapping[str, Sequence], metrics: Mapping[str, TextM
         for names, rewards in zip(columns["judge_names"], columns["judge_rewards"], strict=True)
     ]
     for name in dict.fromkeys(name for row in judged for name in row):
-        measures[f"{JUDGE}{name}"] = _floats([row.get(name) for row in judged])
+        measures[f"{JUDGE}{name}"] = floats([row.get(name) for row in judged])
     return {name: np.where(ok & np.isfinite(values), values, math.nan) for name, values in measures.items()}
 
 
@@ -195,7 +195,8 @@ def mean_over_seeds(cells: np.ndarray) -> np.ndarray:
     return np.where(count > 0, np.where(present, cells, 0.0).sum(1) / np.maximum(count, 1), math.nan)
 
 
-def _floats(values: Sequence) -> np.ndarray:
+def floats(values: Sequence) -> np.ndarray:
+    """float64 [values], NaN for None."""
     return np.array([math.nan if value is None else value for value in values], dtype=np.float64)
 
 
@@ -204,16 +205,42 @@ def _mean(values: Sequence) -> float:
     return math.fsum(present) / len(present) if present else math.nan
 
 
+def flat(record: MethodSummary) -> dict[str, Any]:
+    """Every value of a record by the name of its CSV column; what is unknown is None."""
+    values: dict[str, Any] = {
+        name: getattr(record, name)
+        for name in ("dataset", "method", "num_prompts", "num_rows", "num_errors", "num_seeds")
+    }
+    values |= _ends("reward", record.reward) | {"baseline": record.baseline} | _pair("", record.paired)
+    values |= {name: getattr(record, name) for name in _LEDGER}
+    for name, value in record.metrics.items():
+        values |= _ends(name, value)
+    for name, value in record.judges.items():
+        values |= _ends(f"judge_{name}", value) | _pair(f"judge_{name}_", record.judges_paired.get(name))
+    return {
+        name: None if isinstance(value, float) and not math.isfinite(value) else value for name, value in values.items()
+    }
+
+
+def _ends(name: str, value: Estimate | None) -> dict[str, Any]:
+    ends = {"": "mean", "_low": "low", "_high": "high", "_count": "count"}
+    return {name + end: getattr(value, field, None) for end, field in ends.items()}
+
+
+def _pair(prefix: str, pair: Paired | None) -> dict[str, Any]:
+    """The paired columns; wins are not counted where no prompt is shared."""
+    known = pair if pair is not None and pair.difference.count else None
+    wins = {prefix + name: getattr(known, name, None) for name in ("wins", "ties", "losses", "win_rate")}
+    return _ends(f"{prefix}difference", pair.difference if pair is not None else None) | wins
+
+
 def summary_json(records: Sequence[MethodSummary]) -> list[dict[str, Any]]:
     """The records as JSON values: NaN is null."""
+    return [plain(asdict(record)) for record in records]
 
-    def plain(value: Any) -> Any:
-        if isinstance(value, float):
-            return value if math.isfinite(value) else None
-        if isinstance(value, Mapping):
-            return {key: plain(inner) for key, inner in value.items()}
-        if hasattr(value, "__dataclass_fields__"):
-            return {name: plain(getattr(value, name)) for name in value.__dataclass_fields__}
-        return value
 
-    return json.loads(json.dumps([plain(record) for record in records]))
+def plain(value: Any) -> Any:
+    """A value as JSON takes it: NaN is None."""
+    if isinstance(value, Mapping):
+        return {key: plain(inner) for key, inner in value.items()}
+    return None if isinstance(value, float) and not math.isfinite(value) else value

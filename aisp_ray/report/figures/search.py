@@ -1,7 +1,5 @@
-"""What was tried, as pictures: the objective and the paired gain over each searched key, heat maps where two keys make
-a grid, and how the best setting was come by.
-
-Drawn from `trials.parquet` alone, so that they can be drawn again from any output. matplotlib is imported when one is.
+"""The figures of a search of settings: objective and paired gain over each searched key, heat maps where two keys make
+a grid, and the trials in order. Drawn from `trials.parquet` alone.
 """
 
 from __future__ import annotations
@@ -9,16 +7,18 @@ from __future__ import annotations
 import itertools
 import json
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from aisp_ray.report.figures import COLOURS, GRID, blank, draw_point, finish
+import pyarrow as pa
+
+from aisp_ray.report.figures.draw import COLOURS, GRID, Panel, draw_point, finish, name_ticks
+from aisp_ray.report.searches import Search
 from aisp_ray.tune.table import choosable
 
 if TYPE_CHECKING:
-    import pyarrow as pa
     from matplotlib.axes import Axes
-    from matplotlib.figure import Figure
 
 _MOST_CELLS = 144  # of a heat map
 _MOST_LINES = 8  # with a colour and a name each
@@ -31,8 +31,6 @@ VALUE, GAIN = "value", "gain"  # what a panel shows
 
 def read_trials(table: pa.Table) -> list[Row]:
     """The rows of `trials.parquet` that have a value, the preset first; values of keys that are no numbers decoded."""
-    import pyarrow as pa
-
     texts = [field.name for field in table.schema if field.name.startswith("key.") and pa.types.is_string(field.type)]
     rows = [row for row in table.to_pylist() if row["value"] is not None]
     return [row | {name: json.loads(row[name]) for name in texts if row[name] is not None} for row in rows]
@@ -62,95 +60,56 @@ def _is_number(value: Any) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool)
 
 
-# ---------------------------------------------------------------- the pictures
+GAINS = (
+    "Paired gain over the preset, on the prompts that a setting saw, with its 95 % interval. A setting whose bar stays "
+    "above zero did better than the preset on the tuning prompts. Lines join settings that differ in nothing else "
+    "(several lines are set a little apart); faint dots were stopped early."
+)
+VALUES = (
+    "The objective itself, with its 95 % interval over prompts; grey the preset. These intervals hold what prompts "
+    "differ by, so settings are told apart by the gains, not here."
+)
+GRIDS = {
+    VALUE: "The objective over two keys, with half of the 95 % interval. Empty cells were stopped early or not tried.",
+    GAIN: "The paired gain over two keys, with half of the 95 % interval; blue is better than the preset.",
+}
+PROGRESS = "Trials in the order in which they were proposed. A long flat line means more trials are unlikely to help."
 
 
-def draw_values(rows: Sequence[Row]) -> Figure | None:
-    """The objective over each searched key."""
-    return _draw_keys(rows, VALUE)
+def panels(rows: Sequence[Row], sweep: bool = False) -> Iterator[Panel]:
+    """All of a search. rows: of `read_trials`; sweep: their order is that of a list."""
+    keys = searched_keys(rows)
+    for what, caption in ((GAIN, GAINS), (VALUE, VALUES)):
+        if any(row[what] is not None for row in rows[1:]):
+            for key in keys:
+                yield Panel(f"{what}_{key.removeprefix('key.')}", caption, partial(draw_key, rows, key, what))
+    pair = grid_keys(rows, keys)
+    for what, caption in GRIDS.items() if pair is not None else ():
+        assert pair is not None
+        wide = len(levels(on_grid(rows, pair), pair[0])) > 4
+        yield Panel(f"{what}_grid", caption, partial(draw_heat, rows, pair, what), (6.4 if wide else 4.8, 4.4))
+    if len(rows) >= 5 and choosable(rows) and not sweep:
+        yield Panel("progress", PROGRESS, partial(draw_progress, rows), (6.4, 3.7))
 
 
-def draw_gains(rows: Sequence[Row]) -> Figure | None:
-    """The paired gain over the preset, over each searched key."""
-    return _draw_keys(rows, GAIN)
-
-
-def draw_grid(rows: Sequence[Row]) -> Figure | None:
-    """Heat maps of the objective and of the gain; None unless two keys make a grid."""
-    pair = grid_keys(rows, searched_keys(rows))
-    if pair is None:
-        return None
-    wide = len(levels(on_grid(rows, pair), pair[0])) > 4
-    figure, axes = blank(2, width=6.4 if wide else 4.8, height=4.4)
-    for axis, what in zip(axes, (VALUE, GAIN), strict=True):
-        draw_heat(figure, axis, rows, pair, what)
-    return figure
-
-
-def draw_progress(rows: Sequence[Row]) -> Figure | None:
-    """Trials in the order in which they were proposed, and the best complete one so far; None for a few."""
-    complete = [row for row in rows if row["state"] == "complete"]
-    if len(rows) < 5 or not choosable(rows):
-        return None
-    figure, (axis,) = blank(width=7.2)
+def draw_progress(rows: Sequence[Row], axis: Axes) -> None:
+    """Trials in the order in which they were proposed, and the best complete one so far."""
     stopped = [row for row in rows if row["state"] == "stopped"]
     _faint(axis, [row["trial"] for row in stopped], [row["value"] for row in stopped])
-    for row in complete:
-        draw_point(axis, (row["trial"], None), (row["value"], _span(row, VALUE)), "o", {"color": COLOURS[1]})
+    for row in rows:
+        if row["state"] == "complete":
+            draw_point(axis, (row["trial"], None), (row["value"], _span(row, VALUE)), "o", {"color": COLOURS[1]})
     known = choosable(rows)
     best = [max(row["value"] for row in known[: i + 1]) for i in range(len(known))]
     steps = [row["trial"] for row in known] + [max(row["trial"] for row in rows)]
     axis.step(steps, [*best, best[-1]], where="post", color=COLOURS[2], linewidth=1.4, label="best so far")
-    finish(axis, "trial (0 is the preset)", _text(rows[0]["objective"]))
-    return figure
-
-
-PICTURES: Mapping[str, tuple[str, Callable[[Sequence[Row]], Any]]] = {
-    "gains": (
-        "Paired gain over the preset, on the prompts that a setting saw, with its 95 % interval. A setting whose bar "
-        "stays above zero did better than the preset on the tuning prompts. Lines join settings that differ in "
-        "nothing else (several lines are set a little apart); faint dots were stopped early.",
-        draw_gains,
-    ),
-    "values": (
-        "The objective itself, with its 95 % interval over prompts; grey the preset. These intervals hold what "
-        "prompts differ by, so settings are told apart by the gains, not here.",
-        draw_values,
-    ),
-    "grid": (
-        "Both over two keys: mean, and gain over the preset, with half of the 95 % interval; blue is better "
-        "than the preset. Empty cells were stopped early or not tried.",
-        draw_grid,
-    ),
-    "progress": (
-        "Trials in the order of proposal. Whether the search had come to rest: has the line been flat for long?",
-        draw_progress,
-    ),
-}  # name -> (what a reader should see, how it is drawn)
-
-
-def _panels(count: int) -> tuple[Figure, list[Axes]]:
-    columns = min(3, count)
-    figure, axes = blank(columns, math.ceil(count / columns), width=(6.4, 5.4, 4.8)[columns - 1])
-    for axis in axes[count:]:
-        axis.set_axis_off()
-    return figure, axes
-
-
-def _draw_keys(rows: Sequence[Row], what: str) -> Figure | None:
-    keys = searched_keys(rows)
-    if not keys or all(row[what] is None for row in rows[1:]):
-        return None
-    figure, axes = _panels(len(keys))
-    for axis, key in zip(axes, keys, strict=False):
-        draw_key(axis, rows, key, what)
-    return figure
+    finish(axis, "trial (0 is the preset)", rows[0]["objective"], whole=True)
 
 
 # ---------------------------------------------------------------- one key
 
 
-def draw_key(axis: Axes, rows: Sequence[Row], key: str, what: str) -> None:
+def draw_key(rows: Sequence[Row], key: str, what: str, axis: Axes) -> None:
     """Complete trials with their interval, joined where they differ in this key alone; stopped ones as faint dots."""
     shown = comparable(rows, key)
     at = _places(axis, shown, key)
@@ -174,9 +133,9 @@ def draw_key(axis: Axes, rows: Sequence[Row], key: str, what: str) -> None:
         for x, row in points:
             draw_point(axis, (x, None), (row[what], _span(row, what)), "o", look)
         if len(points) > 1:
-            name = {"label": _text(rest)} if len(joined) > 1 and not many else {}
+            name = {"label": rest} if len(joined) > 1 and not many else {}
             axis.plot([x for x, _ in points], [row[what] for _, row in points], linewidth=1.4, **look, **name)
-    finish(axis, _text(key.removeprefix("key.")), _axis_name(rows, what), legend=len(joined) < 2 or many)
+    finish(axis, key.removeprefix("key."), _axis_name(rows, what), legend=len(joined) < 2 or many)
     if len(joined) > 1 and not many:
         axis.legend(frameon=False, fontsize="small", loc="upper left", bbox_to_anchor=(1, 1))
 
@@ -210,19 +169,19 @@ def _places(axis: Axes, rows: Sequence[Row], key: str) -> dict[str, float]:
     So do numbers of a list that crowd at one end (0, 0.9, 0.99, 0.999).
     """
     values = levels(rows, key)
-    texts = [_text(_plain(value)) for value in values]
+    texts = [_plain(value) for value in values]
     numbers = all(_is_number(value) for value in values)
     listed = numbers and len(values) <= _MOST_TICKS and all(float(f"{value:.4g}") == value for value in values)
     wide = numbers and values[0] > 0 and values[-1] / values[0] > 8
     gaps = [b - a for a, b in itertools.pairwise(values)] if numbers else []
     if not numbers or (listed and not wide and max(gaps, default=0) > _CROWDED * min(gaps, default=1)):
-        axis.set_xticks(range(len(values)), texts)
+        name_ticks(axis, range(len(values)), texts)
         axis.margins(x=0.15 if len(values) < 4 else 0.05)
         return {_name(value): float(i) for i, value in enumerate(values)}
     if wide:
         axis.set_xscale("log")
     if wide and listed:
-        axis.set_xticks(values, texts)
+        name_ticks(axis, values, texts)
         axis.minorticks_off()
     return {_name(value): float(value) for value in values}
 
@@ -245,17 +204,12 @@ def _span(row: Row, what: str) -> tuple[float, float] | None:
 
 
 def _axis_name(rows: Sequence[Row], what: str) -> str:
-    objective = _text(rows[0]["objective"])
+    objective = rows[0]["objective"]
     return objective if what == VALUE else f"gain in {objective} over the preset"
 
 
 def _plain(value: Any) -> str:
     return f"{value:g}" if isinstance(value, float) else str(value)
-
-
-def _text(text: str) -> str:
-    """The text as matplotlib shows it: a dollar is a dollar."""
-    return text.replace("$", r"\$")
 
 
 # ---------------------------------------------------------------- two keys
@@ -279,7 +233,7 @@ def on_grid(rows: Sequence[Row], pair: tuple[str, str]) -> list[Row]:
     ] + tried
 
 
-def draw_heat(figure: Figure, axis: Axes, rows: Sequence[Row], pair: tuple[str, str], what: str) -> None:
+def draw_heat(rows: Sequence[Row], pair: tuple[str, str], what: str, axis: Axes) -> None:
     """A heat map with the mean, and half of its interval, in each cell; empty where nothing was measured."""
     import numpy as np
 
@@ -302,8 +256,14 @@ def draw_heat(figure: Figure, axis: Axes, rows: Sequence[Row], pair: tuple[str, 
             text = f"{mean:{'+' if what == GAIN else ''}z.2f}"
             text += f"\n±{halves[y, x]:.2f}" if math.isfinite(halves[y, x]) else ""
             axis.text(x, y, text, ha="center", va="center", color=ink, fontsize="small")
-    axis.set_xticks(range(len(xs)), [_text(_plain(x)) for x in xs])
-    axis.set_yticks(range(len(ys)), [_text(_plain(y)) for y in ys])
+    name_ticks(axis, range(len(xs)), [_plain(x) for x in xs])
+    name_ticks(axis, range(len(ys)), [_plain(y) for y in ys], on="y")
     axis.grid(False)
-    figure.colorbar(picture, ax=axis, label=_axis_name(rows, what))
-    finish(axis, _text(pair[0].removeprefix("key.")), _text(pair[1].removeprefix("key.")), legend=False)
+    axis.figure.colorbar(picture, ax=axis, label=_axis_name(rows, what))
+    finish(axis, pair[0].removeprefix("key."), pair[1].removeprefix("key."), legend=False)
+
+
+def panels_of(search: Search) -> Iterator[Panel]:
+    """`panels` of a search's output."""
+    rows = read_trials(search.table) if search.table is not None else []
+    yield from panels(rows, (search.manifest.get("config") or {}).get("search") in ("grid", "one_at_a_time"))
