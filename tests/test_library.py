@@ -114,3 +114,11 @@ def test_a_mistake_is_one_sentence(arguments, text):
 def test_importing_the_package_stays_light():
     script = "import sys, aisp_ray; sys.exit(any(name in sys.modules for name in ('torch', 'ray', 'transformers')))"
     assert subprocess.run([sys.executable, "-c", script], cwd=Path(__file__).parent.parent).returncode == 0
+
+
+def test_a_budget_is_the_number_of_responses_of_any_method():
+    for method in ("best_of_n", "aisp"):
+        found = best_responses("demo:policy", PROMPTS[:1], most_words, method=method, budget=6, **SMALL)
+        assert found[0].cost["num_samples"] == 6
+    with pytest.raises(ValueError, match="no multiple"):
+        best_responses("demo:policy", PROMPTS[:1], most_words, budget=7, **SMALL)

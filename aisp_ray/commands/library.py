@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any, TypeVar, overload
 from aisp_ray import config
 from aisp_ray.driver import Driver
 from aisp_ray.ledger import Outcome, Task, row_of
-from aisp_ray.methods.base import Method
+from aisp_ray.methods.base import Method, fit_budgets
 from aisp_ray.results import ROW_SCHEMA
 from aisp_ray.rewards.base import RewardSpec
 from aisp_ray.types import Prompt
@@ -91,6 +91,7 @@ def best_responses(  # noqa: PLR0913 one call for a notebook: every argument but
     reward: str | RewardSpec | RewardFunction,
     *,
     method: str | Method = "aisp",
+    budget: int | str | None = None,
     seed: int = 0,
     tokenizer: Any = None,
     policy: Mapping[str, Any] | None = None,
@@ -105,6 +106,7 @@ def best_responses(  # noqa: PLR0913 one call for a notebook: every argument but
     reward: a function of (prompt, responses) that returns a number per response, the name of a reward model in
         conf/reward, or its settings.
     method: a preset of conf/method, whose keys `settings` changes (n=8, kappa=4, sigma=0.5), or a method object.
+    budget: responses per prompt, by setting kappa; as in `methods.base.read_budget`. None: what the method's keys say.
     policy: settings of `policy.causal_lm.CausalLM`, such as {"max_new_tokens": 64}.
     seed: names all randomness; the same arguments give the same responses.
 
@@ -119,6 +121,7 @@ def best_responses(  # noqa: PLR0913 one call for a notebook: every argument but
         prompts,
         reward,
         method=method,
+        budget=budget,
         seed=seed,
         tokenizer=tokenizer,
         policy=policy,
@@ -134,6 +137,7 @@ async def abest_responses(  # noqa: PLR0913 as `best_responses`
     reward: str | RewardSpec | RewardFunction,
     *,
     method: str | Method = "aisp",
+    budget: int | str | None = None,
     seed: int = 0,
     tokenizer: Any = None,
     policy: Mapping[str, Any] | None = None,
@@ -141,7 +145,7 @@ async def abest_responses(  # noqa: PLR0913 as `best_responses`
     **settings: Any,
 ) -> BestResponses:
     """`best_responses` for code that is asynchronous itself."""
-    name, chosen = _method(method, settings)
+    name, chosen = _method(method, settings, budget, (policy or {}).get("max_new_tokens", 128))
     asked = _prompts(prompts)
     source, scorer = await asyncio.to_thread(_models, (model, tokenizer), reward, policy or {})
     driver = Driver(source, scorer, {}, seed, _IN_FLIGHT)
@@ -180,12 +184,18 @@ def _finish(work: Coroutine[Any, Any, _T]) -> _T:
     return outcome[0]
 
 
-def _method(method: str | Method, settings: Mapping[str, Any]) -> tuple[str, Any]:
-    """The method's name and the method, with the settings that the call gives."""
-    if not isinstance(method, str):
-        changed: Any = method
-        return type(method).__name__.lower(), dataclasses.replace(changed, **settings)
-    return method, config.build({**config.read_choice("method", method), **settings}, f"method.{method}")
+def _method(
+    method: str | Method, settings: Mapping[str, Any], budget: int | str | None, max_new_tokens: int
+) -> tuple[str, Any]:
+    """The method's name and the method, with the settings and the budget that the call gives."""
+    chosen: Any = method
+    if isinstance(method, str):
+        name = method
+        chosen = config.build({**config.read_choice("method", method), **settings}, f"method.{method}")
+    else:
+        name = type(method).__name__.lower()
+        chosen = dataclasses.replace(chosen, **settings)
+    return name, fit_budgets({name: chosen}, budget, max_new_tokens)[name]
 
 
 def _prompts(prompts: Iterable[Any]) -> list[Prompt]:
@@ -258,7 +268,11 @@ def _result(outcome: Outcome, identity: Mapping[str, Any]) -> BestResponse:
 @contextlib.contextmanager
 def _bar(total: int, wanted: bool) -> Iterator[Callable[[], Any]]:
     """A progress bar over prompts; nothing where it is not wanted."""
-    from tqdm.auto import tqdm
+    import warnings
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # a notebook without ipywidgets: the bar is then one of text
+        from tqdm.auto import tqdm
 
     with tqdm(total=total, unit="prompt", disable=not wanted) as bar:
         yield bar.update
