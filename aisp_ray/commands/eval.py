@@ -38,6 +38,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         plan = make_plan(composed)
         unequal, report = (config.convert(composed.top[key], bool, key) for key in ("allow_unequal_budgets", "report"))
         problems = check(plan, unequal, composed.top["budget"])
+        steps = first_steps(plan, composed)
+        if not flags["dry_run"]:
+            problems += [f"method.{name} first needs: {step}" for name, step in steps]
         if problems:
             raise ConfigError("\n".join(problems))
         plan = pin(plan)
@@ -45,7 +48,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         for line in str(error).split("\n"):
             print(f"error: {line}", file=sys.stderr)
         return 2
-    return dry_run(plan) if flags["dry_run"] else evaluate(plan, composed.top["baseline"], report)
+    return dry_run(plan, steps) if flags["dry_run"] else evaluate(plan, composed.top["baseline"], report)
 
 
 def read_command(words: Sequence[str]) -> tuple[dict[str, bool], Composed]:
@@ -155,6 +158,14 @@ def check(plan: Plan, allow_unequal: bool, budget: Any = None) -> list[str]:
     return found
 
 
+def first_steps(plan: Plan, composed: Composed) -> list[tuple[str, str]]:
+    """What must be run before: the name of a method, and the whole command."""
+    choices = {group: next(iter(composed.groups[group])) for group in ("policy", "reward", "data")}
+    if any(field.name == "split" for field in dataclasses.fields(plan.data)):
+        choices["data.split"] = "train"
+    return [(name, step) for name, method in plan.methods.items() for step in method.first_steps(choices)]
+
+
 def too_long(methods: Mapping[str, Method], policy: Any) -> list[str]:
     """A sentence for each method that asks for longer responses than the policy gives."""
     most = getattr(policy, "max_new_tokens", None)
@@ -188,12 +199,14 @@ def pin(plan: Plan) -> Plan:
     return dataclasses.replace(plan, policy=policy, reward=reward, data=data, judges=judges, fingerprint=fingerprint)
 
 
-def dry_run(plan: Plan) -> int:
-    """Say what would run and what it would cost; check the cluster against what is asked."""
+def dry_run(plan: Plan, steps: Sequence[tuple[str, str]] = ()) -> int:
+    """Say what would run, what must be run before, and what it would cost; check the cluster against what is asked."""
     from aisp_ray.files import inside
     from aisp_ray.pipeline import preflight
 
     prompts = "all prompts" if plan.limit is None else f"{plan.limit} prompts"
+    for name, step in steps:
+        print(f"first, for {name}: {step}")
     print(f"would run {', '.join(plan.methods)} on {prompts} of {type(plan.data).__name__}, seed {plan.seed}")
     for name, method in plan.methods.items():
         total = "" if plan.limit is None else f", {method.num_samples * plan.limit:,} in all"

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from aisp_ray.controls.weight_log import MeanSource
 
 PENALTIES = ("fisher", "kl", "l2", "none")
+FISHERS = ("reference", "prefixes", "on_policy")
 CHUNK_ELEMENTS = 2**24  # logits held at a time in float32, 64 MiB
 
 Head = Callable[["Tensor"], "Tensor"]
@@ -25,7 +26,7 @@ Head = Callable[["Tensor"], "Tensor"]
 
 @dataclass(frozen=True, slots=True)
 class ScoreEntry:
-    """One round: the responses drawn under the mean before it, and how much better each was than the others."""
+    """One iteration: the responses drawn under the mean before it, and how much better each was than the others."""
 
     token_ids: tuple[tuple[int, ...], ...]  # [K] responses
     advantages: tuple[float, ...]  # [K] reward units
@@ -35,7 +36,8 @@ class ScoreEntry:
 class ScoreLog:
     """U as the log of its steps, u_t <- u_t + step_size * (g_t - strength * penalty_t); a `controls.MeanSpec`.
 
-    The reference prefixes of the penalty are the first entry's responses, which were drawn at U = 0.
+    The reference prefixes of the penalty are the first entry's responses, which were drawn at U = 0; with `fisher` of
+    "prefixes" or "on_policy" they are the last entry's, and "on_policy" also takes the Fisher matrix at U, not at 0.
     """
 
     entries: tuple[ScoreEntry, ...] = ()
@@ -43,6 +45,7 @@ class ScoreLog:
     strength: float = 1.0
     penalty: str = "fisher"
     temperature: float = 1.0
+    fisher: str = "reference"
 
     def fold(self, source: MeanSource, horizon: int) -> Tensor:
         import torch
@@ -68,7 +71,7 @@ class ScoreLog:
         entry = self.entries[-1]
         drawn = _Responses.of(entry.token_ids, source, horizon)
         reference = drawn
-        if len(self.entries) > 1 and self.penalty in ("fisher", "kl"):
+        if len(self.entries) > 1 and self.penalty in ("fisher", "kl") and self.fisher == "reference":
             reference = _Responses.of(self.entries[0].token_ids, source, horizon)
         advantages = torch.tensor(entry.advantages, device=source.device)
         moved = mean.clone()
@@ -84,8 +87,10 @@ class ScoreLog:
     def _penalty(self, head: Head, u: Tensor, reference: _Responses) -> Tensor:
         if self.penalty == "l2":
             return u
-        product = fisher_product if self.penalty == "fisher" else kl_gradient
-        return product(head, u, reference, self.temperature)
+        if self.penalty == "kl":
+            return kl_gradient(head, u, reference, self.temperature)
+        at = u if self.fisher == "on_policy" else None
+        return fisher_product(head, u, reference, self.temperature, at)
 
 
 @dataclass(frozen=True, slots=True)
@@ -129,15 +134,18 @@ def reward_gradient(head: Head, u: Tensor, drawn: _Responses, advantages: Tensor
         return torch.autograd.grad(objective, u)[0]
 
 
-def fisher_product(head: Head, u: Tensor, reference: _Responses, temperature: float) -> Tensor:
-    """F_t u_t with F_t the mean over live reference prefixes of J^T (diag(p) - p p^T) J at u = 0. [t, d].
+def fisher_product(
+    head: Head, u: Tensor, reference: _Responses, temperature: float, at: Tensor | None = None
+) -> Tensor:
+    """F_t u_t with F_t the mean over live reference prefixes of J^T (diag(p) - p p^T) J. [t, d].
 
-    J is the Jacobian of the logits over temperature (W for a linear head), p the base probabilities.
+    J is the Jacobian of the logits over temperature (W for a linear head), p the probabilities, both of the base policy
+    or, with `at` [t, d], of the one whose pre-logits are moved by it.
     """
     import torch
 
     logits_of = lambda z: head(z) / temperature  # noqa: E731
-    z = reference.hidden.detach()
+    z = reference.hidden.detach() if at is None else (reference.hidden + at).detach()
     with torch.enable_grad():
         logits, v = torch.autograd.functional.jvp(logits_of, z, u.expand_as(z).contiguous())  # [S, t, V]
         p = logits.softmax(-1)

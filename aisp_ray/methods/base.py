@@ -80,6 +80,10 @@ class Method:
         """What is wrong with the settings and can be known before anything loads, a sentence each."""
         return []
 
+    def first_steps(self, choices: Mapping[str, str]) -> list[str]:
+        """Whole commands that must be run before the method can. choices: the names of policy, reward and data."""
+        return []
+
     def remarks(self, max_new_tokens: int) -> list[str]:
         """What a reader should know about these settings under a policy's limit, a sentence each."""
         length = min(self.max_new_tokens or max_new_tokens, max_new_tokens)

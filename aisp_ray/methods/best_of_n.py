@@ -1,8 +1,8 @@
 """Best-of-n: draw n * kappa responses from the policy itself and keep one.
 
-The papers' baseline draws at temperature 1 and top-p 0.95 and keeps the highest reward; an untuned temperature makes
-it a strawman, so the presets hold a tuned one too. Draws go out `n` at a time, so that its traces line up with those
-of iterative methods. Two other ways to select from the same pool:
+The default samples at temperature 1 and top-p 0.95 and keeps the highest reward. An untuned temperature makes it a
+strawman, so the presets hold a tuned one too, and those of published code. Draws go out `n` at a time, so that its
+traces line up with those of iterative methods. Two other ways to select from the same pool:
 
 - soft: response i with probability proportional to exp(r_i / beta) (Verdun et al., 2025, "Soft Best-of-n"), drawn by
   the Gumbel-max trick with named Gumbel noise, so that no pool has to be carried;

@@ -11,6 +11,7 @@ decode, the paper's own use, is n=1, kappa=1, temperature=0.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -56,12 +57,12 @@ class ReControl(Iterative):
         check_horizon(self.horizon)
         require(self.shared_by >= 1, f"shared_by is {self.shared_by}; give the number of prompts, at least 1")
 
-    def check(self) -> list[str]:
-        """Whether the value function is there."""
+    def first_steps(self, choices: Mapping[str, str]) -> list[str]:
+        """How to train the value function, unless it is there."""
         if self.value.startswith("demo:") or Path(self.value).expanduser().is_file():
             return []
-        fix = f"train it first: python jobs/train_value.py policy=... reward=... data=... out={self.value}"
-        return [f"method.re_control value={self.value}: there is no such file; {fix}"]
+        models = " ".join(f"{group}={name}" for group, name in choices.items())
+        return [f"python jobs/train_value.py {models} limit=1000 out={self.value}"]
 
     def init(self, prompt: Prompt, seed: int) -> ReControlState:
         """The cost is read from the value function's file, NaN where it is not on this machine."""

@@ -113,11 +113,18 @@ def test_the_fisher_product_is_the_explicit_matrix_and_the_curvature_of_the_kl(c
         )
 
 
-@pytest.mark.parametrize("penalty", ["fisher", "kl", "l2", "none"])
-def test_the_loop_is_the_papers(penalty):
+@pytest.mark.parametrize(
+    ("penalty", "fisher"),
+    [
+        *((penalty, "reference") for penalty in ("fisher", "kl", "l2", "none")),
+        ("fisher", "prefixes"),
+        ("fisher", "on_policy"),
+    ],
+)
+def test_the_loop_is_the_papers(penalty, fisher):
     """Ten lines of it: sample, leave-one-out, gradient, frozen reference, step; explicit matrices, no chunks."""
     policy = ToyPolicy(max_new_tokens=3, seed=5)
-    method = Misvo(n=6, kappa=3, step_size=0.2, strength=0.5, penalty=penalty, horizon=3)
+    method = Misvo(n=6, kappa=3, step_size=0.2, strength=0.5, penalty=penalty, fisher=fisher, horizon=3)
     state, history = drive(method, policy, reward)
     u = torch.zeros(3, DIM)
     first = [item.token_ids for item in history[0][1].items]
@@ -129,11 +136,13 @@ def test_the_loop_is_the_papers(penalty):
                 p = policy.head(policy.prelogit(item.token_ids[:t]) + u[t]).softmax(-1)
                 step[t] += a / 6 * policy.weight.T @ (torch.eye(5)[y] - p)
         for t in range(3):
-            alive = [ids for ids in first if t < len(ids)]
+            last = [item.token_ids for item in rollouts.items]
+            alive = [ids for ids in (first if fisher == "reference" else last) if t < len(ids)]
             for ids in alive:
                 z = policy.prelogit(ids[:t])
                 p, q = policy.head(z).softmax(-1), policy.head(z + u[t]).softmax(-1)
-                F = policy.weight.T @ (torch.diag(p) - torch.outer(p, p)) @ policy.weight
+                own = q if fisher == "on_policy" else p
+                F = policy.weight.T @ (torch.diag(own) - torch.outer(own, own)) @ policy.weight
                 gap = q.log() - p.log()
                 kl = policy.weight.T @ (q * (gap - (q * gap).sum()))
                 step[t] -= 0.5 / len(alive) * {"fisher": F @ u[t], "kl": kl, "l2": u[t], "none": 0 * u[t]}[penalty]
