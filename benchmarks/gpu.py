@@ -30,8 +30,8 @@ import transformers
 from aisp_ray.controls.laws import OpenLoop
 from aisp_ray.controls.weight_log import WeightEntry, WeightLog
 from aisp_ray.engine.base import RolloutRequest, StopRules
-from aisp_ray.engine.fast import FastEngine
 from aisp_ray.engine.memory import give_back
+from aisp_ray.engine.scheduler import FastEngine
 from aisp_ray.types import Proposal, Sampling
 
 NUM_SAMPLES = 16
@@ -155,7 +155,7 @@ def measure(model: Any, shape: Shape, method: str, device: str) -> dict[str, Any
     synchronise(device)
     seconds = time.perf_counter() - started
     peak = torch.cuda.max_memory_allocated() / 2**30 if device == "cuda" else None
-    captured = all(capture.enabled for capture in engine._captures.values())
+    captured = all(capture.enabled for capture in engine.slots.captures.values())
     return {"tokens_per_second": tokens / seconds, "seconds": seconds, "peak_gib": peak, "captured": captured}
 
 
@@ -174,7 +174,7 @@ def roofline(model: Any, shape: Shape, engine_layouts: list[Any], speed: tuple[f
 def lines_of(name: str, args: argparse.Namespace) -> list[dict[str, Any]]:
     give_back(torch.device(args.device))  # what the model before held
     model = build((CONFIGS | {"tiny": tiny})[name](), args.device)
-    layouts = FastEngine(model, 1, max_new_tokens=1, stack=16)._layouts
+    layouts = FastEngine(model, 1, max_new_tokens=1, stack=16).slots.layouts
     found = []
     for rows in args.rows:
         shape = Shape(rows, args.prompt, args.tokens)

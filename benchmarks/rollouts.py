@@ -29,9 +29,9 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from aisp_ray.controls.laws import OpenLoop
 from aisp_ray.controls.weight_log import WeightEntry, WeightLog
-from aisp_ray.engine._source import Source
 from aisp_ray.engine.base import RolloutRequest, StopRules
-from aisp_ray.engine.fast import FastEngine
+from aisp_ray.engine.means import Source
+from aisp_ray.engine.scheduler import FastEngine
 from aisp_ray.lm.head import Head
 from aisp_ray.types import Proposal
 from aisp_ray.weights import importance_weights
@@ -177,8 +177,8 @@ def check_memory(work: Work, engine: FastEngine) -> float:
     Raises:
         AssertionError: more is held than that.
     """
-    token_bytes = sum(layout.token_bytes for layout in engine._layouts)
-    tokens = sum(len(prompt(work, i)) for i in range(work.prompts)) + engine.slots * work.tokens
+    token_bytes = sum(layout.token_bytes for layout in engine.slots.layouts)
+    tokens = sum(len(prompt(work, i)) for i in range(work.prompts)) + engine.slots.count * work.tokens
     hidden = work.prompts * engine.head.dim * 4
     part = engine.stats()["kv_bytes"] / (tokens * token_bytes + hidden)
     assert part <= 1.0, f"keys and values take {part:.3f} of P x L + rows x T tokens"

@@ -42,6 +42,8 @@ class RolloutRequest:
 
     def check(self, decode: Decode | None) -> None:
         """Raises ValueError for what no engine can serve; decode: what the engine makes text of token ids with."""
+        if not self.prompt_ids:
+            raise ValueError("the prompt has no tokens")
         if self.stop.strings and decode is None:
             raise ValueError("stop strings need a `decode` function")
         if any(len(prefix) >= self.max_new_tokens for prefix in self.proposal.prefixes or ()):
@@ -51,7 +53,14 @@ class RolloutRequest:
 class Engine(Protocol):
     """Steps many requests at once. Not thread-safe: one thread submits and steps."""
 
-    fingerprint: dict[str, Any]  # build, dtype, slots: equal fingerprints promise equal bits
+    @property
+    def fingerprint(self) -> dict[str, Any]:
+        """Build, dtype, slots: equal fingerprints promise equal bits."""
+
+    @property
+    def longest_prompt(self) -> int | None:
+        """Tokens of the longest prompt it takes; None: any length."""
+        return None
 
     def submit(self, request: RolloutRequest) -> int:
         """Queue a request; returns its ticket. Raises ValueError for what this model cannot do."""
@@ -65,3 +74,4 @@ class Engine(Protocol):
 
     def stats(self) -> dict[str, float]:
         """Counters since the start: row_steps, useful_row_steps, prefix_hits, prefix_misses, kv_bytes ..."""
+        return {}

@@ -1,4 +1,9 @@
-"""Which engine steps a model."""
+"""Which engine steps a model, and the checks that it passes before it steps anything else.
+
+An engine's LM head is compared with the model's own logits, the fast engine's pre-logits with the model's own eager
+forward over the whole sequence. Attention that a model does differently (sinks, position biases, windows) shows as a
+difference, and the model is refused instead of being silently wrong.
+"""
 
 from __future__ import annotations
 
@@ -6,11 +11,25 @@ import logging
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from aisp_ray.engine.base import Engine
+import numpy as np
+import torch
+
+from aisp_ray.controls.laws import OpenLoop
+from aisp_ray.engine.base import Engine, RolloutRequest, StopRules
+from aisp_ray.engine.plain import ExpandedEngine, PlainEngine
+from aisp_ray.engine.scheduler import FastEngine
+from aisp_ray.lm.head import Head
+from aisp_ray.lm.shims import attention_configs, attention_named
+from aisp_ray.lm.support import UnsupportedModelError
+from aisp_ray.types import Proposal, Rollouts
 
 log = logging.getLogger(__name__)
 KINDS = ("fast", "expanded", "plain")
 LEAST_STACK = 16  # the check at load has prompts, too
+_LONGEST_WINDOW = 2048  # a longer window is not crossed: the check would take too long
+_TOKENS = 6
+# largest difference of pre-logits, as a part of their root mean square
+TOLERANCE = {torch.float32: 2e-3, torch.float16: 5e-2, torch.bfloat16: 2.5e-1}
 
 
 def build_engine(
@@ -37,16 +56,11 @@ def build_engine(
     """
     if kind not in KINDS:
         raise ValueError(f"engine {kind!r} is not known; it is one of {', '.join(KINDS)}")
-    from aisp_ray.engine.verify import verify_head
-
-    engine = None
+    engine: Any = None
     if kind == "fast":
-        stack = _stack(model, longest_prompt)
-        engine = _fast(model, slots, decode, max_new_tokens, kernels=kernels, stack=stack)
+        settings = {"stack": _stack(model, longest_prompt), "kernels": kernels}
+        engine = _fast(model, slots, decode, max_new_tokens, **settings)
     if engine is None:
-        from aisp_ray.engine.expanded import ExpandedEngine
-        from aisp_ray.engine.plain import PlainEngine
-
         engine = (PlainEngine if kind == "plain" else ExpandedEngine)(model, decode)
     verify_head(model, engine.head)
     return engine
@@ -60,15 +74,11 @@ def _stack(model: Any, longest_prompt: int | None) -> int | None:
     return max(min(longest_prompt, context), LEAST_STACK)
 
 
-def _fast(model: Any, *settings: Any, kernels: bool, **named: Any) -> Any:
+def _fast(model: Any, *settings: Any, **named: Any) -> FastEngine | None:
     """The fast engine; None, with a warning, where the model cannot share a prefix."""
-    from aisp_ray.engine.fast import FastEngine
-    from aisp_ray.engine.verify import verify_engine
-    from aisp_ray.lm.prefixes import UnsupportedModelError
-
     engine = None
     try:
-        engine = FastEngine(model, *settings, kernels=kernels, **named)
+        engine = FastEngine(model, *settings, **named)
         verify_engine(model, engine)
     except UnsupportedModelError as error:
         own, problem, engine = engine is not None and engine.fingerprint["kernels"], str(error), None
@@ -78,7 +88,100 @@ def _fast(model: Any, *settings: Any, kernels: bool, **named: Any) -> Any:
     if not own:
         log.warning("%s runs on expanded caches, slower: %s", type(model).__name__, problem)
         return None
-    engine = _fast(model, *settings, kernels=False, **named)  # it may be them
+    engine = _fast(model, *settings, **{**named, "kernels": False})  # it may be them
     if engine is not None:
         log.warning("%s runs without the engine's own kernels, slower: %s", type(model).__name__, problem)
     return engine
+
+
+def verify_engine(model: Any, engine: FastEngine | None = None) -> float:
+    """Decode a few perturbed tokens of two prompts, one of which crosses the model's smallest window.
+
+    engine: the one that is to be used, left as if new; None builds a small one.
+    Returns the largest difference found, relative to the size of the pre-logits.
+
+    Raises:
+        UnsupportedModelError: they differ by more than rounding, or the model fails on the engine's cache.
+    """
+    try:
+        worst, allowed = _largest_difference(model, engine or FastEngine(model, 4, max_new_tokens=_TOKENS, tile=4))
+    except (UnsupportedModelError, torch.OutOfMemoryError):
+        raise
+    except Exception as error:  # a model may fail in any way on a cache it was not written for
+        raise UnsupportedModelError(f"it fails on a shared prefix with {type(error).__name__}: {error}") from error
+    if not worst <= allowed:
+        raise UnsupportedModelError(
+            f"its decoded pre-logits differ from its own forward by {worst:.2g} of their size (allowed: {allowed:g})"
+        )
+    return worst
+
+
+@torch.no_grad()
+def verify_head(model: Any, head: Head) -> float:
+    """Compare the head of an engine, on the pre-logits of a short prompt, with the logits that the model gives.
+
+    Returns the largest difference, relative to the size of the logits.
+
+    Raises:
+        ValueError: they differ by more than rounding. All engines have the same head, so none can run this model.
+    """
+    ids = torch.tensor([prompt(5, head.weight.shape[0])], device=model.device)
+    found = head(model.base_model(input_ids=ids, use_cache=False).last_hidden_state[0].to(head.weight.device))
+    own = model(input_ids=ids, use_cache=False).logits[0].float().to(found.device)
+    seen = own.isfinite()  # a model may forbid tokens
+    size = own[seen].square().mean().sqrt()
+    worst = float((found[seen] - own[seen]).abs().max() / size)
+    allowed = TOLERANCE.get(head.dtype, 2.5e-1)
+    if not worst <= allowed:
+        raise ValueError(
+            f"the logits of {type(model).__name__} are not those of its LM head on its pre-logits: they differ by "
+            f"{worst:.2g} of their size (allowed: {allowed:g}); no engine can steer this model"
+        )
+    return worst
+
+
+@torch.no_grad()
+def _largest_difference(model: Any, engine: FastEngine) -> tuple[float, float]:
+    """(largest relative difference of pre-logits, what is allowed)."""
+    windows = [layout.window for layout in engine.slots.layouts if layout is not None and layout.window]
+    limit = getattr(model.config.get_text_config(decoder=True), "max_position_embeddings", 1 << 20) - _TOKENS
+    limit = min(limit, engine.longest_prompt or limit)
+    vocabulary = engine.head.weight.shape[0]
+    lengths = [5, 9]
+    if windows and min(windows) <= _LONGEST_WINDOW:
+        lengths[1] = min(min(windows) + 3, limit)
+    worst = 0.0
+    for length, rollouts in _perturbed(engine, lengths, vocabulary):
+        for item in rollouts.items:
+            ids = [*prompt(length, vocabulary), *item.token_ids[:-1]]
+            own = _eager(model, ids)[length - 1 :]
+            worst = max(worst, float(np.abs(own - item.prelogits).max() / np.sqrt(np.square(own).mean())))
+    engine.forget()
+    return worst, TOLERANCE[engine.head.dtype]
+
+
+def prompt(length: int, vocabulary: int) -> list[int]:
+    """Some token ids, the same for everyone."""
+    return [(7 * i * i + 13 * i + length) % vocabulary for i in range(length)]
+
+
+def _perturbed(engine: FastEngine, lengths: list[int], vocabulary: int) -> list[tuple[int, Rollouts]]:
+    tickets, tokens = {}, min(_TOKENS, engine.max_new_tokens)
+    for length in lengths:
+        proposal = Proposal(0, 2, OpenLoop(horizon=tokens, sigma=1.0), want=frozenset({"prelogits"}))
+        request = RolloutRequest(tuple(prompt(length, vocabulary)), length, proposal, tokens, StopRules())
+        tickets[engine.submit(request)] = length
+    found = []
+    while engine.num_pending:
+        for ticket, result in engine.step():
+            if isinstance(result, Exception):
+                raise result
+            found.append((tickets[ticket], result))
+    return found
+
+
+def _eager(model: Any, ids: list[int]) -> np.ndarray:
+    """Pre-logits of every position by the model's own eager attention, float32 [tokens, d]."""
+    with attention_named(attention_configs(model), "eager"):
+        out = model.base_model(input_ids=torch.tensor([ids], device=model.device), use_cache=False)
+    return out.last_hidden_state[0].float().cpu().numpy()

@@ -1,4 +1,4 @@
-"""The plain engine: one request at a time, every row to the end, one cache a row. The reference of every other path.
+"""The plain engine: one request at a time, every row to the end, one cache per row. The reference of every other path.
 
 The prompt is prefilled once a request and its cache copied to all rows; each step runs the body on [rows, 1] tokens,
 adds the control to the pre-logits and picks. Rows that ended run on and are not read.
@@ -6,6 +6,7 @@ adds the control to the pre-logits and picks. Rows that ended run on and are not
 
 from __future__ import annotations
 
+import copy
 import math
 import time
 from collections import deque
@@ -18,10 +19,12 @@ from torch import Tensor
 
 from aisp_ray.config import locate
 from aisp_ray.controls.laws import Feedback, OpenLoop
-from aisp_ray.engine._sampling import branch, pick
-from aisp_ray.engine._source import Source
-from aisp_ray.engine.base import RolloutRequest, StopRules
+from aisp_ray.engine.base import Engine, RolloutRequest, StopRules
+from aisp_ray.engine.draws import branch, pick
+from aisp_ray.engine.means import Source
+from aisp_ray.engine.memory import free_bytes
 from aisp_ray.lm.head import Head
+from aisp_ray.lm.prefixes import Prefix, PrefixStore, bytes_of, read_cache
 from aisp_ray.noise import normal, split_key, uniform
 from aisp_ray.types import Rollout, Rollouts
 
@@ -42,23 +45,29 @@ class _Row:
     prelogits: list[Tensor] = field(default_factory=list)
 
 
-class PlainEngine:
+class PlainEngine(Engine):
     """`engine.base.Engine`, plainly. `decode` turns token ids to text; only stop strings need it."""
+
+    kind = "plain"
 
     def __init__(self, model: Any, decode: Callable[[Sequence[int]], str] | None = None):
         self.model = model.eval()
         self.head = Head(model)
         self.device = model.device
-        self.fingerprint = {
-            "engine": "plain",
-            "dtype": str(self.head.dtype),
-            "noise_scale": round(self.head.noise_scale(), 4),
-            "torch": torch.__version__,
-        }
+        self._noise_scale = round(self.head.noise_scale(), 4)
         self._decode = decode
         self._queue: deque[tuple[int, RolloutRequest]] = deque()
         self._next_ticket = 0
         self._row_steps = self._useful_row_steps = 0
+
+    @property
+    def fingerprint(self) -> dict[str, Any]:
+        return {
+            "engine": self.kind,
+            "dtype": str(self.head.dtype),
+            "noise_scale": self._noise_scale,
+            "torch": torch.__version__,
+        }
 
     @property
     def num_pending(self) -> int:
@@ -225,6 +234,36 @@ class PlainEngine:
             first_logit=row.first_logit,
             prelogits=torch.stack(row.prelogits).numpy() if row.prelogits else None,
         )
+
+
+class ExpandedEngine(PlainEngine):
+    """The fallback for models whose cache cannot be shared: a prompt is still read once, its cache copied to every row.
+
+    Public transformers calls only, so it runs whatever `generate` runs.
+    """
+
+    kind = "expanded"
+
+    def __init__(self, model: Any, decode: Callable[[Sequence[int]], str] | None = None):
+        super().__init__(model, decode)
+        self.store = PrefixStore(self._read, free_bytes(self.device) // 5)
+
+    def _read(self, ids: Sequence[int]) -> Prefix:
+        cache, hidden = read_cache(self.model.base_model, ids, self.model.device)
+        return Prefix(tuple(ids), cache, [], [], [], hidden, bytes_of(cache) + hidden.nbytes)
+
+    def _prefill(self, prompt_ids: tuple[int, ...]) -> tuple[Any, Tensor, bool]:
+        prefix, hit = self.store.acquire(prompt_ids)
+        self.store.release(prefix)
+        return copy.deepcopy(prefix.cache), prefix.hidden[None], hit
+
+    def stats(self) -> dict[str, float]:
+        return {
+            **super().stats(),
+            "prefix_hits": float(self.store.hits),
+            "prefix_misses": float(self.store.misses),
+            "prefix_bytes": float(self.store.num_bytes),
+        }
 
 
 def _feedback(request: RolloutRequest, device: Any, dim: int) -> Callable[[Tensor], Tensor] | None:

@@ -1,4 +1,4 @@
-"""The engine's bookkeeping on the host: a request in flight, and its rows."""
+"""The engine's bookkeeping on the host: a request in flight, its rows, and what a step's numbers mean for them."""
 
 from __future__ import annotations
 
@@ -11,10 +11,12 @@ import numpy as np
 from torch import Tensor
 
 from aisp_ray.controls.laws import Feedback, OpenLoop
-from aisp_ray.engine.base import RolloutRequest
+from aisp_ray.engine.base import Decode, RolloutRequest
 from aisp_ray.lm.prefixes import Prefix
 from aisp_ray.lm.snapshots import Snapshot
 from aisp_ray.types import Rollout, Rollouts
+
+STRING_CHECK = 4  # tokens between two searches of a row's text for stop strings
 
 
 @dataclass(slots=True, eq=False)
@@ -86,7 +88,7 @@ class Active:
     request: RolloutRequest
     rows: list[Row] = field(default_factory=list)
     waiting: deque[Row] = field(default_factory=deque)
-    prefix: Prefix | None = None
+    read: Prefix | None = None
     prefix_hit: bool = False
     mean: Tensor | None = None  # U, float32 [horizon, d]
     control_norm: float = 0.0
@@ -105,6 +107,12 @@ class Active:
         self.rows = [Row(self, particle, i, tuple(prefixes[particle])) for i, particle in enumerate(who)]
         self.waiting = deque(self.rows)
         self.stop_ids = frozenset(self.request.stop.token_ids)
+
+    @property
+    def prefix(self) -> Prefix:
+        """The prompt that its rows continue."""
+        assert self.read is not None, "the request has not begun"
+        return self.read
 
     @property
     def draws_control(self) -> bool:
@@ -132,10 +140,6 @@ class Active:
         """Whether a row's positions have anything to sum."""
         return self.wants_base or self.feeds_back or self.mean is not None
 
-    @property
-    def rows_left(self) -> int:
-        return len(self.rows) - self.num_done
-
     def rollouts(self) -> Rollouts:
         return Rollouts(
             iteration=self.request.proposal.iteration,
@@ -145,3 +149,76 @@ class Active:
             seconds=self.seconds,
             prefix_hit=self.prefix_hit,
         )
+
+
+class Readout:
+    """The tensors of one or several steps, [S, B] by name, brought to the host at once."""
+
+    def __init__(self, found: dict[str, Tensor], control_sums: np.ndarray):
+        self.tokens: list[list[int]] = found["token"].tolist()
+        self._columns = {n: found[n].double().tolist() for n in found if n not in ("token", "prelogits")}
+        self._control = control_sums.tolist()  # [S, B, 2]
+        self._prelogits = found["prelogits"].float().cpu().numpy() if "prelogits" in found else None
+
+    def __len__(self) -> int:
+        return len(self.tokens)
+
+    def terms(self, step: int, slot: int, feeds_back: bool) -> tuple[float, float, float, float]:
+        """(u.v, |u|^2, log-probability, KL) of a position."""
+        read = lambda name: self._columns[name][step][slot] if name in self._columns else 0.0  # noqa: E731
+        inner, square = (read("feedback"),) * 2 if feeds_back else self._control[step][slot]
+        return inner, square, read("logprob"), read("token_kl")
+
+    def logit(self, step: int, slot: int) -> float:
+        return self._columns["logit"][step][slot]
+
+    def prelogits(self, step: int, slot: int) -> np.ndarray:
+        assert self._prelogits is not None, "the plan does not want them"
+        return self._prelogits[step, slot].copy()
+
+
+def take(row: Row, readout: Readout, step: int, slot: int, decode: Decode | None) -> None:
+    """Append the row's token of a step, and set `row.finish` if that ends it."""
+    active = row.active
+    row.tokens.append(readout.tokens[step][slot])
+    if len(row.tokens) <= len(row.forced):
+        return  # given, not generated
+    if active.has_terms:
+        row.terms.append(readout.terms(step, slot, active.feeds_back))
+    if active.wants_base and len(row.tokens) == len(row.forced) + 1:
+        row.first_logit = readout.logit(step, slot)
+    if "prelogits" in active.request.proposal.want:
+        row.prelogits.append(readout.prelogits(step, slot))
+    _end(row, decode)
+
+
+def _end(row: Row, decode: Decode | None) -> None:
+    active, count = row.active, len(row.tokens)
+    last = count >= active.request.max_new_tokens
+    stopped = row.tokens[-1] in active.stop_ids
+    due = stopped or last or count - row.checked >= STRING_CHECK
+    if due and decode is not None and active.request.stop.strings:
+        cut = _string_end(row, decode)
+        if cut is not None and not (stopped and cut == count):
+            row.cut(cut)
+            row.finish = "stop_string"
+            return
+        row.checked = count
+    if stopped:
+        row.finish = "stop"
+    elif last:
+        row.finish = "length"
+
+
+def _string_end(row: Row, decode: Decode) -> int | None:
+    """The smallest number of tokens, not searched before, whose text has a stop string."""
+    stop = row.active.request.stop
+
+    def found(count: int) -> bool:
+        tokens = row.tokens[:count]
+        return stop.string_start(decode(tokens), tokens, decode) is not None
+
+    if not found(len(row.tokens)):
+        return None
+    start = max(row.checked, len(row.forced), stop.min_new_tokens - 1) + 1
+    return next((count for count in range(start, len(row.tokens) + 1) if found(count)), None)

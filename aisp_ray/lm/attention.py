@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 from transformers import AttentionInterface
 
-from aisp_ray.lm.shims import attention_named, cpu_attention
+from aisp_ray.lm.shims import attention_named
 
 NAME = "aisp_shared_prefix"
 HIDDEN = -1e30  # added to the logit of a key that a query may not see: finite, so that a span with none stays a number
@@ -66,22 +66,8 @@ def shared_prefix_attention(
 Part = tuple[Tensor, Tensor]  # softmax over a span applied to its values [..., D], log of its mass [..., 1]; float32
 
 
-def partial(
-    query: Tensor,
-    keys: Tensor,
-    values: Tensor,
-    mask: Tensor | None,
-    softcap: float | None,
-    reach: int | None = None,
-) -> Part:
-    """Attention over one span of keys. query [..., q, D], keys and values [..., k, D], mask added to the logits.
-
-    reach: the mask hides all keys from here on, so they need not be read; None: it may not.
-    """
-    count = keys.shape[-2]
-    if reach is not None:
-        keys, values = keys[..., :reach, :], values[..., :reach, :]
-        mask = None if mask is None else mask[..., :reach]
+def partial(query: Tensor, keys: Tensor, values: Tensor, mask: Tensor | None, softcap: float | None) -> Part:
+    """Attention over one span of keys. query [..., q, D], keys and values [..., k, D], mask added to the logits."""
     scores = torch.matmul(query, keys.transpose(-1, -2)).float()  # [..., q, k]
     if softcap is not None:
         scores = (scores / softcap).tanh_().mul_(softcap)
@@ -89,16 +75,9 @@ def partial(
         scores = scores.add_(mask)
     top = scores.amax(-1, keepdim=True)
     weights = scores.sub_(top).exp_()
-    # with the zeros of the keys that are not read: the order of a sum depends on its length
-    mass = (weights if reach is None else nn.functional.pad(weights, (0, count - reach))).sum(-1, keepdim=True)
+    mass = weights.sum(-1, keepdim=True)
     out = torch.matmul(weights.to(values.dtype), values).float().div_(mass)
     return out, mass.log_().add_(top)
-
-
-def fused(query: Tensor, keys: Tensor, values: Tensor, mask: Tensor | None) -> Part:
-    """`partial` by PyTorch's fused CPU kernel, for one prompt: query [1, Hkv, q, D]."""
-    out, mass = cpu_attention(query, keys, values, 1.0, mask=mask)
-    return out, mass.unsqueeze(-1)
 
 
 def merge(a: Part, b: Part) -> Part:

@@ -258,7 +258,7 @@ class LoadedCausalLM:
             (self._context - self.spec.max_new_tokens, "policy.max_new_tokens leaves no more of the model's context"),
             (self.spec.max_prompt_tokens, "policy.max_prompt_tokens"),
             (prompt.max_tokens, "data.max_prompt_tokens"),
-            (getattr(self.engine, "longest_prompt", None), "policy.max_prompt_tokens makes room for more on the GPU"),
+            (self.engine.longest_prompt, "policy.max_prompt_tokens makes room for more on the GPU"),
         )
         limit, key = min((n, key) for n, key in limits if n is not None)
         if len(ids) > limit:

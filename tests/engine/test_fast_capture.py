@@ -15,7 +15,7 @@ from tiny_models import drive, request, tiny
 from aisp_ray.engine.base import StopRules
 from aisp_ray.engine.cuda import capture
 from aisp_ray.engine.cuda.capture import Capture, Pool
-from aisp_ray.engine.fast import FastEngine
+from aisp_ray.engine.scheduler import FastEngine
 from aisp_ray.types import Sampling
 
 
@@ -115,8 +115,8 @@ def test_other_threads_may_allocate_while_steps_are_recorded(monkeypatch: pytest
         monkeypatch.setattr(torch.cuda, name, fake)
     plain = drive(engine(), [request(n=4, tokens=8)])
     mine = engine()
-    mine._free_tile()
-    mine._captures[id(mine._tiles[0])].enabled = True
+    for one in mine.slots.captures.values():
+        one.enabled = True
     assert [item.token_ids for item in drive(mine, [request(n=4, tokens=8)])[0].items] == [
         item.token_ids for item in plain[0].items
     ]

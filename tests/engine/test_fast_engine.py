@@ -13,8 +13,8 @@ from aisp_ray.controls.laws import Feedback, OpenLoop
 from aisp_ray.controls.weight_log import WeightEntry, WeightLog
 from aisp_ray.engine.base import StopRules
 from aisp_ray.engine.factory import build_engine
-from aisp_ray.engine.fast import FastEngine
 from aisp_ray.engine.plain import PlainEngine
+from aisp_ray.engine.scheduler import FastEngine
 from aisp_ray.types import Sampling
 
 LOG = WeightLog(

@@ -10,10 +10,10 @@ from tiny_models import drive, generate, request, tiny
 
 from aisp_ray.controls.laws import OpenLoop
 from aisp_ray.controls.weight_log import WeightEntry, WeightLog
-from aisp_ray.engine._source import Source
 from aisp_ray.engine.base import StopRules
 from aisp_ray.engine.factory import build_engine
-from aisp_ray.engine.fast import FastEngine
+from aisp_ray.engine.means import Source
+from aisp_ray.engine.scheduler import FastEngine
 from aisp_ray.lm.head import Head
 
 SIGMA, TOKENS, N = 1.0, 14, 5

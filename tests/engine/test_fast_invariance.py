@@ -9,7 +9,7 @@ from tiny_models import bits, drive, request, tiny
 from aisp_ray.controls.laws import OpenLoop
 from aisp_ray.controls.weight_log import WeightEntry, WeightLog
 from aisp_ray.engine.base import RolloutRequest, StopRules
-from aisp_ray.engine.fast import FastEngine
+from aisp_ray.engine.scheduler import FastEngine
 from aisp_ray.types import Sampling
 
 LOG = WeightLog(

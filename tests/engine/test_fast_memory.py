@@ -13,10 +13,10 @@ import torch
 from tiny_models import drive, request, tiny
 
 from aisp_ray.controls.laws import OpenLoop
-from aisp_ray.engine import fast
+from aisp_ray.engine import scheduler, slots
 from aisp_ray.engine.factory import LEAST_STACK, _stack
-from aisp_ray.engine.fast import FastEngine
-from aisp_ray.engine.memory import row_bytes
+from aisp_ray.engine.scheduler import FastEngine
+from aisp_ray.engine.slots import RING, row_bytes
 from aisp_ray.types import Sampling
 
 STACKS = (None, 32)
@@ -49,12 +49,14 @@ def test_a_tile_that_is_given_up_holds_no_memory_when_the_next_one_is_built(
 ) -> None:
     expected = tokens(drive(engine(stack), work()))
     mine = engine(stack)
-    decode, new_tile, seen, held = mine._decode, mine._new_tile, [], []
+    decode, new_tile, seen, held = mine._decode, mine.slots._new, [], []
 
     def fail_once(tile: Any) -> None:
         if not held:
-            held.extend(weakref.ref(t) for t in (*tile.cache.buffers(), tile.hidden, tile.control))
-            held.extend(weakref.ref(t) for t in getattr(tile.cache.prefixes, "_keys", ()))
+            held.extend(weakref.ref(t) for t in (*tile.suffixes.buffers(), tile.hidden, tile.control))
+            held.extend(
+                weakref.ref(t) for spans in getattr(tile.cache.attention, "_spans", ()) for span in spans for t in span
+            )
             raise torch.OutOfMemoryError("as if")
         decode(tile)
 
@@ -63,7 +65,7 @@ def test_a_tile_that_is_given_up_holds_no_memory_when_the_next_one_is_built(
         return new_tile()
 
     monkeypatch.setattr(mine, "_decode", fail_once)
-    monkeypatch.setattr(mine, "_new_tile", build)
+    monkeypatch.setattr(mine.slots, "_new", build)
     assert tokens(drive(mine, work())) == expected
     assert mine.fingerprint["tile"] == 8
     assert seen[-1]
@@ -74,7 +76,7 @@ def test_a_tile_that_is_given_up_holds_no_memory_when_the_next_one_is_built(
 def test_an_engine_that_nobody_has_holds_no_memory(stack: int | None, no_collector: None) -> None:
     mine = engine(stack)
     drive(mine, work())
-    buffer = weakref.ref(mine._tiles[0].cache.buffers()[0])
+    buffer = weakref.ref(mine.slots.tiles[0].suffixes.buffers()[0])
     del mine
     assert buffer() is None
 
@@ -82,24 +84,24 @@ def test_an_engine_that_nobody_has_holds_no_memory(stack: int | None, no_collect
 @pytest.mark.parametrize("stack", STACKS)
 def test_a_first_tile_that_does_not_fit_is_halved(stack: int | None, monkeypatch: pytest.MonkeyPatch) -> None:
     expected = tokens(drive(engine(stack), work()))
-    cache = fast.RowCache
+    suffixes = slots.Suffixes
 
-    def small(probe: Any, layouts: Any, rows: int, *more: Any) -> Any:
+    def small(layouts: Any, rows: int, *more: Any) -> Any:
         if rows > 4:
             raise torch.OutOfMemoryError("as if")
-        return cache(probe, layouts, rows, *more)
+        return suffixes(layouts, rows, *more)
 
-    monkeypatch.setattr(fast, "RowCache", small)
+    monkeypatch.setattr(slots, "Suffixes", small)
     mine = engine(stack)
     assert tokens(drive(mine, work())) == expected
-    assert (mine.slots, mine.fingerprint["tile"]) == (4, 4)
+    assert (mine.slots.count, mine.fingerprint["tile"]) == (4, 4)
 
 
 def test_not_even_one_slot_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
     def never(*_: Any) -> None:
         raise torch.OutOfMemoryError("as if")
 
-    monkeypatch.setattr(fast, "RowCache", never)
+    monkeypatch.setattr(slots, "Suffixes", never)
     with pytest.raises(torch.OutOfMemoryError):
         engine(None)
 
@@ -107,16 +109,16 @@ def test_not_even_one_slot_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize("name", ["llama", "gemma3", "lfm2"])
 def test_what_a_slot_takes_has_its_part_of_the_stacked_prompts(name: str) -> None:
     mine = FastEngine(tiny(name), 64, max_new_tokens=24, tile=64, stack=128)
-    tile = mine._new_tile()
-    counted = [row_bytes(mine._layouts, 24, mine.head, fast.RING, capacity) for capacity in (128, 0)]
-    assert counted[0] - counted[1] == tile.cache.prefixes.num_bytes / 64
+    (tile,) = mine.slots.tiles
+    counted = [row_bytes(mine.slots.layouts, 24, mine.head, RING, stacked) for stacked in (128, 0)]
+    assert counted[0] - counted[1] == tile.cache.attention.num_bytes / 64
     assert counted[0] > tile.cache.num_bytes / 64
 
 
 def test_automatic_slots_leave_room_for_the_stacked_prompts(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("aisp_ray.engine.memory.free_bytes", lambda _: 20_000_000)
-    slots = [FastEngine(tiny("llama"), "auto", max_new_tokens=16, stack=stack).slots for stack in (16, 2048)]
-    assert slots == [128, 64]
+    monkeypatch.setattr(slots, "free_bytes", lambda _: 20_000_000)
+    engines = [FastEngine(tiny("llama"), "auto", max_new_tokens=16, stack=stack) for stack in (16, 2048)]
+    assert [engine.slots.count for engine in engines] == [128, 64]
 
 
 def test_a_gpus_tiles_hold_the_longest_prompt_that_the_policy_takes() -> None:
@@ -133,7 +135,7 @@ def test_all_time_is_charged_to_the_requests_that_it_was_spent_on(
 ) -> None:
     mine = FastEngine(tiny("llama"), 8, max_new_tokens=12, tile=8, stack=stack)
     now, spent = [0.0], []
-    monkeypatch.setattr(fast, "time", SimpleNamespace(perf_counter=lambda: now[0]))
+    monkeypatch.setattr(scheduler, "time", SimpleNamespace(perf_counter=lambda: now[0]))
 
     def takes(seconds: float, call: Any) -> Any:
         def timed(*args: Any) -> Any:

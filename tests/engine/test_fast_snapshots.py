@@ -6,7 +6,7 @@ import pytest
 from tiny_models import bits, drive, request, tiny
 
 from aisp_ray.engine.base import StopRules
-from aisp_ray.engine.fast import FastEngine
+from aisp_ray.engine.scheduler import FastEngine
 from aisp_ray.types import Sampling
 
 

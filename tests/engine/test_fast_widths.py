@@ -1,8 +1,7 @@
-"""Steps on fewer slots than a tile has: used only where the rows keep every bit."""
+"""Steps on fewer slots than a tile has: only where a row keeps every bit."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -11,13 +10,14 @@ from tiny_models import bits, drive, request, tiny
 
 from aisp_ray.controls.laws import OpenLoop
 from aisp_ray.controls.weight_log import WeightEntry, WeightLog
-from aisp_ray.engine import prefixparts, widths
 from aisp_ray.engine.base import StopRules
-from aisp_ray.engine.fast import FastEngine
-from aisp_ray.engine.widths import candidates, equal_widths, unit
+from aisp_ray.engine.cpu import kernels
+from aisp_ray.engine.cpu.kernels import usable
+from aisp_ray.engine.cpu.packing import Packing, candidates
+from aisp_ray.engine.scheduler import FastEngine
 from aisp_ray.lm.attention import VECTORS, whole_vectors
-from aisp_ray.lm.prefixes import prefill
 
+needs_compiler = pytest.mark.skipif(kernels.load() is None, reason="no C compiler")
 WANT = frozenset({"logprob", "prelogits", "token_kl"})
 MEAN = WeightLog((WeightEntry(0, (0.1, 0.2, 0.3, 0.2, 0.1, 0.1), (12, 3, 9, 12, 12, 5), 1.0),))
 
@@ -37,10 +37,8 @@ def engine(model: Any, slots: int = 32, tile: int = 32) -> FastEngine:
 
 def always_whole(model: Any, tile: int = 32) -> FastEngine:
     whole = engine(model, tile=tile)
-    for one in whole._tiles:
+    for one in whole.slots.tiles:
         one.widths = (tile,)
-        if one.cache.direct is None:
-            one.cache.prefixes._widths = lambda _: (prefixparts.LANE,)
     return whole
 
 
@@ -66,59 +64,22 @@ def test_steps_on_fewer_slots_change_no_bit(name: str, dtype: torch.dtype) -> No
         assert fitted.stats()["row_steps"] < whole.stats()["row_steps"]
 
 
+@needs_compiler
 def test_a_small_llama_in_float32_is_stepped_on_fewer_slots() -> None:
     fitted = engine(tiny("llama"))
-    if not len(fitted._body.packing):
-        pytest.skip("this build of PyTorch does not pack")
     assert len(fitted.fingerprint["widths"]) > 4
     drive(fitted, work())
     stats = fitted.stats()
     assert stats["useful_row_steps"] / stats["row_steps"] > 0.8
 
 
-def with_layer(model: Any, change: Callable[[torch.Tensor], torch.Tensor]) -> Any:
-    """The model with something done to what its first MLP gives."""
-    model.base_model.layers[0].mlp.register_forward_hook(lambda _, __, out: change(out))
-    return model
-
-
-def test_numbers_of_slots_whose_rows_differ_are_refused() -> None:
-    def rounded_otherwise_for_few(out: torch.Tensor) -> torch.Tensor:
-        return out * (1 + 1e-6) if 1 < out.shape[0] < 9 else out
-
-    plain, odd = engine(tiny("llama")), engine(with_layer(tiny("llama"), rounded_otherwise_for_few))
-    assert odd.fingerprint["widths"] == tuple(width for width in plain.fingerprint["widths"] if width > 8)
-    assert odd._body.packing.widths == frozenset(odd.fingerprint["widths"])
-
-
-def test_one_row_that_differs_in_one_slot_is_enough_to_refuse() -> None:
-    def last_row(out: torch.Tensor) -> torch.Tensor:
-        if out.shape[0] == 16:
-            out = out.clone()
-            out[15, 0, 3] = torch.nextafter(out[15, 0, 3], out.new_tensor(9.0))
-        return out
-
-    plain, odd = engine(tiny("llama")), engine(with_layer(tiny("llama"), last_row))
-    assert odd.fingerprint["widths"] == tuple(width for width in plain.fingerprint["widths"] if width != 16)
-
-
-def test_a_model_that_fails_on_fewer_rows_is_stepped_whole() -> None:
-    def only_whole(out: torch.Tensor) -> torch.Tensor:
-        if 1 < out.shape[0] < 32:
-            raise RuntimeError("a shape that this kernel does not take")
-        return out
-
-    odd = engine(with_layer(tiny("llama"), only_whole))
-    assert odd.fingerprint["widths"] == (32,)
-    assert tokens(drive(odd, work())) == tokens(drive(engine(tiny("llama")), work()))
-
-
-def tokens(found: list) -> list:
-    return [[item.token_ids for item in rollouts.items] for rollouts in found]
-
-
-def test_a_mixture_of_experts_is_stepped_whole() -> None:
-    assert engine(tiny("qwen3_moe")).fingerprint["widths"] == (32,)
+@pytest.mark.parametrize(
+    ("name", "kernels"),
+    [("qwen3_moe", True), ("gpt_oss", True), ("lfm2", True), ("gpt2", True), ("llama", False)],
+    ids=["experts", "experts with sinks", "convolutions", "layers that are no nn.Linear", "no kernels"],
+)
+def test_products_that_are_not_the_kernels_are_always_of_a_whole_tile(name: str, kernels: bool) -> None:
+    assert FastEngine(tiny(name), 32, max_new_tokens=12, tile=32, kernels=kernels).fingerprint["widths"] == (32,)
 
 
 def test_captured_shapes_stay_whole() -> None:
@@ -128,19 +89,28 @@ def test_captured_shapes_stay_whole() -> None:
     assert stacked.stats()["row_steps"] % 16 == 0
 
 
-def test_the_trial_leaves_the_tile_as_if_new() -> None:
-    fresh = engine(tiny("lfm2"))
-    (tile,) = fresh._tiles
-    assert equal_widths(tile, fresh._probe) == fresh.fingerprint["widths"]
-    held = (*tile.cache.buffers(), *tile.cache.states(), tile.cache.step, tile.token, tile.base_length)
-    assert not any(tensor.any() for tensor in held)
-    assert tile.width == 32
-
-
+@needs_compiler
 def test_numbers_of_slots_fill_whole_vectors_of_every_layer() -> None:
-    assert unit(tiny("llama")) == 2  # 96 features: two rows are three times 64
-    assert unit(tiny("gemma3")) == 4  # heads 16 wide
-    assert candidates(32, 4) == [4, 8, 12, 16, 20, 24, 28]
+    assert all(width % 2 == 0 for width in engine(tiny("llama")).fingerprint["widths"])  # 96 features: 3/2 of 64
+    assert all(width % 4 == 0 for width in engine(tiny("gemma3")).fingerprint["widths"])  # heads 16 wide
+
+
+@needs_compiler
+def test_with_more_threads_each_ones_share_fills_whole_vectors(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = tiny("llama")
+    packing = Packing(model, usable())
+    monkeypatch.setattr("aisp_ray.engine.cpu.packing._GRAIN", 64)  # as if the layers were large
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 3)
+    some = packing.widths(model, 64)[:-1]
+    assert some
+    for width in some:
+        for size in (64, 96, 32):
+            share = -(-width * size // min(3, -(-width * size // 64)))
+            assert share % VECTORS == 0
+
+
+def test_candidates_grow_by_about_an_eighth() -> None:
+    assert candidates(32) == [2, 3, 4, 5, 6, 7, 8, 10, 12, 14, 16, 20, 24, 28]
     assert candidates(2) == candidates(1) == []
 
 
@@ -153,79 +123,9 @@ def test_an_elementwise_function_has_the_same_bits_in_every_shape() -> None:
         assert torch.equal(found.flatten(), whole[:count])
 
 
-@pytest.mark.usefixtures("products")
-def test_lanes_are_narrow_where_the_bits_stay(monkeypatch: pytest.MonkeyPatch) -> None:
-    model = tiny("llama")
-    prefix = prefill(model.base_model, request(21).prompt_ids, model.device)
-    keys, values = prefix.keys[0], prefix.values[0]
-    plain = prefixparts.equal_lanes(keys, values, 2, None, False)
-    right = prefixparts._product
-
-    def odd(query: torch.Tensor, *rest: Any) -> tuple:
-        out, mass = right(query, *rest)
-        return (out * (1 + 1e-6), mass) if query.shape[2] in (8, 12) else (out, mass)
-
-    monkeypatch.setattr(prefixparts, "_product", odd)
-    assert prefixparts.equal_lanes(keys, values, 2, None, False) == [width for width in plain if width not in (4, 6)]
-    found = drive(engine(model), work())
-    whole = drive(always_whole(model), work())
-    assert [bits(one) for one in found] == [bits(one) for one in whole]
-
-
 def test_a_row_without_a_control_has_no_sums_of_the_row_before_it() -> None:
     steered = request(9, 2, 3, OpenLoop(12, MEAN, 1.0), iteration=1, want=WANT)
     free = request(9, 2, 12, seed=1, want=WANT)
     found = drive(engine(tiny("llama"), 2, 2), [steered, free])
     assert found[0].items[0].control_square > 0
     assert [(item.control_inner, item.control_square) for item in found[1].items] == [(0.0, 0.0)] * 2
-
-
-def long_work() -> list:
-    """Rows of up to 40 tokens, each with its own end."""
-    stop = StopRules(tuple(range(3, 6)))
-    return [request(5 + 6 * i, 6, 40, OpenLoop(40, None, 1.0), seed=i, stop=stop, want=WANT) for i in range(3)]
-
-
-@pytest.mark.parametrize("name", ["llama", "gemma2", "mistral", "gpt_oss", "lfm2"])
-def test_reading_only_the_keys_that_rows_have_reached_changes_no_bit(name: str) -> None:
-    model = tiny(name)
-    near = FastEngine(model, 20, max_new_tokens=40, tile=20, kernels=False)
-    far = FastEngine(model, 20, max_new_tokens=40, tile=20, kernels=False)
-    for tile in far._tiles:
-        tile.cache.reaches = ()
-    far._reaches = ()
-    assert [bits(one) for one in drive(near, long_work())] == [bits(one) for one in drive(far, long_work())]
-
-
-def test_a_step_reads_no_more_keys_than_its_rows_need() -> None:
-    engine = FastEngine(tiny("llama"), 6, max_new_tokens=40, tile=6, kernels=False)
-    (tile,) = engine._tiles
-    if tile.cache.reaches != (16, 32):
-        pytest.skip("products of fewer keys round otherwise on this machine")
-    read, real = [], tile.cache.begin_step
-
-    def noted(num_blocks: int, width: int, reach: int | None = None) -> None:
-        read.append(reach)
-        real(num_blocks, width, reach)
-
-    tile.cache.begin_step = noted  # type: ignore[method-assign]
-    drive(engine, [request(5, 6, 40, OpenLoop(40, None, 1.0))])
-    assert read == [16] * 16 + [32] * 16 + [None] * 7
-
-
-def test_a_number_of_keys_whose_bits_differ_is_not_used(monkeypatch: pytest.MonkeyPatch) -> None:
-    right = widths.partial
-
-    def odd(*args: Any) -> tuple:
-        out, mass = right(*args)
-        return (out, mass + 1e-5) if args[-1] == 16 else (out, mass)
-
-    fresh = FastEngine(tiny("llama"), 6, max_new_tokens=40, tile=6, kernels=False)
-    plain = fresh._reaches
-    monkeypatch.setattr(widths, "partial", odd)
-    found = widths.equal_reaches(fresh._tiles[0], fresh._probe, (6,))
-    assert found == tuple(reach for reach in plain if reach != 16)
-
-
-def test_half_types_read_whole_blocks() -> None:
-    assert FastEngine(tiny("llama", torch.bfloat16), 6, max_new_tokens=40, tile=6)._reaches == ()

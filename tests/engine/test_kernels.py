@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import ctypes
 import logging
+import os
 import stat
 import subprocess
 import weakref
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -15,12 +17,13 @@ import torch
 from tiny_models import WINDOW, drive, request, tiny
 
 from aisp_ray.controls.laws import OpenLoop
-from aisp_ray.engine.cpu import kernels
-from aisp_ray.engine.cpu.direct import DirectPrefixes
+from aisp_ray.engine.cpu import build, kernels
+from aisp_ray.engine.cpu.attention import KernelAttention
 from aisp_ray.engine.cpu.kernels import Kernels
 from aisp_ray.engine.factory import build_engine
-from aisp_ray.engine.fast import FastEngine
-from aisp_ray.engine.rowcache import SuffixLayer
+from aisp_ray.engine.rowcache import Suffixes
+from aisp_ray.engine.scheduler import FastEngine
+from aisp_ray.lm.attention import Call
 from aisp_ray.lm.prefixes import LayerLayout, Prefix
 
 needs_compiler = pytest.mark.skipif(kernels.load() is None, reason="no C compiler")
@@ -37,14 +40,14 @@ def own() -> Kernels:
 @pytest.fixture(scope="module")
 def variants(own: Kernels) -> list[Kernels]:
     """The same source for vectors of 4, 8 and 16 floats, whatever this machine has; not kept in the user's folder."""
-    base = [*kernels.compiler(), *kernels._FLAGS, *(("-fopenmp",) if own.threaded else ())]
-    return [Kernels(kernels._compiled([*base, f"-DVL={n}"], apart=True), own.threaded) for n in (4, 8, 16)]
+    base = [*build.compiler(), *build.FLAGS, *kernels.DEFINES, *(("-fopenmp",) if own.threaded else ())]
+    return [Kernels(build.opened([*base, f"-DVL={n}"], apart=True), own.threaded) for n in (4, 8, 16)]
 
 
 @pytest.fixture
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     """Compile without optimising, where only the compiling matters."""
-    monkeypatch.setattr(kernels, "_FLAGS", ("-O0", *kernels._FLAGS[1:]))
+    monkeypatch.setattr(build, "FLAGS", ("-O0", *build.FLAGS[1:]))
 
 
 @pytest.fixture
@@ -94,11 +97,11 @@ class Case:
     def __init__(self, heads: int, group: int, dims: tuple[int, int], window: int | None):
         torch.manual_seed(1)
         self.layout = LayerLayout(heads, *dims, torch.float32, torch.device("cpu"), window)
-        self.length, self.block, self.slots = 150, 128, 6
-        draw = torch.randn
-        self.keys = draw(2, 6, heads, self.block, dims[0])  # blocks, slots, ...
-        self.values = draw(2, 6, heads, self.block, dims[1])
-        self.step = torch.tensor([0, 3, 127, 128, 149, 17])
+        self.slots, draw = 6, torch.randn
+        self.suffixes = Suffixes([self.layout], self.slots, 150, "cpu")
+        for buffer in self.suffixes.buffers():
+            buffer.normal_()
+        self.suffixes.step.copy_(torch.tensor([0, 3, 127, 128, 149, 17]))
         kept = [length if window is None else min(length, window - 1) for length in (90, 11)]
         a, b = (
             Prefix((1,) * n, None, [draw(1, heads, k, dims[0])], [draw(1, heads, k, dims[1])], [n - k], draw(4), 0)
@@ -107,29 +110,26 @@ class Case:
         self.owners = [a, b, a, None, a, b]
         self.query = draw(6, heads * group, 1, dims[0])
 
-    def suffix(self) -> SuffixLayer:
-        layer = SuffixLayer.__new__(SuffixLayer)
-        layer.layout, layer.key_blocks, layer.value_blocks = self.layout, self.keys, self.values
-        return layer
-
     def run(self, own: Kernels, rows: list[int] | None = None, **options: object) -> torch.Tensor:
         """Of all rows or only some of them; the others are idle."""
         owners = [owner if rows is None or i in rows else None for i, owner in enumerate(self.owners)]
-        prefixes = DirectPrefixes(self.slots, self.step, self.length, [self.layout], own)
-        prefixes.assign(owners)
-        return prefixes.attend(0, self.suffix(), self.query, 0.3, options)[:, 0]
+        attention = KernelAttention(self.suffixes, own)
+        attention.assign(owners)
+        attention.begin_step()
+        return attention.attend(Call(0, self.query, self.query, self.query, 0.3, options))[:, 0]
 
     def expected(self, softcap: float | None = None, s_aux: torch.Tensor | None = None) -> torch.Tensor:
         """In float64, one row and head at a time."""
-        layout, count = self.layout, self.query.shape[1]
+        layout, keys_held, values_held = self.suffixes.layer(0)
+        count = self.query.shape[1]
         out = torch.zeros(self.slots, count, layout.value_dim, dtype=torch.float64)
         for row, owner in enumerate(self.owners):
             if owner is None:
                 continue
-            at = int(self.step[row])
+            at = int(self.suffixes.step[row])
             for head in range(count):
                 group = head // (count // layout.num_heads)
-                own = [blocks[:, row, group].flatten(0, 1)[: at + 1] for blocks in (self.keys, self.values)]
+                own = [blocks[:, row, group].flatten(0, 1)[: at + 1] for blocks in (keys_held, values_held)]
                 keys, values = (
                     torch.cat([prompt[0, group], mine]).double()
                     for prompt, mine in zip((owner.keys[0], owner.values[0]), own, strict=True)
@@ -201,9 +201,9 @@ def test_a_window_that_the_kernels_dropped_would_be_seen_at_load(
     """And the model then runs by PyTorch's operations."""
     real = kernels.Kernels.attend
 
-    def wide(self: Kernels, layer: kernels.Layer, *rest: object) -> None:
+    def wide(self: Kernels, layer: kernels.Layer, *rest: object) -> torch.Tensor:
         layer.window = 0
-        real(self, layer, *rest)
+        return real(self, layer, *rest)
 
     monkeypatch.setattr(kernels.Kernels, "attend", wide)
     model, work = tiny("mistral"), [request(WINDOW + 5, 3, 10, OpenLoop(10, None, 1.0))]
@@ -228,7 +228,11 @@ def test_an_engine_that_failed_holds_no_memory_when_the_next_one_is_built(monkey
         real(self, *args, **named)
 
     monkeypatch.setattr(FastEngine, "__init__", noted)
-    monkeypatch.setattr(kernels.Kernels, "attend", lambda *args: args[-1].zero_())
+
+    def nothing(_: Kernels, layer: kernels.Layer, *rest: torch.Tensor) -> torch.Tensor:
+        return rest[-1].new_zeros(len(rest[-1]), 1, layer.heads * layer.group, layer.value_dim)
+
+    monkeypatch.setattr(kernels.Kernels, "attend", nothing)
     assert build_engine(tiny("llama"), slots=4, max_new_tokens=10).fingerprint["kernels"] == []
     assert alive == [0, 0]
 
@@ -270,6 +274,7 @@ def test_they_are_compiled_once_for_each_compiler(monkeypatch: pytest.MonkeyPatc
     assert len(calls) == 1
     (kept,) = (tmp_path / "aisp_ray").iterdir()
     assert kept.suffix == ".so"
+    assert (kept.stat().st_mode & 0o777, kept.parent.stat().st_mode & 0o777) == (0o600, 0o700)
 
 
 @needs_compiler
@@ -292,18 +297,63 @@ def test_no_home_is_no_error(monkeypatch: pytest.MonkeyPatch) -> None:
     assert kernels.load.__wrapped__() is not None
 
 
+def cut_short(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[:1000])
+
+
+def changed(path: Path) -> None:
+    held = bytearray(path.read_bytes())
+    held[len(held) // 2] ^= 1
+    path.write_bytes(held)
+
+
+def writable_by_others(path: Path) -> None:
+    path.chmod(0o666)
+
+
+def linked(path: Path) -> None:
+    elsewhere = path.parent.parent / "elsewhere.so"
+    path.rename(elsewhere)
+    path.symlink_to(elsewhere)
+
+
 @needs_compiler
 @pytest.mark.usefixtures("quick")
-def test_a_library_cut_short_is_compiled_again(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+@pytest.mark.parametrize("harm", [cut_short, changed, writable_by_others, linked])
+def test_a_library_that_is_not_whole_and_ours_alone_is_compiled_again(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, harm: Callable[[Path], None]
+) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    command = [*kernels.compiler(), *kernels._FLAGS]
-    path = kernels._compiled(command)
-    whole = path.read_bytes()
-    path.write_bytes(whole[:1000])
-    found = kernels._opened(command, threaded=False)
+    command = [*build.compiler(), *build.FLAGS, *kernels.DEFINES]
+    path = build._kept(command)
+    assert build._is_ours(path)
+    harm(path)
+    assert not build._is_ours(path)
+    found = Kernels(build.opened(command), threaded=False)
     (packed,) = found.pack([torch.ones(3, 5)])
     assert torch.equal(found.linear(torch.ones(2, 5), packed, None), torch.full((2, 3), 5.0))
-    assert len(path.read_bytes()) == len(whole)
+    assert build._is_ours(path)
+
+
+@needs_compiler
+@pytest.mark.usefixtures("quick")
+def test_another_users_folder_is_not_used(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    (tmp_path / "aisp_ray").mkdir()
+    real = os.getuid()
+    monkeypatch.setattr(os, "getuid", lambda: real + 1)
+    assert kernels.load.__wrapped__() is not None
+    assert list((tmp_path / "aisp_ray").iterdir()) == []
+
+
+@needs_compiler
+@pytest.mark.usefixtures("quick")
+def test_a_folder_that_others_could_write_to_is_closed_first(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    (tmp_path / "aisp_ray").mkdir()
+    (tmp_path / "aisp_ray").chmod(0o777)
+    build._kept([*build.compiler(), *build.FLAGS])
+    assert (tmp_path / "aisp_ray").stat().st_mode & 0o777 == 0o700
 
 
 @needs_compiler
@@ -333,7 +383,7 @@ def test_a_compiler_that_is_none_is_no_error(monkeypatch: pytest.MonkeyPatch, tm
 def test_warnings_that_are_no_text_and_flags_that_are_too_fast_do_no_harm(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    (real, *rest) = kernels.compiler()
+    (real, *rest) = build.compiler()
     monkeypatch.setenv(
         "CC", script(tmp_path, f"printf '\\377\\376' >&2; exec {real} {' '.join(rest)} -ffast-math \"$@\"")
     )
@@ -355,17 +405,97 @@ def test_warnings_that_are_no_text_and_flags_that_are_too_fast_do_no_harm(
 )
 def test_what_c_would_misread_is_refused(own: Kernels, x: torch.Tensor, bias: torch.Tensor | None) -> None:
     (packed,) = own.pack([torch.ones(5, 8)])
-    with pytest.raises(ValueError, match=r"the kernels take torch.float32 on cpu, \d wide"):
+    with pytest.raises(ValueError, match=r"the kernels take torch\.float32 \[.*\] on cpu"):
         own.linear(x, packed, bias)
 
 
-def test_queries_and_sinks_that_do_not_fit_are_refused(own: Kernels) -> None:
+def double_query(case: Case) -> None:
+    case.query = case.query.double()
+
+
+def narrow_query(case: Case) -> None:
+    case.query = case.query[..., :8]
+
+
+def short_query(case: Case) -> None:
+    case.query = case.query[:5]  # the last row of the tile is in a lane
+
+
+def half_prompt(case: Case) -> None:
+    case.owners[0].keys[0] = case.owners[0].keys[0].half()
+
+
+def strided_prompt(case: Case) -> None:
+    values = case.owners[0].values
+    values[0] = values[0].transpose(1, 2).contiguous().transpose(1, 2)
+
+
+def fewer_values_than_keys(case: Case) -> None:
+    case.owners[0].values[0] = case.owners[0].values[0][:, :, 1:].contiguous()
+
+
+def short_suffixes(case: Case) -> None:
+    case.suffixes.keys[0] = case.suffixes.keys[0][:, :, :, :64].contiguous()
+
+
+def positions_in_32_bits(case: Case) -> None:
+    case.suffixes.step = case.suffixes.step.int()
+
+
+def position_behind_the_end(case: Case) -> None:
+    case.suffixes.step[1] = 150
+
+
+@pytest.mark.parametrize(
+    ("harm", "says"),
+    [
+        (double_query, r"a query are torch\.float64"),
+        (narrow_query, "a query are"),
+        (short_query, "6 rows, the query 5"),
+        (half_prompt, r"a prompt's keys are torch\.float16"),
+        (strided_prompt, "not contiguous"),
+        (fewer_values_than_keys, "a prompt's values"),
+        (short_suffixes, "the suffixes' keys"),
+        (positions_in_32_bits, r"positions are torch\.int32"),
+        (position_behind_the_end, "position 150 of a suffix of 150"),
+    ],
+)
+def test_what_attention_in_c_would_misread_is_refused(own: Kernels, harm: Callable[[Case], None], says: str) -> None:
     one = Case(2, 2, (16, 16), None)
-    with pytest.raises(ValueError, match="3 sinks for 4 heads"):
-        one.run(own, s_aux=torch.ones(3))
-    one.query = one.query.double()
-    with pytest.raises(ValueError, match=r"a query is torch\.float64"):
+    one.run(own)
+    harm(one)
+    with pytest.raises(ValueError, match=says):
         one.run(own)
+
+
+def test_sinks_that_do_not_fit_are_refused(own: Kernels) -> None:
+    with pytest.raises(ValueError, match=r"sinks are torch\.float32 \[3\]"):
+        Case(2, 2, (16, 16), None).run(own, s_aux=torch.ones(3))
+
+
+@needs_compiler
+def test_a_layer_that_python_describes_otherwise_does_not_compile() -> None:
+    wrong = [define.replace("LAYER_BYTES=88", "LAYER_BYTES=80") for define in kernels.DEFINES]
+    assert wrong != list(kernels.DEFINES)
+    with pytest.raises(subprocess.CalledProcessError) as error:
+        build.opened([*build.compiler(), *build.FLAGS, *wrong], apart=True)
+    assert "another Layer" in error.value.stderr
+
+
+@needs_compiler
+def test_the_kernels_read_and_write_nothing_beyond_their_arrays(tmp_path: Path) -> None:
+    """All of them, on arrays of exactly the size that they may touch, under AddressSanitizer and UBSan."""
+    program, sanitize = tmp_path / "sanitized", "-fsanitize=address,undefined"
+    (tmp_path / "empty.c").write_text("int main(void) { return 0; }\n")
+    run = partial(subprocess.run, capture_output=True, text=True, errors="replace", timeout=300)
+    command = [*build.compiler(), sanitize, "-fno-sanitize-recover=all", "-O1", "-march=native", "-ffp-contract=off"]
+    if run([*command, str(tmp_path / "empty.c"), "-o", str(program)]).returncode or run([program]).returncode:
+        pytest.skip("this compiler has no AddressSanitizer")
+    source, here = Path(build.__file__).parent, Path(__file__).parent
+    made = run([*command, f"-I{source}", str(here / "sanitized.c"), "-o", str(program), "-lm"])
+    assert made.returncode == 0, made.stderr
+    done = run([program])
+    assert (done.returncode, done.stdout) == (0, "ok\n"), done.stderr[-3000:]
 
 
 def test_a_strided_bias_is_read_right(own: Kernels) -> None:
@@ -399,10 +529,6 @@ def test_no_memory_is_an_exception(own: Kernels, monkeypatch: pytest.MonkeyPatch
         one.run(own)
 
 
-def test_a_layer_is_as_large_as_in_c() -> None:
-    assert ctypes.sizeof(kernels.Layer) == 10 * 8 + 2 * 4
-
-
 @needs_compiler
 def test_weights_that_only_look_plain_are_left_to_pytorch() -> None:
     class Wrapped(torch.Tensor):
@@ -418,11 +544,10 @@ def test_weights_that_only_look_plain_are_left_to_pytorch() -> None:
 @needs_compiler
 def test_halved_tiles_keep_the_packed_weights() -> None:
     engine = FastEngine(tiny("llama"), 4, tile=4)
-    before = engine._body.packing
-    engine._tiles.clear()
-    engine._halve(RuntimeError())
-    assert engine._body.packing is before
-    assert engine.fingerprint["tile"] == engine.slots == 2
+    before = engine.slots.body.packing
+    engine.slots.give_up(engine.slots.tiles[0], RuntimeError())
+    assert engine.slots.free().body.packing is before
+    assert engine.fingerprint["tile"] == engine.slots.count == 2
     assert engine.fingerprint["kernels"] == ["linear", "attention"]
 
 

@@ -8,11 +8,10 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from aisp_ray.controls.laws import OpenLoop
 from aisp_ray.controls.weight_log import WeightEntry, WeightLog
-from aisp_ray.engine._source import Source
 from aisp_ray.engine.base import RolloutRequest, StopRules
-from aisp_ray.engine.expanded import ExpandedEngine
-from aisp_ray.engine.fast import FastEngine
-from aisp_ray.engine.plain import PlainEngine
+from aisp_ray.engine.means import Source
+from aisp_ray.engine.plain import ExpandedEngine, PlainEngine
+from aisp_ray.engine.scheduler import FastEngine
 from aisp_ray.types import Proposal, Sampling
 
 PROMPT = (5, 9, 2, 33, 17)

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from aisp_ray.controls.laws import OpenLoop
-from aisp_ray.engine._sampling import branch, pick
+from aisp_ray.engine.draws import branch, pick
 from aisp_ray.noise import normal, split_key, uniform
 from aisp_ray.rng import prompt_key
 from aisp_ray.types import Prompt, Proposal, Rollout, Rollouts, Scores

@@ -230,6 +230,11 @@ typedef struct {
     int64_t count, start, length, first_row, num_rows;
 } Lane;
 
+#if defined(LAYER_BYTES) && defined(LANE_BYTES) /* what Python takes them for */
+_Static_assert(sizeof(Layer) == LAYER_BYTES, "kernels.py describes another Layer");
+_Static_assert(sizeof(Lane) == LANE_BYTES, "kernels.py describes another Lane");
+#endif
+
 /* The running softmax of the queries of one lane and head; column q of each array belongs to query q. */
 typedef struct {
     long num, columns, width;       /* queries; columns of the arrays; value_dim in whole vectors */

@@ -1,36 +1,30 @@
-"""The engine's own CPU products (`kernels.c`), compiled on first use for the machine they run on.
+"""The engine's own CPU products (`kernels.c`) behind checks of all that C would misread.
 
-They are optional: without a C compiler the engine computes with PyTorch's operations alone, slower and as exact.
+Optional: without a C compiler the engine computes with PyTorch's operations alone, slower and as exact.
 """
 
 from __future__ import annotations
 
 import ctypes
-import hashlib
-import logging
-import os
-import platform
-import shlex
-import shutil
-import subprocess
-import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
-from importlib import resources
-from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
 
-log = logging.getLogger(__name__)
-# the last two: no compiler may change the numbers, nor how denormal ones are treated in the whole process
-_FLAGS = ("-O3", "-march=native", "-fPIC", "-shared", "-ffp-contract=off", "-fno-fast-math")
-_SECONDS = 120  # for the compiler
-_OPTIONAL = (("-fopenmp",), ())  # without it, products run on one thread only
-_END = b"\nthe end\n"  # behind a library: one cut short, by a full disk, would end the process that loads it
+from aisp_ray.engine.cpu import build
+from aisp_ray.lm.prefixes import Prefix
+
 _PAGE = 1 << 21  # bytes of a large page
-_held: list[tempfile.TemporaryDirectory[str]] = []  # gone when the process ends
+_FUNCTIONS = {
+    "aisp_packed_floats": (ctypes.c_long,) * 2,
+    "aisp_advise": (ctypes.c_void_p, ctypes.c_long),
+    "aisp_pack": (ctypes.c_void_p,) * 2 + (ctypes.c_long,) * 2,
+    "aisp_linear": (ctypes.c_void_p,) * 4 + (ctypes.c_long,) * 3 + (ctypes.c_int,),
+    "aisp_attend": (ctypes.c_void_p, ctypes.c_void_p, ctypes.c_long) + (ctypes.c_void_p,) * 4 + (ctypes.c_int,),
+}
 
 
 class Layer(ctypes.Structure):
@@ -43,8 +37,20 @@ class Layer(ctypes.Structure):
     )
 
 
+class Lane(ctypes.Structure):
+    """`Lane` of kernels.c: the rows of one prompt."""
+
+    _fields_ = (
+        *((name, ctypes.c_void_p) for name in ("keys", "values")),
+        *((name, ctypes.c_int64) for name in ("count", "start", "length", "first_row", "num_rows")),
+    )
+
+
+DEFINES = (f"-DLAYER_BYTES={ctypes.sizeof(Layer)}", f"-DLANE_BYTES={ctypes.sizeof(Lane)}")  # asserted in C
+
+
 @dataclass(frozen=True, slots=True)
-class Packed:
+class PackedWeight:
     """A linear layer's weights in the order in which `Kernels.linear` reads them."""
 
     panels: Tensor
@@ -52,24 +58,49 @@ class Packed:
     inputs: int
 
 
+@dataclass(frozen=True, slots=True)
+class Lanes:
+    """The lanes of a tile in one layer. `rows`: int64, the lanes' rows one after the other."""
+
+    table: Any  # ctypes array of `Lane`
+    rows: Tensor
+    size: int  # rows of the tile: a larger index would be read beyond the end
+
+    @classmethod
+    def of(cls, layer: Layer, index: int, groups: Sequence[tuple[Prefix, list[int]]]) -> Lanes:
+        """Lanes of these prompts and rows in layer `index`.
+
+        Raises:
+            ValueError: keys or values that C would misread.
+        """
+        lanes: list[Lane] = []
+        rows: list[int] = []
+        for prefix, members in groups:
+            keys, values = prefix.keys[index], prefix.values[index]
+            assert keys is not None, "a layer of states has no keys"
+            assert values is not None
+            count = keys.shape[-2]
+            _require("a prompt's keys", keys, (1, layer.heads, count, layer.key_dim))
+            _require("a prompt's values", values, (1, layer.heads, count, layer.value_dim))
+            places = (count, prefix.starts[index], prefix.length, len(rows), len(members))
+            lanes.append(Lane(keys.data_ptr(), values.data_ptr(), *places))
+            rows += members
+        if any(not 0 <= row < layer.slots for row in rows):
+            raise ValueError(f"rows {rows} are not all among the {layer.slots} of a tile")
+        index_of = torch.tensor(rows, dtype=torch.int64, device="cpu")
+        return cls((Lane * len(lanes))(*lanes), index_of, max(rows, default=-1) + 1)
+
+
 class Kernels:
     """The compiled functions. `threaded`: whether they can use several threads."""
 
-    def __init__(self, path: Path, threaded: bool):
-        library = ctypes.CDLL(str(path))
-        pointer, whole = ctypes.c_void_p, ctypes.c_long
-        for name, arguments in {
-            "aisp_packed_floats": (whole, whole),
-            "aisp_advise": (pointer, whole),
-            "aisp_pack": (pointer, pointer, whole, whole),
-            "aisp_linear": (pointer, pointer, pointer, pointer, whole, whole, whole, ctypes.c_int),
-            "aisp_attend": (pointer, pointer, whole, pointer, pointer, pointer, pointer, ctypes.c_int),
-        }.items():
+    def __init__(self, library: ctypes.CDLL, threaded: bool):
+        for name, arguments in _FUNCTIONS.items():
             getattr(library, name).argtypes = arguments
-        library.aisp_packed_floats.restype = whole
+        library.aisp_packed_floats.restype = ctypes.c_long
         self._library, self.threaded = library, threaded
 
-    def pack(self, weights: Sequence[Tensor]) -> list[Packed]:
+    def pack(self, weights: Sequence[Tensor]) -> list[PackedWeight]:
         """Weights [outputs, inputs], float32 on the CPU, side by side in memory."""
         sizes = [self._library.aisp_packed_floats(*weight.shape) for weight in weights]
         spare = _PAGE // 4
@@ -77,16 +108,16 @@ class Kernels:
         arena = arena[-(arena.data_ptr() // 4) % spare :]  # from the start of a large page on
         self._library.aisp_advise(arena.data_ptr(), arena.nbytes // _PAGE * _PAGE)
         packed = [
-            Packed(panels, *weight.shape)
+            PackedWeight(panels, *weight.shape)
             for weight, panels in zip(weights, arena[: sum(sizes)].split(sizes), strict=True)
         ]
         for weight, to in zip(weights, packed, strict=True):
             weight = weight.detach().contiguous()
-            _require("a weight", weight, to.inputs)
+            _require("a weight", weight, (to.outputs, to.inputs))
             self._library.aisp_pack(weight.data_ptr(), to.panels.data_ptr(), to.outputs, to.inputs)
         return packed
 
-    def linear(self, x: Tensor, packed: Packed, bias: Tensor | None) -> Tensor:
+    def linear(self, x: Tensor, packed: PackedWeight, bias: Tensor | None) -> Tensor:
         """x [rows, inputs] times packed weights [outputs, inputs] plus bias [outputs] -> [rows, outputs], float32.
 
         A row's bits do not depend on the other rows or on how many there are.
@@ -95,49 +126,60 @@ class Kernels:
             ValueError: another dtype, device or width.
         """
         x = x.contiguous()
-        _require("the input of a linear layer", x, packed.inputs)
+        _require("the input of a linear layer", x, (len(x), packed.inputs))
         if bias is not None:
             bias = bias.contiguous()
-            _require("a bias", bias, packed.outputs)
+            _require("a bias", bias, (packed.outputs,))
         y = x.new_empty(len(x), packed.outputs)
-        pointers = (x, packed.panels, bias, y)
-        failed = self._library.aisp_linear(
-            *(None if tensor is None else tensor.data_ptr() for tensor in pointers),
-            *(len(x), packed.outputs, packed.inputs, torch.get_num_threads()),
-        )
-        if failed:
+        pointers = (None if t is None else t.data_ptr() for t in (x, packed.panels, bias, y))
+        sizes = (len(x), packed.outputs, packed.inputs)
+        if self._library.aisp_linear(*pointers, *sizes, torch.get_num_threads()):
             raise MemoryError("no memory for a linear layer")
         return y
 
-    def attend(self, layer: Layer, lanes: Tensor, rows: Tensor, step: Tensor, query: Tensor, out: Tensor) -> None:
-        """Attention of the rows of all lanes over their prompts and suffixes, into `out`; see kernels.c.
+    def attend(
+        self, layer: Layer, held: tuple[Tensor, Tensor, Tensor | None], lanes: Lanes, step: Tensor, query: Tensor
+    ) -> Tensor:
+        """Attention of a tile's rows over their prompts and suffixes: query [W, H, 1, key_dim] -> [W, 1, H, value_dim],
+        zeros for a row that is in no lane.
 
-        lanes: int64 [lanes, 7], the fields of `Lane`. rows: int64, the lanes' rows one after the other.
+        held: the suffixes' keys and values [blocks, slots, heads, block, dim], and sinks [H] or None. step: int64
+        [slots], each row's position in its suffix, below blocks * block.
 
         Raises:
-            ValueError: queries of another dtype, device or width.
+            ValueError: what C would misread.
         """
-        _require("a query", query, layer.key_dim)
-        failed = self._library.aisp_attend(
-            ctypes.addressof(layer),
-            lanes.data_ptr(),
-            len(lanes),
-            rows.data_ptr(),
-            step.data_ptr(),
-            query.data_ptr(),
-            out.data_ptr(),
-            torch.get_num_threads(),
-        )
-        if failed:
+        keys, values, sinks = held
+        count, heads = len(query), layer.heads * layer.group
+        query = query.contiguous()
+        _require("a query", query, (count, heads, 1, layer.key_dim))
+        sizes = (len(keys), layer.slots, layer.heads, layer.block)
+        _require("the suffixes' keys", keys, (*sizes, layer.key_dim))
+        _require("the suffixes' values", values, (*sizes, layer.value_dim))
+        _require("the rows' positions", step, (layer.slots,), torch.int64)
+        if sinks is not None:
+            sinks = sinks.detach().float().contiguous()
+            _require("sinks", sinks, (heads,))
+        if lanes.size > count:
+            raise ValueError(f"the lanes hold {lanes.size} rows, the query {count}")
+        layer.keys, layer.values = keys.data_ptr(), values.data_ptr()
+        layer.sinks = None if sinks is None else sinks.data_ptr()
+        make = query.new_empty if len(lanes.rows) == count else query.new_zeros
+        out = make(count, 1, heads, layer.value_dim)
+        pointers = (t.data_ptr() for t in (lanes.rows, step, query, out))
+        where = (ctypes.addressof(layer), ctypes.addressof(lanes.table), len(lanes.table))
+        if self._library.aisp_attend(*where, *pointers, torch.get_num_threads()):
             raise MemoryError("no memory for attention")
+        return out
 
 
-def _require(what: str, tensor: Tensor, width: int) -> None:
+def _require(what: str, tensor: Tensor, shape: tuple[int, ...], dtype: torch.dtype = torch.float32) -> None:
     """C reads what a pointer points to: another dtype or shape would be read beyond its end."""
-    if tensor.dtype != torch.float32 or not tensor.is_cpu or tensor.shape[-1] != width:
+    if tensor.dtype != dtype or not tensor.is_cpu or tuple(tensor.shape) != shape or not tensor.is_contiguous():
+        order = "" if tensor.is_contiguous() else ", not contiguous"
         raise ValueError(
-            f"{what} is {tensor.dtype} on {tensor.device}, {tensor.shape[-1]} wide; "
-            f"the kernels take torch.float32 on cpu, {width} wide"
+            f"{what} are {tensor.dtype} {list(tensor.shape)} on {tensor.device}{order}; "
+            f"the kernels take {dtype} {list(shape)} on cpu"
         )
 
 
@@ -149,83 +191,6 @@ def usable() -> Kernels | None:
 
 @cache
 def load() -> Kernels | None:
-    """The kernels, compiled before or now; None, with a log line that says why, where they cannot be had."""
-    try:
-        command = compiler()
-    except ValueError as error:
-        log.info("engine: CC=%s cannot be read (%s): products run on PyTorch alone", os.environ["CC"], error)
-        return None
-    if not command:
-        log.info("engine: no C compiler found (CC, cc, gcc, clang): products run on PyTorch's operations alone")
-        return None
-    problem = ""
-    for extra in _OPTIONAL:
-        try:
-            found = _opened([*command, *_FLAGS, *extra], threaded=bool(extra))
-        except subprocess.CalledProcessError as error:
-            problem = error.stderr.strip()[-500:]
-        except (OSError, AttributeError, subprocess.TimeoutExpired) as error:
-            problem = str(error)
-        else:
-            if not found.threaded:
-                log.info("engine: its kernels compile without OpenMP only and serve one thread: %s", problem)
-            return found
-    log.info("engine: its kernels do not compile here, products run on PyTorch's operations alone: %s", problem)
-    return None
-
-
-def compiler() -> list[str]:
-    """The command of a C compiler, empty if there is none."""
-    found = (shutil.which(name) for name in ("cc", "gcc", "clang"))
-    return shlex.split(os.environ.get("CC", "")) or [path for path in found if path][:1]
-
-
-def _opened(command: Sequence[str], threaded: bool) -> Kernels:
-    path = _compiled(command)
-    try:
-        return Kernels(path, threaded)
-    except OSError:  # in a folder that nothing may run from
-        return Kernels(_compiled(command, apart=True), threaded)
-
-
-def _compiled(command: Sequence[str], apart: bool = False) -> Path:
-    """The shared library of this command, compiled once for each source, command and kind of processor.
-
-    apart: into a folder of this process's own.
-    """
-    source = resources.files("aisp_ray.engine.cpu").joinpath("kernels.c").read_bytes()
-    about = (source, repr(command).encode(), _processor().encode())
-    name = f"kernels-{hashlib.sha256(b'|'.join(about)).hexdigest()[:24]}.so"
-    if not apart:
-        try:
-            path = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "aisp_ray" / name
-            if path.exists() and path.read_bytes().endswith(_END):
-                return path
-            path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-            return _build(command, source, path)
-        except (OSError, RuntimeError):  # no home, or one that cannot be written
-            pass
-    _held.append(tempfile.TemporaryDirectory(prefix="aisp_ray-"))
-    return _build(command, source, Path(_held[-1].name, name))
-
-
-def _build(command: Sequence[str], source: bytes, path: Path) -> Path:
-    with tempfile.TemporaryDirectory(dir=path.parent) as work:
-        text, built = Path(work, "kernels.c"), Path(work, path.name)
-        text.write_bytes(source)
-        command = [*command, str(text), "-o", str(built)]
-        subprocess.run(command, check=True, capture_output=True, text=True, errors="replace", timeout=_SECONDS)
-        with built.open("ab") as file:
-            file.write(_END)
-        os.replace(built, path)  # two processes may compile at once: each leaves a whole file
-    return path
-
-
-def _processor() -> str:
-    """What `-march=native` goes by; machines that share a home folder may differ in it."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:
-        return f"{platform.machine()} {platform.processor()}"
-    wanted = ("model name", "flags", "Features", "CPU part")
-    return "\n".join(sorted({line for line in lines if line.startswith(wanted)}))
+    """The kernels, compiled before or now; None where they cannot be had, which the log explains."""
+    found = build.library(DEFINES)
+    return None if found is None else Kernels(*found)

@@ -1,8 +1,8 @@
-"""Linear layers with weights packed once, on a CPU in float32.
+"""Linear layers with weights packed once for the engine's kernels, and the steps of fewer rows that this allows.
 
 A matrix product of few rows spends much of its time on bringing the weights into the kernel's layout and waiting for
-them. The engine's kernels, or oneDNN where those cannot be had, keep them in it. The packed weights are a second copy,
-so this is done only where memory is plenty. Decode steps use it, the model's own calls do not.
+them. The packed weights are a second copy, so this is done only where memory is plenty. Decode steps use it, the
+model's own calls do not.
 """
 
 from __future__ import annotations
@@ -14,30 +14,25 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from aisp_ray.engine.cpu.kernels import Kernels, Packed
+from aisp_ray.engine.cpu.kernels import Kernels, PackedWeight
 from aisp_ray.engine.memory import free_bytes
+from aisp_ray.lm.attention import VECTORS
+
+_GRAIN = 32768  # elements below which PyTorch gives an elementwise operation to one thread
 
 
 class Packing:
-    """Packed copies of a model's linear layers for `rows` rows; empty where packing is not to be had.
+    """PackedWeight copies of a model's linear layers; empty where packing is not to be had."""
 
-    kernels: pack for these, which give the same bits at any number of rows; None: for oneDNN.
-    widths: numbers of rows that oneDNN is used for, others are computed the model's own way.
-    """
-
-    def __init__(self, model: nn.Module, rows: int, kernels: Kernels | None = None):
-        self.widths: frozenset[int] = frozenset((rows,))
+    def __init__(self, model: nn.Module, kernels: Kernels | None):
         self._forwards: list[tuple[nn.Module, Callable[[Tensor], Tensor]]] = []
         linears = [m for m in model.modules() if type(m) is nn.Linear]
         needed = sum(m.weight.nbytes for m in linears)
         plain = all(_is_plain(m) for m in linears)
-        if not linears or not plain or needed > free_bytes(torch.device("cpu")) // 4:
+        if kernels is None or not linears or not plain or needed > free_bytes(torch.device("cpu")) // 4:
             return
-        if kernels is not None:
-            packed = kernels.pack([m.weight for m in linears])
-            self._forwards = [(m, _own(m, weight, kernels)) for m, weight in zip(linears, packed, strict=True)]
-        elif _packs(rows):
-            self._forwards = [(m, _packed(m, rows, self)) for m in linears]
+        packed = kernels.pack([m.weight for m in linears])
+        self._forwards = [(m, _forward(m, weight, kernels)) for m, weight in zip(linears, packed, strict=True)]
 
     def __len__(self) -> int:
         return len(self._forwards)
@@ -53,6 +48,38 @@ class Packing:
             for module, _ in self._forwards:
                 module.__dict__.pop("forward", None)
 
+    def widths(self, model: Any, rows: int) -> tuple[int, ...]:
+        """Numbers of slots that a step may run on without changing a row's bits, ascending; the last is `rows`.
+
+        Only the kernels' products give a row the same bits among any number of rows. A model with others (experts,
+        convolutions, what could not be packed) is always stepped whole. PyTorch's elementwise operations round what
+        does not fill their last vectors otherwise, so a step must fill whole vectors in every layer, on each thread.
+        """
+        packed = {id(module) for module, _ in self._forwards}
+        others = [m for m in model.modules() if id(m) not in packed and not isinstance(m, nn.Embedding)]
+        if not packed or any(p.dim() > 1 for m in others for p in m.parameters(recurse=False)):
+            return (rows,)
+        outer: tuple[Any, ...] = (model.get_input_embeddings(), model.get_output_embeddings())
+        embeddings = {id(module.weight) for module in outer}
+        sizes = {size for p in model.parameters() if id(p) not in embeddings for size in p.shape}
+        some = [width for width in candidates(rows) if all(_fills_vectors(width * size) for size in sizes)]
+        return (*some, rows)
+
+
+def candidates(rows: int) -> list[int]:
+    """Numbers of slots worth having: each is about an eighth more than the one before."""
+    found, width = [], 2
+    while width < rows:
+        found.append(width)
+        width += 1 if width < 8 else 2 if width < 16 else 4 if width < 32 else 8 if width < 64 else 16
+    return found
+
+
+def _fills_vectors(count: int) -> bool:
+    """Whether an elementwise operation on this many numbers has no rest behind the last vector of a thread's share."""
+    threads = max(min(torch.get_num_threads(), -(-count // _GRAIN)), 1)
+    return count % VECTORS == 0 and -(-count // threads) % VECTORS == 0
+
 
 def _is_plain(module: nn.Linear) -> bool:
     """Numbers in memory as they are: no quantised or distributed tensor that only looks like float32."""
@@ -61,34 +88,10 @@ def _is_plain(module: nn.Linear) -> bool:
     return plain and module.in_features > 0
 
 
-def _own(module: nn.Linear, packed: Packed, kernels: Kernels) -> Callable[[Tensor], Tensor]:
+def _forward(module: nn.Linear, packed: PackedWeight, kernels: Kernels) -> Callable[[Tensor], Tensor]:
     bias, width = module.bias, module.out_features
 
     def forward(x: Tensor) -> Tensor:
         return kernels.linear(x.reshape(-1, x.shape[-1]), packed, bias).view(*x.shape[:-1], width)
 
     return forward
-
-
-def _packed(module: nn.Linear, rows: int, owner: Packing | None = None) -> Callable[[Tensor], Tensor]:
-    weight = torch.ops.mkldnn._reorder_linear_weight(module.weight.detach(), rows)
-    bias, width = module.bias, module.out_features
-
-    def forward(x: Tensor) -> Tensor:
-        flat = x.reshape(-1, x.shape[-1])
-        if owner is not None and flat.shape[0] not in owner.widths:
-            return nn.functional.linear(x, module.weight, bias)
-        out = torch.ops.mkldnn._linear_pointwise(flat, weight, bias, "none", [], "")
-        return out.view(*x.shape[:-1], width)
-
-    return forward
-
-
-def _packs(rows: int) -> bool:
-    """Whether this build of PyTorch packs, and computes the same with it."""
-    layer = nn.Linear(24, 40)
-    x: Any = torch.linspace(-1, 1, rows * 24).view(rows, 24)
-    try:
-        return torch.allclose(_packed(layer, rows)(x), layer(x), atol=1e-5)
-    except (AttributeError, NotImplementedError, RuntimeError):
-        return False

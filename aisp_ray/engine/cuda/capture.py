@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from aisp_ray.engine.tile import Plan, Tile
+from aisp_ray.engine.runner import Plan, Tile
 
 log = logging.getLogger(__name__)
 

@@ -1,7 +1,7 @@
 """A tile: a fixed number of slots stepped by one forward of a fixed shape.
 
-A row's numbers depend on the tile's shape and on the row alone: not on who sits beside it, nor in which slot or tile.
-Where fewer slots give the same bits (`widths.py` finds out), a step runs on no more than the rows need.
+A row's numbers depend on the tile's shape and on the row alone, not on what is beside it. Where the number of slots
+does not matter either (`cpu/packing.py`), a step runs on no more than the rows need.
 """
 
 from __future__ import annotations
@@ -14,9 +14,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from aisp_ray.engine._sampling import branch, pick
 from aisp_ray.engine.cpu.packing import Packing
-from aisp_ray.engine.draws import controls, uniforms
+from aisp_ray.engine.draws import branch, controls, pick, uniforms
 from aisp_ray.engine.rowcache import RowCache
 from aisp_ray.engine.rows import Row
 from aisp_ray.lm.attention import attending
@@ -109,14 +108,15 @@ class Body:
 class Tile:
     """Slots, their tensors and the decode step. `ring` steps are drawn ahead and read back together.
 
-    A step runs on the first `width` slots, one of `widths`: numbers of slots whose rows come out bit for bit as out of
-    the whole tile. Shapes: B slots, W = width, S = ring, d pre-logit width.
+    A step runs on the first `width` slots, one of `widths`, which all give a row the same bits.
+    Shapes: B slots, W = width, S = ring, d pre-logit width.
     """
 
-    def __init__(self, body: Body, head: Head, cache: RowCache, ring: int):
+    def __init__(self, body: Body, head: Head, cache: RowCache, ring: int, widths: tuple[int, ...] = ()):
         self.body, self.head, self.cache = body, head, cache
-        size, device = cache.rows, head.weight.device
+        size, device = cache.suffixes.rows, head.weight.device
         self.device, self.ring = device, ring
+        self.suffixes = cache.suffixes
         self.rows: list[Row | None] = [None] * size
         self.hidden = torch.zeros(size, head.dim, dtype=head.dtype, device=device)  # [B, d] pre-logits
         self.control = torch.zeros(ring, size, head.dim, device=device)  # [S, B, d]
@@ -124,7 +124,7 @@ class Tile:
         self.uniform = torch.zeros(ring, size, dtype=torch.float64, device=device)  # [S, B]
         self.base_length = torch.zeros(size, dtype=torch.int64, device=device)  # [B] prompt tokens
         self.token = torch.zeros(size, dtype=torch.int64, device=device)  # [B]
-        self.widths: tuple[int, ...] = (size,)  # ascending, the last is B
+        self.widths = widths or (size,)  # ascending, the last is B
         self.width = size
         self.plan = Plan()
         self._plan_is_old = self._lanes_are_old = True
@@ -140,7 +140,7 @@ class Tile:
     def room(self, prefix: Prefix) -> int:
         """How many more rows of this prefix fit."""
         free = self.rows.count(None)
-        return min(free, self.cache.prefixes.room(self.owners, prefix)) if free else 0
+        return min(free, self.cache.attention.room(self.owners, prefix)) if free else 0
 
     @property
     def owners(self) -> list[Prefix | None]:
@@ -156,7 +156,7 @@ class Tile:
         active = row.active
         self.control[phase:, slot].zero_()
         self.control_sums[phase:, slot] = 0.0
-        if active.first_control is not None:
+        if active.first_control is not None and active.first_sums is not None:
             self.control[phase:, slot].copy_(active.first_control[:left, row.index])
             self.control_sums[phase:, slot] = active.first_sums[:left, row.index]
         if active.first_uniform is not None:
@@ -171,7 +171,6 @@ class Tile:
         self.control[:, slot].copy_(other.control[:, source])
         self.control_sums[:, slot] = other.control_sums[:, source]
         self.uniform[:, slot].copy_(other.uniform[:, source])
-        self.cache.step[slot].copy_(other.cache.step[source])
         self.cache.copy_row(slot, other.cache, source)
         self._changed()
         other._changed()
@@ -219,18 +218,18 @@ class Tile:
     def plan_rows(self) -> None:
         """Bring the plan up to date, which `pick` goes by."""
         if self._plan_is_old:
-            self.plan = Plan.of(self.rows[: self.width], self.device, self.cache.length)
+            self.plan = Plan.of(self.rows[: self.width], self.device, self.suffixes.length)
             self._plan_is_old = False
 
     def place_lanes(self) -> None:
         """Bring the lanes up to date, which `forward` goes by."""
         if self._lanes_are_old:
-            self.cache.prefixes.assign(self.owners[: self.width])
+            self.cache.attention.assign(self.owners[: self.width])
             self._lanes_are_old = False
 
     def pick(self, phase: int) -> dict[str, Tensor]:
         """Choose the next token of every row. Returns tensors [W] by name, `token` among them."""
-        plan, hidden, at = self.plan, self.hidden[: self.width], self.cache.step[: self.width]
+        plan, hidden, at = self.plan, self.hidden[: self.width], self.suffixes.step[: self.width]
         found: dict[str, Tensor] = {}
         z = hidden.float() + self.control[phase, : self.width] if plan.controlled else hidden
         for law, mine, horizon in plan.laws:
@@ -264,11 +263,11 @@ class Tile:
 
     def _token(self, allowed: Tensor, phase: int, at: Tensor) -> Tensor:
         plan = self.plan
-        token = None
-        for sampling, mine in plan.samplings:
+        token = torch.zeros_like(at)
+        for number, (sampling, mine) in enumerate(plan.samplings):
             drawn = self.uniform[phase, : self.width] if sampling.temperature > 0 else None
             picked = pick(allowed, sampling, drawn)
-            token = picked if token is None else torch.where(mine, picked, token)
+            token = torch.where(mine, picked, token) if number else picked
         if plan.branches is not None:
             first, rank = plan.branches
             token = torch.where(first == at, branch(allowed, rank), token)
@@ -288,19 +287,19 @@ class Tile:
 
     def state(self) -> list[Tensor]:
         """Every tensor that a step changes and the next one reads."""
-        return [self.hidden, self.token, self.cache.step, *self.cache.states()]
+        return [self.hidden, self.token, self.suffixes.step, *self.cache.states()]
 
-    def forward(self, num_blocks: int, reach: int | None = None) -> None:
-        """Run the body on the picked tokens: pre-logits of every row's next position."""
-        self.hidden[: self.width].copy_(self.run_body(num_blocks, reach))
-        self.cache.step[: self.width].add_(1).clamp_(max=self.cache.length - 1)
+    def forward(self, num_blocks: int) -> None:
+        """Run the body on the picked tokens: pre-logits of every row's next position. num_blocks: of suffixes read."""
+        self.hidden[: self.width].copy_(self._run_body(num_blocks))
+        self.suffixes.step[: self.width].add_(1).clamp_(max=self.suffixes.length - 1)
 
-    def run_body(self, num_blocks: int, reach: int | None = None) -> Tensor:
+    def _run_body(self, num_blocks: int) -> Tensor:
         """What the body makes of the picked tokens, [W, d]; writes keys, values and states only."""
         width = self.width
-        self.cache.begin_step(num_blocks, width, reach)
-        position = (self.base_length[:width] + self.cache.step[:width])[:, None]
-        with attending(self.body.configs, self.cache.attend), self.body.packing.used():
+        self.cache.begin_step(num_blocks, width)
+        position = (self.base_length[:width] + self.suffixes.step[:width])[:, None]
+        with attending(self.body.configs, self.cache.attention.attend), self.body.packing.used():
             out = self.body.model.base_model(
                 input_ids=self.token[:width, None], position_ids=position, past_key_values=self.cache, use_cache=True
             )

@@ -1,0 +1,196 @@
+"""Attention of a tile's rows by PyTorch's operations: CUDA's way, and a CPU's without the engine's kernels.
+
+The prompts of a tile lie side by side in buffers of fixed shape, and all lanes share one batched product; a lane is up
+to `LANE` rows of one prompt. A row's softmax over prompt and suffix is computed in spans that are merged by their
+largest logit and mass. Every product's shape depends on the tile alone: keys that a row may not see are weighed with
+an exact zero, and a span of such keys leaves the others as they are, bit for bit.
+
+Shapes: B rows, G = LANE, H query heads in groups of g = H / Hkv per key-value head, D head width, L keys of a span.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import reduce
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from aisp_ray.engine.rowcache import Suffixes
+from aisp_ray.lm.attention import HIDDEN, Call, Part, merge, partial, whole_vectors
+from aisp_ray.lm.prefixes import LayerLayout, Prefix
+
+LANE = 16  # rows of one prompt that share a product with its keys
+SPAN = 256  # prompt keys of one product, where prompts may be of any length
+
+
+def lanes_of(owners: Sequence[Prefix | None], most: int) -> list[tuple[Prefix, list[int]]]:
+    """The rows of each prompt, in lanes of at most `most`."""
+    groups: dict[int, tuple[Prefix, list[int]]] = {}
+    for row, prefix in enumerate(owners):
+        if prefix is not None:
+            groups.setdefault(id(prefix), (prefix, []))[1].append(row)
+    return [
+        (prefix, members[start : start + most])
+        for prefix, members in groups.values()
+        for start in range(0, len(members), most)
+    ]
+
+
+def stacked_tokens(layout: LayerLayout, capacity: int) -> int:
+    """Keys that a lane holds of a layer, for prompts of up to `capacity` tokens."""
+    return capacity if layout.window is None else min(capacity, layout.window - 1)
+
+
+class StackedAttention:
+    """`RowAttention` over lanes in buffers of [lanes, Hkv, L, D].
+
+    capacity: the longest prompt that fits, all of it in one span at fixed addresses, as CUDA graphs need; None: prompts
+    of any length, in spans of `SPAN` keys, of which a step reads as many as its longest prompt has.
+    """
+
+    def __init__(self, suffixes: Suffixes, capacity: int | None = None):
+        self.suffixes, self.capacity = suffixes, capacity
+        rows, device = suffixes.rows, suffixes.step.device
+        self.num_lanes = max(2 * (-(-rows // LANE)), 2)
+        self._held: list[tuple[int, ...] | None] = [None] * self.num_lanes
+        self._gather = torch.zeros(self.num_lanes * LANE, dtype=torch.int64, device=device)
+        self._scatter = torch.zeros(rows, dtype=torch.int64, device=device)
+        self._lengths = torch.ones(self.num_lanes, dtype=torch.int64, device=device)
+        self._starts = torch.zeros(len(suffixes.layouts), self.num_lanes, dtype=torch.int64, device=device)
+        self._spans: list[list[tuple[Tensor, Tensor]]] = [[] for _ in suffixes.layouts]  # by layer: keys, values
+        self._read = [1] * len(suffixes.layouts)  # by layer: spans that the tile's prompts reach
+        self._memo: dict[Any, Tensor] = {}
+        for index, layout in enumerate(suffixes.layouts):
+            if layout is not None:
+                self._grow(index, layout)
+
+    def _grow(self, index: int, layout: LayerLayout) -> None:
+        shape = (self.num_lanes, layout.num_heads, stacked_tokens(layout, self.capacity or SPAN))
+        keys, values = (
+            torch.zeros((*shape, dim), dtype=layout.dtype, device=layout.device)
+            for dim in (layout.key_dim, layout.value_dim)
+        )
+        self._spans[index].append((keys, values))
+
+    @property
+    def num_bytes(self) -> int:
+        return sum(t.nbytes for spans in self._spans for span in spans for t in span)
+
+    def room(self, owners: Sequence[Prefix | None], prefix: Prefix) -> int:
+        if self.capacity is not None and prefix.length > self.capacity:
+            return 0
+        lanes = lanes_of(owners, LANE)
+        spare = sum(LANE - len(members) for owner, members in lanes if owner is prefix)
+        return spare + LANE * (self.num_lanes - len(lanes))
+
+    def assign(self, owners: Sequence[Prefix | None]) -> None:
+        """Keep prompts in the lane that holds them already; copy the others in."""
+        waiting = lanes_of(owners, LANE)
+        placed: list[tuple[Prefix, list[int]] | None] = [None] * self.num_lanes
+        for lane, held in enumerate(self._held):
+            found = next((one for one in waiting if one[0].ids == held), None)
+            if found is not None:
+                placed[lane] = found
+                waiting.remove(found)
+        for one in waiting:
+            lane = placed.index(None)
+            placed[lane] = one
+            self._copy_in(lane, one[0])
+        gather, scatter = [0] * (self.num_lanes * LANE), [0] * self.suffixes.rows
+        for lane, lane_rows in enumerate(placed):
+            for place, row in enumerate(lane_rows[1] if lane_rows is not None else ()):
+                gather[lane * LANE + place] = row
+                scatter[row] = lane * LANE + place
+        self._gather.copy_(torch.tensor(gather))
+        self._scatter.copy_(torch.tensor(scatter))
+        prompts = [one[0] for one in placed if one is not None]
+        for index, spans in enumerate(self._spans):
+            counts = [keys.shape[-2] for prefix in prompts if (keys := prefix.keys[index]) is not None]
+            self._read[index] = -(-max(counts, default=1) // spans[0][0].shape[2]) if spans else 0
+
+    def _copy_in(self, lane: int, prefix: Prefix) -> None:
+        self._held[lane] = prefix.ids
+        self._lengths[lane] = prefix.length
+        for index, layout in enumerate(self.suffixes.layouts):
+            keys, values, spans = prefix.keys[index], prefix.values[index], self._spans[index]
+            if layout is None or keys is None or values is None:
+                continue
+            self._starts[index, lane] = prefix.starts[index]
+            size = spans[0][0].shape[2]
+            for number, (some, their) in enumerate(zip(keys[0].split(size, 1), values[0].split(size, 1), strict=True)):
+                if number == len(spans):
+                    self._grow(index, layout)
+                spans[number][0][lane, :, : some.shape[1]].copy_(some)
+                spans[number][1][lane, :, : some.shape[1]].copy_(their)
+
+    def begin_step(self) -> None:
+        self._memo.clear()
+
+    def attend(self, call: Call) -> Tensor:
+        suffixes, query, softcap = self.suffixes, call.query, call.options.get("softcap")
+        layout, keys, values = suffixes.layer(call.layer)
+        rows, heads, _, dim = query.shape
+        grouped = (query * call.scale).view(rows, layout.num_heads, heads // layout.num_heads, dim)  # [B, Hkv, g, D]
+        found = self._over_prompts(call.layer, grouped, softcap)
+        for block in range(suffixes.num_blocks):
+            mask = self._suffix_mask(block, layout.window, query.device)  # [B, 1, 1, L]
+            found = merge(found, partial(grouped, keys[block], values[block], mask, softcap))
+        out, mass = found
+        sinks = call.options.get("s_aux")
+        if sinks is not None:  # one more logit a head, which takes mass and gives nothing
+            out = out * whole_vectors(torch.sigmoid, mass - sinks.float().view(1, layout.num_heads, -1, 1))
+        return out.to(query.dtype).reshape(rows, 1, heads, -1)
+
+    def _over_prompts(self, index: int, query: Tensor, softcap: float | None) -> Part:
+        """The prompts' share for all rows, [B, Hkv, g, value_dim] and [B, Hkv, g, 1]."""
+        _, heads, group, dim = query.shape
+        lanes = query.index_select(0, self._on(self._gather, query.device)).view(-1, LANE, heads, group, dim)
+        lanes = lanes.transpose(1, 2).reshape(-1, heads, LANE * group, dim)  # [lanes, Hkv, G * g, D]
+        parts = [
+            partial(lanes, keys, values, self._prompt_mask(index, number, group, query.device), softcap)
+            for number, (keys, values) in enumerate(self._spans[index][: self._read[index]])
+        ]
+        scatter = self._on(self._scatter, query.device)
+        out, mass = (
+            t.view(-1, heads, LANE, group, t.shape[-1]).transpose(1, 2).reshape(-1, heads, group, t.shape[-1])
+            for t in reduce(merge, parts)
+        )
+        return out.index_select(0, scatter), mass.index_select(0, scatter)
+
+    def _prompt_mask(self, index: int, number: int, group: int, device: torch.device) -> Tensor:
+        """`HIDDEN` behind a lane's prompt and before the window, float32 [lanes, 1, G * g or 1, L]."""
+        window, size = self.suffixes.layer(index)[0].window, self._spans[index][0][0].shape[2]
+        name = ("prompt", window, size, number, group, device)
+        if name not in self._memo:
+            length, start = self._on(self._lengths, device), self._on(self._starts, device)[index]
+            at = start[:, None] + number * size + torch.arange(size, device=device)  # [lanes, L] positions
+            mask = ((at >= length[:, None]) * HIDDEN)[:, None, None, :]
+            if window is not None:
+                row = self._on(self.suffixes.step, device)[self._on(self._gather, device)].view(-1, LANE)
+                before = at[:, None, :] <= (row + length[:, None])[:, :, None] - window  # [lanes, G, L]
+                mask = mask + (before * HIDDEN).repeat_interleave(group, 1)[:, None]
+            self._memo[name] = mask
+        return self._memo[name]
+
+    def _suffix_mask(self, block: int, window: int | None, device: torch.device) -> Tensor:
+        """0 where the row sees a suffix key, else `HIDDEN`. Float32 [B, 1, 1, block]."""
+        name = ("suffix", block, window, device)
+        if name not in self._memo:
+            at, size = self._on(self.suffixes.step, device)[:, None], self.suffixes.block
+            index = torch.arange(block * size, (block + 1) * size, device=device)
+            hidden = index > at
+            if window is not None:
+                hidden |= index <= at - window
+            self._memo[name] = (hidden * HIDDEN)[:, None, None, :]
+        return self._memo[name]
+
+    def _on(self, tensor: Tensor, device: torch.device) -> Tensor:
+        """An index tensor on a layer's device, copied there once a step."""
+        if tensor.device == device:
+            return tensor
+        name = (id(tensor), device)
+        if name not in self._memo:
+            self._memo[name] = tensor.to(device)
+        return self._memo[name]
