@@ -48,7 +48,7 @@ class CallableReward(RewardSpec):
 
     def load(self, device: str) -> CallableScorer:
         target = find_target(self.target)
-        made: Callable[..., Any] = target(**self.arguments) if inspect.isclass(target) else target
+        made: Any = target(**self.arguments) if inspect.isclass(target) else target
         return CallableScorer(self.target, made, {} if inspect.isclass(target) else self.arguments)
 
 

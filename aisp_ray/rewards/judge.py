@@ -19,21 +19,28 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from aisp_ray.errors import is_away
+from aisp_ray.rewards._points import read_points, schema, text_of
 from aisp_ray.rewards.base import RewardSpec, Scorer, ScoreRequest
 from aisp_ray.rng import derive_seed
 from aisp_ray.types import Message, Prompt, Scores
 
 RATING = """You grade the last answer of an assistant. Consider whether it is helpful, correct, harmless and as \
-detailed as the question needs. An answer that stops in mid-sentence is not worse for that alone.
-
-Write one number from 1 (useless) to 10 (could not be better) on the first line, and a short reason below it."""
+detailed as the question needs. An answer that stops in mid-sentence is not worse for that alone."""
 COMPARISON = """You grade two answers, A and B, to the same question. Consider for each whether it is helpful, \
 correct, harmless and as detailed as the question needs. An answer that stops in mid-sentence is not worse for that \
-alone, and the order of the answers means nothing.
-
-Write two numbers from 1 (useless) to 10 (could not be better) on the first line, first for A, then for B, separated \
-by a space, and a short reason below them."""
-_NUMBER = re.compile(r"(?<![\d.])(\d+(?:\.\d+)?)(?![\d.]*\d)(?:\s*/\s*10)?")
+alone, and the order of the answers means nothing."""
+FIRST_LINE = {
+    1: """Write one number from 1 (useless) to 10 (could not be better) on the first line, and a short reason \
+below it.""",
+    2: """Write two numbers from 1 (useless) to 10 (could not be better) on the first line, first for A, then for B, \
+separated by a space, and a short reason below them.""",
+}
+AS_JSON = {
+    1: """Answer in JSON: "rating", a number from 1 (useless) to 10 (could not be better), then \
+"reason", a short one.""",
+    2: """Answer in JSON: "rating_a" and "rating_b", numbers from 1 (useless) to 10 (could not be better), then \
+"reason", a short one.""",
+}
 _MOST_KEPT = 65536  # answers
 _Key = tuple[Any, ...]  # all of a case that the judge reads
 _Answer = tuple[float, ...] | str  # points, or why there are none
@@ -50,6 +57,7 @@ class Judge(RewardSpec):
     reward: str = "margin"  # of comparisons: margin (points ahead of the other) | win (1, 0.5 for a tie, 0)
     both_orders: bool = True  # comparisons are asked twice with places changed, and averaged; false: one drawn order
     instructions: str | None = None  # what the judge is told, in place of our text; it must ask for the same numbers
+    structured: bool | None = None  # ratings as JSON by a schema; null: where the endpoint takes it
     seed: int | None = 0  # sent along, and draws the order; null sends none
     temperature: float | None = 0.0  # of the judge; null leaves it to the endpoint
     max_tokens: int | None = 512  # of a judgement; null leaves it to the endpoint
@@ -93,6 +101,11 @@ class _Case:
     response_first: bool = True
 
     @property
+    def count(self) -> int:
+        """Ratings asked for: of the response, and of the other answer."""
+        return 1 if self.other is None else 2
+
+    @property
     def key(self) -> _Key:
         return self.prompt.text, self.prompt.messages, self.response, self.other, self.response_first
 
@@ -105,7 +118,8 @@ class JudgeScorer(Scorer):
 
         self.spec = spec
         key = os.environ.get(spec.api_key_env) if spec.api_key_env else "none"
-        self.client = OpenAI(
+        self.structured = spec.instructions is None if spec.structured is None else spec.structured
+        self.client: Any = OpenAI(
             base_url=spec.base_url, api_key=key, max_retries=spec.retries, timeout=spec.timeout_seconds
         )
         self._pool = ThreadPoolExecutor(spec.concurrency, thread_name_prefix="judge")
@@ -124,8 +138,10 @@ class JudgeScorer(Scorer):
             stats = {f"judge_{name}": float(self._counts[name]) for name in names}
         prices = (self.spec.prompt_price, self.spec.completion_price)
         tokens = (stats["judge_prompt_tokens"], stats["judge_completion_tokens"])
-        known = None not in prices
-        stats["judge_cost_usd"] = sum(p * t / 1e6 for p, t in zip(prices, tokens, strict=True)) if known else math.nan
+        costs = [
+            math.nan if price is None else price * count / 1e6 for price, count in zip(prices, tokens, strict=True)
+        ]
+        stats["judge_cost_usd"] = sum(costs)
         return stats
 
     def score(self, requests: Sequence[ScoreRequest]) -> list[Scores]:
@@ -188,31 +204,31 @@ class JudgeScorer(Scorer):
         """The reward, or a text that says why there is none."""
         if not answers:
             return f'the prompt has no meta["{self.spec.compare_with}"] to compare with'
-        if texts := [answer for answer in answers if isinstance(answer, str)]:
-            return texts[0]
+        points: list[tuple[float, ...]] = []
+        for answer in answers:
+            if isinstance(answer, str):
+                return answer
+            points.append(answer)
         if self.spec.compare_with is None:
-            return answers[0][0]
+            return points[0][0]
         if self.spec.reward == "margin":
-            return sum(own - other for own, other in answers) / len(answers)
-        return sum(0.5 + 0.5 * ((own > other) - (own < other)) for own, other in answers) / len(answers)
+            return sum(own - other for own, other in points) / len(points)
+        return sum(0.5 + 0.5 * ((own > other) - (own < other)) for own, other in points) / len(points)
 
     def _ask(self, case: _Case) -> _Answer:
         """(points,) or (own points, the other's), or what went wrong. Raises where the endpoint is away."""
-        optional = {"seed": self.spec.seed, "temperature": self.spec.temperature, "max_tokens": self.spec.max_tokens}
+        structured = self.structured
         try:
-            raw = self.client.chat.completions.with_raw_response.create(
-                model=self.spec.model,
-                messages=self._dialogue(case),
-                extra_body=self.spec.extra or None,
-                **{name: value for name, value in optional.items() if value is not None},
-            )
+            raw = self._send(case, structured)
             completion = raw.parse()
-            text = completion.choices[0].message.content or ""
         except Exception as error:  # one judgement that fails is one reward that is unknown
+            if structured and self.spec.structured is None and _refuses_schema(error):
+                self.structured = False  # from here on as text
+                return self._ask(case)
             self._count(failed_calls=1)
             if is_away(error):
                 raise
-            return f"the judge could not be asked: {type(error).__name__}: {error}"
+            return self._redacted(f"the judge could not be asked: {type(error).__name__}: {error}")
         usage = completion.usage
         self._count(
             calls=1,
@@ -220,11 +236,34 @@ class JudgeScorer(Scorer):
             prompt_tokens=usage.prompt_tokens if usage else 0,
             completion_tokens=usage.completion_tokens if usage else 0,
         )
-        points = read_points(text, 1 if case.other is None else 2)
+        choice = completion.choices[0] if completion.choices else None
+        text = text_of(choice.message.content) if choice is not None and choice.message is not None else ""
+        points = read_points(text, case.count)
         if points is None:
             self._count(parse_failures=1)
-            return f"the judge's answer holds no points: {text[:80]!r}"
+            cut = choice is not None and choice.finish_reason == "length"
+            why = f" (cut off at max_tokens={self.spec.max_tokens})" if cut else ""
+            return self._redacted(f"the judge's answer holds no points{why}: {text[:80]!r}")
         return points if case.response_first else points[::-1]
+
+    def _send(self, case: _Case, structured: bool) -> Any:
+        optional = {
+            "seed": self.spec.seed,
+            "temperature": self.spec.temperature,
+            "max_tokens": self.spec.max_tokens,
+            "response_format": schema(case.count) if structured else None,
+        }
+        return self.client.chat.completions.with_raw_response.create(
+            model=self.spec.model,
+            messages=self._dialogue(case),
+            extra_body=self.spec.extra or None,
+            **{name: value for name, value in optional.items() if value is not None},
+        )
+
+    def _redacted(self, text: str) -> str:
+        """The text without the key, which an endpoint may send back."""
+        key = self.client.api_key
+        return text.replace(key, "<key>") if self.spec.api_key_env and key else text
 
     def _count(self, **amounts: float) -> None:
         with self._lock:
@@ -239,13 +278,13 @@ class JudgeScorer(Scorer):
             pair = (case.response, case.other) if case.response_first else (case.other, case.response)
             answers = [("ANSWER A", pair[0]), ("ANSWER B", pair[1])]
         parts = [("QUESTION", question), *answers]
-        system = self.spec.instructions or (RATING if case.other is None else COMPARISON)
+        shape = (AS_JSON if self.structured else FIRST_LINE)[case.count]
+        system = self.spec.instructions or f"{RATING if case.other is None else COMPARISON}\n\n{shape}"
         text = "\n\n".join(f"<<< {name} >>>\n{content}\n<<< END OF {name} >>>" for name, content in parts)
         return [{"role": "system", "content": system}, {"role": "user", "content": text}]
 
 
-def read_points(text: str, count: int) -> tuple[float, ...] | None:
-    """The points on the first line that is not empty; None unless there are exactly `count`, each from 1 to 10."""
-    line = next((line for line in text.splitlines() if line.strip()), "")
-    points = tuple(float(number) for number in _NUMBER.findall(line))
-    return points if len(points) == count and all(1 <= point <= 10 for point in points) else None
+def _refuses_schema(error: Exception) -> bool:
+    """Whether an endpoint says that it takes no `response_format` of this kind."""
+    refused = getattr(error, "status_code", None) in (400, 404, 415, 422, 500, 501)
+    return refused and re.search(r"response_format|json_?schema|guided|structured|schema", str(error), re.I) is not None

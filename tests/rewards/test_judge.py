@@ -9,8 +9,9 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 import pytest
 
 from aisp_ray.cluster.failures import sort_error
+from aisp_ray.rewards._points import read_points, text_of
 from aisp_ray.rewards.base import ScoreRequest
-from aisp_ray.rewards.judge import Judge, read_points
+from aisp_ray.rewards.judge import Judge
 from aisp_ray.types import Message, Prompt
 
 PROMPT = Prompt("p/1", 0, "d", "Is it?", meta={"preferred": "fine 6"})
@@ -23,7 +24,7 @@ class Endpoint(BaseHTTPRequestHandler):
         body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
         self.server.bodies.append(body)
         if self.server.failures and (status := self.server.failures.pop()):
-            return self.reply(status, {"error": {"message": "not now"}})
+            return self.reply(status, {"error": {"message": self.server.message}})
         text = body["messages"][-1]["content"]
         points = [
             int(re.search(r"\d+", part)[0]) for part in re.findall(r">>>\n([^<]*\d[^<]*)\n<<< END OF ANSWER", text)
@@ -31,9 +32,11 @@ class Endpoint(BaseHTTPRequestHandler):
         if len(points) == 2:
             points[0] = min(10, points[0] + 1)
         content = "Well..." if "mumble" in text else " ".join(map(str, points)) + "\nBecause."
+        content = content if self.server.content is None else self.server.content
         return self.reply(200, {
             "id": "1", "object": "chat.completion", "created": 0, "model": body["model"],
-            "choices": [{"index": 0, "finish_reason": "stop", "message": {"role": "assistant", "content": content}}],
+            "choices": [{"index": 0, "finish_reason": self.server.finish,
+                         "message": {"role": "assistant", "content": content}}],
             "usage": {"prompt_tokens": 100, "completion_tokens": 10, "total_tokens": 110},
         })  # fmt: skip
 
@@ -54,6 +57,7 @@ class Endpoint(BaseHTTPRequestHandler):
 def server():
     server = ThreadingHTTPServer(("127.0.0.1", 0), Endpoint)
     server.bodies, server.failures = [], []
+    server.message, server.content, server.finish = "not now", None, "stop"
     thread = threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True)
     thread.start()
     yield server
@@ -183,23 +187,136 @@ def test_the_judge_reads_the_dialogue_with_its_roles(server):
     assert "<<< ANSWER >>>\n<response>\n<<< END OF ANSWER >>>" in shown
 
 
+POINTS = [
+    ("<think>Okay, the user wants 1 rating.\n</think>\n\n9\nClear.", 1, (9.0,)),
+    ("1. Helpfulness: good\n\nOverall: 8", 1, (8.0,)),
+    ("A gives 3 reasons and B gives 2.\n8 7", 2, (8.0, 7.0)),
+    ("-8", 1, None),
+    ("8 out of 10", 1, (8.0,)),
+    ("Rating (1-10): 8", 1, (8.0,)),
+    ("A: 8\nB: 7", 2, (8.0, 7.0)),
+    ('```json\n{"rating": 8}\n```', 1, (8.0,)),
+    ("<think>I would give 8", 1, None),
+    ("8 7\nbecause 3", 2, (8.0, 7.0)),
+    ("\n 8/10, 7.5/10\n", 2, (8.0, 7.5)),
+    ("A: 10, B: 1", 2, (10.0, 1.0)),
+    ("7", 1, (7.0,)),
+    ("8 7 6", 2, None),
+    ("8", 2, None),
+    ("11 3", 2, None),
+    ("0 3", 2, None),
+    ("", 1, None),
+    ("none", 1, None),
+    ("**8**", 1, (8.0,)),
+    ("8/10\nWould be 10/10 if shorter.", 1, (8.0,)),
+    ("It is 8/10, would be 10/10 if shorter.", 1, None),
+    ("Rating: 7\nAfter all, final rating: 9", 1, (9.0,)),
+    ("I would rate this answer an 8.", 1, (8.0,)),
+    ("Score: **7/10**", 1, (7.0,)),
+    ("8 - a good answer", 1, (8.0,)),
+    ("8, because it helps", 1, (8.0,)),
+    ("3 reasons speak for it", 1, None),
+    ("Rating: between 7 and 8", 1, None),
+    ("Rating: 7-8", 1, None),
+    ("Rating: 7 or 8", 1, None),
+    ("On a scale from 1 to 10, I rate it 6.", 1, (6.0,)),
+    ("Overall 15", 1, None),
+    ("7.5", 1, (7.5,)),
+    ('{"rating": 9, "reason": "it is', 1, (9.0,)),
+    ('{"reason": "2 of 3", "rating": "4"}', 1, (4.0,)),
+    ('{"rating_a": 3, "rating_b": 9, "reason": ""}', 2, (3.0, 9.0)),
+    ('{"A": 3, "B": 9}', 2, (3.0, 9.0)),
+    ('{"ratings": [3, 4]}', 2, (3.0, 4.0)),
+    ("Answer A: 8/10\nAnswer B: 6/10\nA is better.", 2, (8.0, 6.0)),
+    ("**A**: 8\n**B**: 7", 2, (8.0, 7.0)),
+    ("Rating for A: 5\nRating for B: 6", 2, (5.0, 6.0)),
+    ("thinking 3\n</think>\n8", 1, (8.0,)),
+    ("Well...", 1, None),
+    ("10 points", 1, (10.0,)),
+    ("8 and 7", 2, (8.0, 7.0)),
+    ("10/10", 1, (10.0,)),
+    ('{"rating": true}', 1, None),
+    ("Rating: −8", 1, None),
+    ("Rating - 8", 1, (8.0,)),
+    ("Step 1: read. Step 2: judge.", 1, None),
+    ("Final answer: 42", 1, None),
+    ("The rating is 7 points.", 1, (7.0,)),
+    ('```\n{"score": 7.5}\n```\nI hope this helps.', 1, (7.5,)),
+    ('{"A": {"x": 1}, "rating": 2}', 1, (2.0,)),
+    ("[[8]]", 1, (8.0,)),
+    ("Assistant A: 8, Assistant B: 7", 2, (8.0, 7.0)),
+    ("9\n\nIf it were shorter: 10/10", 1, (9.0,)),
+    ("8\n<think>", 1, None),
+]
+
+
+@pytest.mark.parametrize(("text", "count", "points"), POINTS)
+def test_points_are_what_the_answer_clearly_states(text, count, points):
+    assert read_points(text, count) == points
+
+
 @pytest.mark.parametrize(
-    ("text", "count", "points"),
+    ("content", "text"),
     [
-        ("8 7\nbecause 3", 2, (8.0, 7.0)),
-        ("\n 8/10, 7.5/10\n", 2, (8.0, 7.5)),
-        ("A: 10, B: 1", 2, (10.0, 1.0)),
-        ("7", 1, (7.0,)),
-        ("8 7 6", 2, None),
-        ("8", 2, None),
-        ("11 3", 2, None),
-        ("0 3", 2, None),
-        ("", 1, None),
-        ("none", 1, None),
+        ([{"type": "thinking", "thinking": "3?"}, {"type": "text", "text": "9"}], "9"),
+        ([{"type": "text", "text": "9\n"}, {"type": "text", "text": "Clear."}], "9\nClear."),
+        ([{"type": "output_text", "text": "9"}, {"type": "image_url", "image_url": {}}], "9"),
+        (["9"], "9"),
+        ([], ""),
+        (None, ""),
+        (9, ""),
     ],
 )
-def test_points_are_read_from_the_first_line(text, count, points):
-    assert read_points(text, count) == points
+def test_content_in_parts_is_its_text(content, text):
+    assert text_of(content) == text
+
+
+def test_an_answer_in_parts_is_read(server):
+    server.content = [{"type": "thinking", "thinking": "4?"}, {"type": "text", "text": "9"}]
+    assert judge(server).score([ScoreRequest(PROMPT, ("good 8",))])[0].rewards == (9.0,)
+
+
+def test_a_schema_asks_for_ratings_and_json_is_read(server):
+    server.content = '{"rating": 7, "reason": "2 of 3 points"}'
+    assert judge(server).score([ScoreRequest(PROMPT, ("good 8",))])[0].rewards == (7.0,)
+    asked = server.bodies[0]["response_format"]["json_schema"]["schema"]
+    assert asked["required"] == ["rating", "reason"]
+    assert "JSON" in server.bodies[0]["messages"][0]["content"]
+    server.content = '{"rating_a": 9, "rating_b": 4, "reason": ""}'
+    assert judge(server, compare_with="preferred").score([ScoreRequest(PROMPT, ("good 8",))])[0].rewards == (0.0,)
+
+
+@pytest.mark.parametrize("refusal", ["response_format json_schema is not supported", "unknown field: guided_json"])
+def test_an_endpoint_without_schemas_is_asked_for_text(server, refusal):
+    server.failures, server.message = [400], refusal
+    scorer = judge(server, concurrency=1)
+    assert scorer.score([ScoreRequest(PROMPT, ("good 8", "bad 2"))])[0].rewards == (8.0, 2.0)
+    assert ["response_format" in body for body in server.bodies] == [True, False, False]
+    assert "on the first line" in server.bodies[-1]["messages"][0]["content"]
+    assert scorer.stats()["judge_failed_calls"] == 0
+
+
+def test_own_instructions_and_structured_false_send_no_schema(server):
+    for settings in ({"instructions": "Give a number."}, {"structured": False}):
+        judge(server, **settings).score([ScoreRequest(PROMPT, ("good 8",))])
+    assert not any("response_format" in body for body in server.bodies)
+
+
+def test_an_answer_that_was_cut_off_says_so(server):
+    server.content, server.finish = "<think>I would say 8, but", "length"
+    scores = judge(server, max_tokens=7).score([ScoreRequest(PROMPT, ("good 8",))])[0]
+    assert math.isnan(scores.rewards[0])
+    assert "holds no points (cut off at max_tokens=7)" in scores.errors[0]
+
+
+def test_the_key_is_in_no_error_text(server, monkeypatch):
+    monkeypatch.setenv("JUDGE_KEY", "sk-very-secret")
+    server.failures, server.message = [400], "bad header Authorization: Bearer sk-very-secret"
+    address = f"http://127.0.0.1:{server.server_address[1]}/v1"
+    scorer = Judge(model="m", base_url=address, api_key_env="JUDGE_KEY").load("cpu")
+    error = scorer.score([ScoreRequest(PROMPT, ("good 8",))])[0].errors[0]
+    assert "<key>" in error
+    assert "secret" not in error
 
 
 def test_settings_are_checked(monkeypatch):
