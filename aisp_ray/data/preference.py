@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-from aisp_ray.data._messages import read_messages
+from aisp_ray.data._messages import decoded, read_messages
 from aisp_ray.data._row import kind_of
 from aisp_ray.data._transcript import is_dialogue, read_turns, split_reply, write_turns
 from aisp_ray.data.base import DataSpec, Parsed
@@ -20,7 +20,7 @@ Turns = tuple[Message, ...]
 
 @dataclass(frozen=True, kw_only=True)
 class Preference(DataSpec):
-    """Settings of a set of preference pairs; `prompt`-only and `completion` rows are read too."""
+    """Settings of a set of preference pairs; `prompt`-only rows and `completion` with `label` are read too."""
 
     split: str = "train"  # split of a hub set or folder; part of the prompt ids
     dialogues: bool = True  # read a text that starts with "Human:" as a dialogue of turns
@@ -47,17 +47,20 @@ class Preference(DataSpec):
         turns, more = split_reply(self._turns(row["prompt"], "prompt"))
         if more:
             raise ValueError("the prompt ends with an assistant turn")
-        given = {"preferred": row.get("chosen", row.get("completion")), "rejected": row.get("rejected")}
         replies = {}
-        for name, value in given.items():
-            if value is not None:
-                said = self._turns(value, name) if not isinstance(value, str) else (Message("assistant", value),)
-                replies[name] = _joined(_tail(said, turns))
+        for name, column, given in _replies(row):
+            value, unreadable = decoded(given)
+            if unreadable:
+                raise ValueError(f"column {column!r} {unreadable}")
+            said = self._turns(value, column) if not isinstance(value, str) else (Message("assistant", value),)
+            if reply := _joined(_tail(said, turns)):
+                replies[name] = reply
         return turns, replies
 
     def _implicit(self, row: Mapping[str, Any]) -> tuple[Turns, dict[str, str]]:
-        values = [row.get("chosen"), row.get("rejected")]
-        if all(isinstance(value, str) for value in values) and not (self.dialogues and is_dialogue(values[0])):
+        values: list[Any] = [row.get("chosen"), row.get("rejected")]
+        plain = all(isinstance(value, str) and decoded(value) == (value, None) for value in values)
+        if plain and not (self.dialogues and is_dialogue(values[0])):
             return _common_text(*values)
         turns, reply = split_reply(self._turns(values[0], "chosen"))
         replies = {"preferred": _joined(reply)} if reply else {}
@@ -66,17 +69,43 @@ class Preference(DataSpec):
         return turns, replies
 
     def _turns(self, value: Any, column: str) -> Turns:
-        """A text or messages as turns; raises ValueError with the reason."""
+        """A text, messages, or messages written as a text, as turns; raises ValueError with the reason."""
+        value, unreadable = decoded(value)
+        if unreadable:
+            raise ValueError(f"column {column!r} {unreadable}")
         if isinstance(value, str):
             if not value.strip():
                 raise ValueError(f"column {column!r} is empty")
             return read_turns(value) if self.dialogues and is_dialogue(value) else (Message("user", value),)
-        if not isinstance(value, list | tuple):
+        if not isinstance(value, list | tuple | Mapping):
             raise ValueError(f"column {column!r} holds {kind_of(value)}, not text or messages")
         turns, error = read_messages(value)
         if error:
             raise ValueError(f"column {column!r}: {error}")
         return turns
+
+
+def _replies(row: Mapping[str, Any]) -> list[tuple[str, str, Any]]:
+    """(preferred or rejected, column, value) of the replies that a row has.
+
+    Raises:
+        ValueError: the label of a completion is neither true nor false.
+    """
+    found = [("preferred", "chosen", row.get("chosen")), ("rejected", "rejected", row.get("rejected"))]
+    if row.get("completion") is not None and row.get("chosen") is None:
+        good = _label(row.get("label"))
+        found.append(("preferred" if good else "rejected", "completion", row["completion"]))
+    return [(name, column, value) for name, column, value in found if value is not None]
+
+
+def _label(value: Any) -> bool:
+    """Whether a completion is wanted; without a label it is."""
+    word = str(value).strip().lower()
+    if word in ("true", "1", "1.0", "yes", "desirable", "good", "none", "", "nan"):
+        return True
+    if word in ("false", "0", "0.0", "-1", "no", "undesirable", "bad"):
+        return False
+    raise ValueError(f"column 'label' holds {value!r}, neither true nor false")
 
 
 def _common_text(chosen: str, rejected: str) -> tuple[Turns, dict[str, str]]:

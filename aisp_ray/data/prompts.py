@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
 
-from aisp_ray.data._messages import read_messages
+from aisp_ray.data._messages import decoded, read_messages
 from aisp_ray.data._row import text_of
 from aisp_ray.data._transcript import is_dialogue, read_turns, split_reply, write_turns
 from aisp_ray.data.base import DataSpec, Parsed
@@ -41,11 +41,15 @@ class Prompts(DataSpec):
 
     def parse(self, row: Mapping[str, Any]) -> Parsed:
         column = next((name for name in self.wanted_columns if row.get(name) is not None), self.wanted_columns[0])
-        if isinstance(row.get(column), str):
+        value, unreadable = decoded(row.get(column))
+        turns: tuple[Message, ...] = ()
+        if unreadable:
+            error: str | None = f"column {column!r} {unreadable}"
+        elif isinstance(value, str):
             text, error = text_of(row, column)
             turns = read_turns(text) if self.dialogues and is_dialogue(text) else (Message("user", text),)
-        elif isinstance(row.get(column), (list, tuple)):
-            turns, error = read_messages(row[column])
+        elif isinstance(value, list | tuple) or value is not row.get(column):
+            turns, error = read_messages(value)
         else:
             _, error = text_of(row, column)
         if error:
@@ -56,7 +60,7 @@ class Prompts(DataSpec):
         if self.system and asked[0].role != "system":
             asked = (Message("system", self.system), *asked)
         text = asked[0].content if len(asked) == 1 else write_turns(asked)
-        rules = ("reply_cut",) * bool(reply) + ("dialogue",) * (isinstance(row[column], str) and len(turns) > 1)
+        rules = ("reply_cut",) * bool(reply) + ("dialogue",) * (isinstance(value, str) and len(turns) > 1)
         return Parsed(text, asked, self._meta(row), rules=rules)
 
     def _meta(self, row: Mapping[str, Any]) -> dict[str, Any]:

@@ -41,5 +41,7 @@ def _preferred(row: Mapping[str, Any]) -> str | None:
     """The answer with more votes; labels is 1 when it is human_ref_A."""
     if isinstance(row.get("preferred"), str):
         return row["preferred"]
-    reply = {1: row.get("human_ref_A"), 0: row.get("human_ref_B")}.get(row.get("labels"))
+    word = str(row.get("labels")).strip().lower()  # a CSV holds texts, a table with gaps 1.0
+    side = "A" if word in ("1", "1.0", "true") else "B" if word in ("0", "0.0", "false") else ""
+    reply = row.get(f"human_ref_{side}")
     return reply if isinstance(reply, str) else None

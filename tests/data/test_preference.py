@@ -1,3 +1,5 @@
+import json
+
 import pytest
 
 from aisp_ray.data.preference import Preference
@@ -47,6 +49,50 @@ def test_prompts_alone_and_completions_are_read():
     assert PAIRS.parse({"prompt": "p", "completion": "c", "label": True}).meta == {"preferred": "c"}
 
 
+@pytest.mark.parametrize("label", [False, 0, "false", "False", "0", 0.0, -1, "undesirable"])
+def test_an_unwanted_completion_is_rejected(label):
+    assert PAIRS.parse({"prompt": "p", "completion": "awful", "label": label}).meta == {"rejected": "awful"}
+
+
+@pytest.mark.parametrize("label", [True, 1, "true", "1", 1.0, None])
+def test_a_wanted_completion_is_preferred(label):
+    assert PAIRS.parse({"prompt": "p", "completion": "fine", "label": label}).meta == {"preferred": "fine"}
+    assert "'label' holds 'perhaps'" in PAIRS.parse({"prompt": "p", "completion": "c", "label": "perhaps"}).error
+
+
+@pytest.mark.parametrize("write", [json.dumps, lambda value: json.dumps(value, indent=1), repr])
+def test_messages_written_as_a_text_are_messages(write):
+    prompt = [turn("system", 'Be "brief".'), turn("user", "Which\nway?")]
+    chosen, rejected = [*prompt, turn("assistant", "Left.")], [*prompt, turn("assistant", "Up.")]
+    for row in (
+        {"chosen": chosen, "rejected": rejected},
+        {"prompt": prompt, "chosen": chosen[2:], "rejected": rejected[2:]},
+    ):
+        parsed = PAIRS.parse({column: write(value) for column, value in row.items()})
+        assert parsed == PAIRS.parse(row)
+        assert parsed.meta == {"preferred": "Left.", "rejected": "Up."}
+
+
+def test_texts_that_are_no_messages_stay_texts():
+    for text in (
+        "[1, 2, 3]",
+        "{x: 1}",
+        "[{]",
+        '{"a": 1}',
+        "[citation needed] [{",
+        '[{"value": 3}]',
+        '{"role": "x"} is JSON',
+    ):
+        assert PAIRS.parse({"prompt": text, "chosen": text}).text == text
+
+
+def test_a_reply_of_calls_is_no_preferred_reply():
+    call = {"role": "assistant", "content": None, "tool_calls": [{"id": "1"}]}
+    parsed = PAIRS.parse({"prompt": [turn("user", "a")], "chosen": [turn("user", "a"), call]})
+    assert parsed.error is None
+    assert parsed.meta == {}
+
+
 @pytest.mark.parametrize(
     ("row", "reason"),
     [
@@ -57,6 +103,12 @@ def test_prompts_alone_and_completions_are_read():
         ({"prompt": [turn("user", 1)]}, "message 1 holds a number"),
         ({"chosen": [turn("assistant", "b")], "rejected": None}, "does not end with a user turn"),
         ({"other": 1}, "'chosen' holds null"),
+        (
+            {"prompt": "p", "chosen": '[{"role": "assistant", "content": "cut'},
+            "'chosen' looks like messages, but is not JSON",
+        ),
+        ({"chosen": '[{"role": "user", "content": "a"}', "rejected": "b"}, "'chosen' looks like messages"),
+        ({"prompt": '{"role": "user", "content": "a"}'}, "the messages are a table"),
     ],
 )
 def test_rows_that_are_no_pair_say_why(row, reason):

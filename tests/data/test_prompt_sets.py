@@ -1,3 +1,5 @@
+import json
+
 import pytest
 
 from aisp_ray.data.prompts import Prompts
@@ -29,6 +31,26 @@ def test_other_spellings_of_messages_are_read():
     ]
     parts = [{"role": "user", "content": [{"type": "text", "text": "Hi"}]}]
     assert SET.parse({"messages": parts}).messages == (Message("user", "Hi"),)
+
+
+def test_messages_written_as_a_text_are_messages():
+    for text in (json.dumps(CHAT), json.dumps(CHAT, indent=2), repr(CHAT)):
+        for column in ("prompt", "messages"):
+            assert SET.parse({column: text}).messages[1] == Message("user", "Hi")
+    assert "looks like messages, but is not JSON" in SET.parse({"messages": json.dumps(CHAT)[:-3]}).error
+    assert SET.parse({"prompt": '[{"a": 1}]'}).text == '[{"a": 1}]'
+
+
+def test_the_cut_off_reply_may_call_tools():
+    call = {"role": "assistant", "content": None, "tool_calls": [{"function": {"name": "f"}}]}
+    result = {"role": "tool", "content": "4"}
+    silent = [[{"role": "assistant", "content": None}], [{"role": "assistant", "function_call": {"name": "f"}}]]
+    for reply in ([call], [call, result], [call, result, {"role": "assistant", "content": "Four."}], *silent):
+        parsed = SET.parse({"messages": [*CHAT, *reply]})
+        assert parsed.messages == (Message("system", "Be brief."), Message("user", "Hi"))
+        assert parsed.rules == ("reply_cut",)
+    later = SET.parse({"messages": [*CHAT, call, result, {"role": "user", "content": "And?"}]})
+    assert later.error == "message 3 holds null, not text"
 
 
 def test_a_prompt_column_may_hold_messages():

@@ -1,3 +1,5 @@
+import pytest
+
 from aisp_ray.data.shp import Shp
 from aisp_ray.types import Message
 
@@ -20,6 +22,16 @@ def test_the_post_is_the_prompt_and_the_preferred_answer_is_kept():
 def test_label_one_prefers_answer_a():
     parsed = SHP.parse({"history": "q", "labels": 1, "human_ref_A": "first", "human_ref_B": "second"})
     assert parsed.meta["preferred"] == "first"
+
+
+@pytest.mark.parametrize(
+    ("label", "reply"),
+    [("1", "first"), (" 1 ", "first"), (1.0, "first"), ("1.0", "first"), (True, "first"), ("0", "second"),
+     (0.0, "second"), (False, "second"), (None, None), ("", None), ("2", None), (float("nan"), None)],
+)  # fmt: skip
+def test_labels_of_every_format_are_read(label, reply):
+    parsed = SHP.parse({"history": "q", "labels": label, "human_ref_A": "first", "human_ref_B": "second"})
+    assert parsed.meta.get("preferred") == reply
 
 
 def test_posts_with_human_tags_or_unicode_stay_as_they_are():
