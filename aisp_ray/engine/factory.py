@@ -1,8 +1,7 @@
 """Which engine steps a model, and the checks that it passes before it steps anything else.
 
 An engine's LM head is compared with the model's own logits, the fast engine's pre-logits with the model's own eager
-forward over the whole sequence. Attention that a model does differently (sinks, position biases, windows) shows as a
-difference, and the model is refused instead of being silently wrong.
+forward over the whole sequence (`lm/checks.py`).
 """
 
 from __future__ import annotations
@@ -11,25 +10,22 @@ import logging
 from collections.abc import Callable, Sequence
 from typing import Any
 
-import numpy as np
 import torch
+from torch import Tensor
 
 from aisp_ray.controls.laws import OpenLoop
 from aisp_ray.engine.base import Engine, RolloutRequest, StopRules
 from aisp_ray.engine.plain import ExpandedEngine, PlainEngine
 from aisp_ray.engine.scheduler import FastEngine
+from aisp_ray.lm.checks import TOLERANCE, own_states, probe, probe_lengths, require_equal
 from aisp_ray.lm.head import Head
-from aisp_ray.lm.shims import attention_configs, attention_named
 from aisp_ray.lm.support import UnsupportedModelError
 from aisp_ray.types import Proposal, Rollouts
 
 log = logging.getLogger(__name__)
 KINDS = ("fast", "expanded", "plain")
 LEAST_STACK = 16  # the check at load has prompts, too
-_LONGEST_WINDOW = 2048  # a longer window is not crossed: the check would take too long
 _TOKENS = 6
-# largest difference of pre-logits, as a part of their root mean square
-TOLERANCE = {torch.float32: 2e-3, torch.float16: 5e-2, torch.bfloat16: 2.5e-1}
 
 
 def build_engine(
@@ -104,16 +100,12 @@ def verify_engine(model: Any, engine: FastEngine | None = None) -> float:
         UnsupportedModelError: they differ by more than rounding, or the model fails on the engine's cache.
     """
     try:
-        worst, allowed = _largest_difference(model, engine or FastEngine(model, 4, max_new_tokens=_TOKENS, tile=4))
+        engine = engine or FastEngine(model, 4, max_new_tokens=_TOKENS, tile=4)
+        return require_equal(_pairs(model, engine), engine.head.dtype)
     except (UnsupportedModelError, torch.OutOfMemoryError):
         raise
     except Exception as error:  # a model may fail in any way on a cache it was not written for
         raise UnsupportedModelError(f"it fails on a shared prefix with {type(error).__name__}: {error}") from error
-    if not worst <= allowed:
-        raise UnsupportedModelError(
-            f"its decoded pre-logits differ from its own forward by {worst:.2g} of their size (allowed: {allowed:g})"
-        )
-    return worst
 
 
 @torch.no_grad()
@@ -125,7 +117,7 @@ def verify_head(model: Any, head: Head) -> float:
     Raises:
         ValueError: they differ by more than rounding. All engines have the same head, so none can run this model.
     """
-    ids = torch.tensor([prompt(5, head.weight.shape[0])], device=model.device)
+    ids = torch.tensor([probe(5, head.weight.shape[0])], device=model.device)
     found = head(model.base_model(input_ids=ids, use_cache=False).last_hidden_state[0].to(head.weight.device))
     own = model(input_ids=ids, use_cache=False).logits[0].float().to(found.device)
     seen = own.isfinite()  # a model may forbid tokens
@@ -140,36 +132,26 @@ def verify_head(model: Any, head: Head) -> float:
     return worst
 
 
-@torch.no_grad()
-def _largest_difference(model: Any, engine: FastEngine) -> tuple[float, float]:
-    """(largest relative difference of pre-logits, what is allowed)."""
+def _pairs(model: Any, engine: FastEngine) -> list[tuple[Tensor, Tensor]]:
+    """(decoded pre-logits, the model's own) of each response."""
     windows = [layout.window for layout in engine.slots.layouts if layout is not None and layout.window]
     limit = getattr(model.config.get_text_config(decoder=True), "max_position_embeddings", 1 << 20) - _TOKENS
-    limit = min(limit, engine.longest_prompt or limit)
+    lengths = probe_lengths(windows, min(limit, engine.longest_prompt or limit))
     vocabulary = engine.head.weight.shape[0]
-    lengths = [5, 9]
-    if windows and min(windows) <= _LONGEST_WINDOW:
-        lengths[1] = min(min(windows) + 3, limit)
-    worst = 0.0
+    pairs = []
     for length, rollouts in _perturbed(engine, lengths, vocabulary):
         for item in rollouts.items:
-            ids = [*prompt(length, vocabulary), *item.token_ids[:-1]]
-            own = _eager(model, ids)[length - 1 :]
-            worst = max(worst, float(np.abs(own - item.prelogits).max() / np.sqrt(np.square(own).mean())))
+            ids = [*probe(length, vocabulary), *item.token_ids[:-1]]
+            pairs.append((torch.as_tensor(item.prelogits), own_states(model.base_model, ids)[length - 1 :]))
     engine.forget()
-    return worst, TOLERANCE[engine.head.dtype]
-
-
-def prompt(length: int, vocabulary: int) -> list[int]:
-    """Some token ids, the same for everyone."""
-    return [(7 * i * i + 13 * i + length) % vocabulary for i in range(length)]
+    return pairs
 
 
 def _perturbed(engine: FastEngine, lengths: list[int], vocabulary: int) -> list[tuple[int, Rollouts]]:
     tickets, tokens = {}, min(_TOKENS, engine.max_new_tokens)
     for length in lengths:
         proposal = Proposal(0, 2, OpenLoop(horizon=tokens, sigma=1.0), want=frozenset({"prelogits"}))
-        request = RolloutRequest(tuple(prompt(length, vocabulary)), length, proposal, tokens, StopRules())
+        request = RolloutRequest(tuple(probe(length, vocabulary)), length, proposal, tokens, StopRules())
         tickets[engine.submit(request)] = length
     found = []
     while engine.num_pending:
@@ -178,10 +160,3 @@ def _perturbed(engine: FastEngine, lengths: list[int], vocabulary: int) -> list[
                 raise result
             found.append((tickets[ticket], result))
     return found
-
-
-def _eager(model: Any, ids: list[int]) -> np.ndarray:
-    """Pre-logits of every position by the model's own eager attention, float32 [tokens, d]."""
-    with attention_named(attention_configs(model), "eager"):
-        out = model.base_model(input_ids=torch.tensor([ids], device=model.device), use_cache=False)
-    return out.last_hidden_state[0].float().cpu().numpy()

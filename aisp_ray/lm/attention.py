@@ -16,10 +16,11 @@ import torch
 from torch import Tensor, nn
 from transformers import AttentionInterface
 
-from aisp_ray.lm.shims import attention_named
+from aisp_ray.lm.shims import attention_named, cpu_attention
 
 NAME = "aisp_shared_prefix"
 HIDDEN = -1e30  # added to the logit of a key that a query may not see: finite, so that a span with none stays a number
+FUSED_DTYPES = (torch.float32, torch.bfloat16)
 VECTORS = 64  # elements that PyTorch's elementwise kernels take in one go on a CPU (fewer in float32)
 _active = threading.local()
 
@@ -78,6 +79,14 @@ def partial(query: Tensor, keys: Tensor, values: Tensor, mask: Tensor | None, so
     mass = weights.sum(-1, keepdim=True)
     out = torch.matmul(weights.to(values.dtype), values).float().div_(mass)
     return out, mass.log_().add_(top)
+
+
+def span(query: Tensor, keys: Tensor, values: Tensor, scale: float, mask: Tensor | None, softcap: float | None) -> Part:
+    """`partial` of a query that is not scaled yet, by PyTorch's fused CPU kernel where that can do it."""
+    if softcap is None and query.is_cpu and query.dtype in FUSED_DTYPES and keys.shape == values.shape:
+        out, mass = cpu_attention(query, keys, values, scale, mask=None if mask is None else mask.to(query.dtype))
+        return out, mass.unsqueeze(-1)
+    return partial(query * scale, keys, values, mask, softcap)
 
 
 def merge(a: Part, b: Part) -> Part:

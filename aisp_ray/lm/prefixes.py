@@ -1,4 +1,7 @@
-"""The prefix store: a prompt is read once, alone, and its keys and values serve all particles and iterations."""
+"""The prefix store: a prompt is read once, alone, and its keys and values serve all particles and iterations.
+
+The engine decodes behind its `Prefix`; neural rewards read behind entries of their own, in the same store.
+"""
 
 from __future__ import annotations
 
@@ -53,6 +56,10 @@ class Prefix:
     @property
     def num_bytes(self) -> int:
         return self.own_bytes + self.snapshots.num_bytes
+
+    def shed(self) -> int:
+        """Drop the oldest snapshot; returns the bytes that are free then, 0 where there is none."""
+        return self.snapshots.drop_oldest() if len(self.snapshots) else 0
 
 
 @torch.no_grad()
@@ -128,53 +135,66 @@ def continued(prefix: Prefix, num_rows: int) -> Any:
 
 @dataclass(slots=True)
 class PrefixStore:
-    """Prefixes by token ids with their snapshots. Above `limit_bytes` the least recently used go, of those in use the
-    snapshots only."""
+    """What was read of prompts, by key. Above `limit_bytes` the least recently used entries go, of those in use only
+    what they can shed.
 
-    read: Callable[[Sequence[int]], Prefix]
+    read: makes the entry of a key: an object with `users`, `num_bytes` and `shed()`, as `Prefix` has them.
+    """
+
+    read: Callable[[Any], Any]
     limit_bytes: int
     hits: int = 0
     misses: int = 0
-    _held: OrderedDict[tuple[int, ...], Prefix] = field(default_factory=OrderedDict)
+    _held: OrderedDict[Any, Any] = field(default_factory=OrderedDict)
 
-    def acquire(self, ids: Sequence[int]) -> tuple[Prefix, bool]:
-        """The prefix of these ids and whether it was there. Pair with `release`."""
-        key = tuple(ids)
-        prefix = self._held.get(key)
-        hit = prefix is not None
-        if prefix is None:
-            self.misses += 1
-            prefix = self.read(key)
-            self._held[key] = prefix
-        else:
-            self.hits += 1
+    def acquire(self, key: Sequence[int]) -> tuple[Any, bool]:
+        """The entry of these token ids and whether it was there. Pair with `release`."""
+        key = tuple(key)
+        entry = self.find(key)
+        hit = entry is not None
+        self.hits += hit
+        self.misses += not hit
+        if entry is None:
+            entry = self._held[key] = self.read(key)
+        entry.users += 1
+        self.trim()
+        return entry, hit
+
+    def release(self, entry: Any) -> None:
+        entry.users -= 1
+
+    def find(self, key: Any) -> Any | None:
+        """The entry of a key, which counts as used now; None where there is none."""
+        if key in self._held:
             self._held.move_to_end(key)
-        prefix.users += 1
-        self.trim(self.limit_bytes)
-        return prefix, hit
+        return self._held.get(key)
 
-    def release(self, prefix: Prefix) -> None:
-        prefix.users -= 1
+    def put(self, key: Any, entry: Any) -> None:
+        self._held[key] = entry
 
-    def trim(self, limit_bytes: int) -> None:
-        """Drop unused prefixes, oldest first, then snapshots of the others, until at most `limit_bytes` are held."""
+    def drop(self, key: Any) -> None:
+        self._held.pop(key, None)
+
+    def trim(self, limit_bytes: int | None = None) -> None:
+        """Drop unused entries, oldest first, then what the others can shed, until at most `limit_bytes` are held."""
+        limit = self.limit_bytes if limit_bytes is None else limit_bytes
         held = self.num_bytes
-        for key in [key for key, prefix in self._held.items() if prefix.users == 0]:
-            if held <= limit_bytes:
+        for key in [key for key, entry in self._held.items() if entry.users == 0]:
+            if held <= limit:
                 return
             held -= self._held.pop(key).num_bytes
-        for prefix in self._held.values():
-            while held > limit_bytes and len(prefix.snapshots):
-                held -= prefix.snapshots.drop_oldest()
+        for entry in self._held.values():
+            while held > limit and (freed := entry.shed()):
+                held -= freed
 
     def keep(self, prefix: Prefix, snapshot: Snapshot) -> None:
         """Keep a snapshot beside its prefix, if there is room or others can go for it."""
         prefix.snapshots.keep(snapshot)
-        self.trim(self.limit_bytes)
+        self.trim()
 
     @property
     def num_bytes(self) -> int:
-        return sum(prefix.num_bytes for prefix in self._held.values())
+        return sum(entry.num_bytes for entry in self._held.values())
 
     def __len__(self) -> int:
         return len(self._held)

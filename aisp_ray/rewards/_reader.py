@@ -10,7 +10,10 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from aisp_ray.rewards._packed import CannotShareError, Packed, Part
+from aisp_ray.lm.checks import own_states, probe, probe_lengths, require_equal
+from aisp_ray.lm.support import UnsupportedModelError, length_dependent_rope, require_supported
+from aisp_ray.rewards._packed import Group as PackedGroup
+from aisp_ray.rewards._packed import Packed
 from aisp_ray.rewards._padded import Padded, batches
 from aisp_ray.rewards._stems import BLOCK, Stem, stem_of
 from aisp_ray.rewards._tokens import Row
@@ -41,18 +44,19 @@ class Reader:
         self.context: int | None = getattr(config, "max_position_embeddings", None)
         self.batch_tokens = spec.batch_tokens
         self.halvings = 0
-        self.padded = Padded(model, body, score)
+        self.padded, self.score = Padded(model, body, score), score
         self.packed: Packed | None = None
-        self.window: int | None = getattr(config, "sliding_window", None)
-        self.max_rows = 1 if _rope_type(config) in ("longrope", "dynamic") else 1 << 30  # frequencies by batch maximum
+        self.max_rows = 1 if length_dependent_rope(config) else 1 << 30
+        self._require_finite(model, spec.model)
         if spec.shared_prefix and body is not None:
-            reason = self._try_packed(Packed(body, score, _prefix_bytes(spec.prefix_mb, self.padded.device)), config)
-            if reason and spec.read_on:
-                raise ValueError(
-                    f"reward.read_on=true is not possible, {type(model).__name__} has no shared prefix: {reason}"
-                )
-            if reason:
-                logger.warning("%s is read in padded batches of whole texts: %s", type(model).__name__, reason)
+            try:
+                self.packed = _packed(model, body, spec)
+            except UnsupportedModelError as error:
+                name = type(model).__name__
+                if spec.read_on:
+                    text = f"reward.read_on=true is not possible, {name} has no shared prefix: {error}"
+                    raise ValueError(text) from error
+                logger.warning("%s is read in padded batches of whole texts: %s", name, error)
         if spec.read_on and self.packed is None:
             raise ValueError(f"reward.read_on=true needs a decoder; {type(model).__name__} is read as a whole")
         self.reads_on = spec.read_on is not False and spec.prefix_mb != 0
@@ -61,7 +65,7 @@ class Reader:
         stats = {"batch_halvings": float(self.halvings), "shared_prefix": float(self.packed is not None)}
         if self.packed is not None:
             store = self.packed.store
-            stats |= {"prefix_hits": store.hits, "prefix_misses": store.misses, "prefix_bytes": store.bytes}
+            stats |= {"prefix_hits": store.hits, "prefix_misses": store.misses, "prefix_bytes": store.num_bytes}
             stats["tokens_read"] = self.packed.tokens_read
         return {name: float(value) for name, value in stats.items()}
 
@@ -72,31 +76,17 @@ class Reader:
         errors: list[list[str | None]] = [[None] * len(rows) for _, rows in groups]
         items = [(g, r) for g, (_, rows) in enumerate(groups) for r in range(len(rows))]
         if self.packed is not None:
-            items = self._read_packed(groups, items, rewards, errors)
+            packed, stems = self.packed, [stem_of(rows) if self.reads_on else None for _, rows in groups]
+            groups = [(head, _behind(stem, rows)) for (head, rows), stem in zip(groups, stems, strict=True)]
+            read = lambda some: self.score(packed(_parts(groups, some, stems))).cpu()  # noqa: E731
+            for batch in _by_tokens(groups, items, self.batch_tokens):
+                self._guarded(batch, read, rewards, errors)
+            return rewards, errors
         order = sorted(items, key=lambda item: -len(groups[item[0]][1][item[1]].ids))  # stable
         lengths = [len(groups[g][1][r].ids) for g, r in order]
         for start, stop in batches(lengths, self.batch_tokens, self.max_rows):
             self._guarded(order[start:stop], lambda some: self.padded(_rows(groups, some)), rewards, errors)
         return rewards, errors
-
-    def _read_packed(
-        self, groups: Sequence[Group], items: list[Item], rewards: list[list[float]], errors: list[list[str | None]]
-    ) -> list[Item]:
-        """Read what can be read with shared prefixes; returns the rest."""
-        fits = [(g, r) for g, r in items if self.window is None or len(groups[g][1][r].ids) <= self.window]
-        fits = [(g, r) for g, r in fits if self.window is None or len(groups[g][0]) <= self.window]
-        stems = [self._stem(rows) for _, rows in groups]
-        groups = [(head, _behind(stem, rows)) for (head, rows), stem in zip(groups, stems, strict=True)]
-        for batch in _by_tokens(groups, fits, self.batch_tokens):
-            self._guarded(batch, lambda some: self.packed(_parts(groups, some, stems)), rewards, errors)
-        done = set(fits)
-        return [item for item in items if item not in done]
-
-    def _stem(self, rows: Sequence[Row]) -> Stem | None:
-        """What the rows of a request share beyond the prompt, where that is kept."""
-        if not self.reads_on or (self.window is not None and any(len(row.ids) > self.window for row in rows)):
-            return None
-        return stem_of(rows)
 
     def _guarded(
         self,
@@ -130,35 +120,54 @@ class Reader:
 
     def _free(self) -> None:
         if self.packed is not None:
-            self.packed.store.clear()
+            self.packed.store.trim(0)
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
 
     @torch.inference_mode()
-    def _try_packed(self, packed: Packed, config: Any) -> str | None:
-        """Take shared-prefix reading into use if it gives the padded scores here; otherwise why not."""
-        kinds = set(getattr(config, "layer_types", None) or ()) - {"full_attention", "sliding_attention"}
-        if kinds or self.max_rows == 1:
-            return f"its layers are {', '.join(sorted(kinds)) or _rope_type(config)}"
-        ids = [(7 * at + 3) % config.vocab_size for at in range(24)]
-        head = tuple(ids[:9])
-        rows = [Row(head + tuple(ids[9:18]), 9), Row(head + tuple(ids[18:]), 9), Row(head[:7] + tuple(ids[20:]), 7)]
-        grown = Stem(head[:7] + tuple(ids[10 : 10 + 2 * BLOCK]), 7)
-        rows += [Row((*grown.ids, ids[at]), len(grown.ids)) for at in (3, 4)]
+    def _require_finite(self, model: Any, name: str) -> None:
+        """Raises ValueError where not even a short text has a reward."""
+        vocabulary = model.get_input_embeddings().weight.shape[0]
+        value = float(self.padded([Row(tuple(probe(9, vocabulary)), 0)])[0])
+        if math.isfinite(value):
+            return
+        broken = [part for part, weight in model.named_parameters() if not weight.isfinite().all()]
+        dtype = str(next(model.parameters()).dtype).removeprefix("torch.")
+        reason = f"its activations overflow in {dtype}; set reward.dtype=bfloat16 or float32"
+        if broken:
+            reason = f"the checkpoint is damaged, weights that are not finite: {', '.join(broken[:3])}"
+        raise ValueError(f"{name} gives a short text the reward {value}: {reason}")
+
+
+@torch.inference_mode()
+def _packed(model: Any, body: Any, spec: NeuralReward) -> Packed:
+    """Shared-prefix reading, checked against the body's own forward: rows behind a whole prompt, part of one and a
+    growing text, some beyond the smallest window.
+
+    Raises:
+        UnsupportedModelError: this model cannot share a prefix.
+    """
+    require_supported(model, states=False)
+    device = next(body.parameters()).device
+    packed = Packed(body, _prefix_bytes(spec.prefix_mb, device))
+    config = body.config.get_text_config()
+    windows = [window for window in [getattr(config, "sliding_window", None)] if window]
+    longest = (getattr(config, "max_position_embeddings", None) or 1 << 20) - 2 * BLOCK - 1
+    own, found = [], []
+    for length in probe_lengths(windows, longest):
+        head, more = tuple(probe(length, config.vocab_size)), tuple(probe(2 * BLOCK + 3, config.vocab_size))
+        rows = [(head + more[:3], length), (head + more[1:2], length), (head[:-2] + more[:5], length - 2)]
+        stem = Stem(head[:-2] + more[: 2 * BLOCK], length - 2)
+        grown = [((*stem.ids, token), len(stem.ids)) for token in more[-2:]]
         try:
-            shared = packed(_parts([(head, rows)], [(0, 0), (0, 1), (0, 2)], [None]))
-            further = packed(_parts([(head, rows)], [(0, 3), (0, 4)], [grown]))
-        except (CannotShareError, AttributeError, NotImplementedError, TypeError, RuntimeError, ValueError) as error:
-            return str(error)
-        shared, whole = torch.cat([shared, further]), self.padded(rows)
-        exact = next(packed.body.parameters()).dtype == torch.float32
-        tolerance = (1e-4 if exact else 5e-2) * (1 + whole.abs().max())
-        if not torch.allclose(shared, whole, rtol=0, atol=float(tolerance)):
-            return f"with a shared prefix its scores differ by {float((shared - whole).abs().max()):.2g}"
-        packed.store.clear()
-        packed.store.hits = packed.store.misses = 0
-        self.packed = packed
-        return None
+            found += [*packed([(head, rows, None)]), *packed([(head, grown, stem)])]
+        except (AttributeError, NotImplementedError, TypeError, RuntimeError) as error:
+            raise UnsupportedModelError(f"it fails on a shared prefix with {type(error).__name__}: {error}") from error
+        own += [own_states(body, ids)[-1] for ids, _ in (*rows, *grown)]
+    require_equal([(one.float().cpu(), other) for one, other in zip(found, own, strict=True)], found[0].dtype)
+    packed.store.trim(0)
+    packed.store.hits = packed.store.misses = 0
+    return packed
 
 
 def _rows(groups: Sequence[Group], items: Sequence[Item]) -> list[Row]:
@@ -170,7 +179,7 @@ def _behind(stem: Stem | None, rows: Sequence[Row]) -> Sequence[Row]:
     return rows if stem is None else [replace(row, shared=len(stem.ids)) for row in rows]
 
 
-def _parts(groups: Sequence[Group], items: Sequence[Item], stems: Sequence[Stem | None]) -> list[Part]:
+def _parts(groups: Sequence[Group], items: Sequence[Item], stems: Sequence[Stem | None]) -> list[PackedGroup]:
     """What `Packed` reads: the rows of a group together, those with equally much of the prompt next to each other."""
     parts: dict[int, list[tuple[tuple[int, ...], int]]] = {}
     for g, r in items:
@@ -206,11 +215,6 @@ def _prefix_bytes(asked: int | None, device: torch.device) -> int:
     if asked is not None:
         return asked << 20
     return torch.cuda.mem_get_info(device)[0] // 3 if device.type == "cuda" else 2048 << 20
-
-
-def _rope_type(config: Any) -> str:
-    rope = getattr(config, "rope_parameters", None) or getattr(config, "rope_scaling", None) or {}
-    return str(rope.get("rope_type", rope.get("type", "default"))) if isinstance(rope, dict) else "default"
 
 
 def _is_out_of_memory(error: Exception) -> bool:

@@ -75,7 +75,7 @@ def test_a_step_reads_few_tokens_of_a_long_text_and_keeps_little():
         assert on.read([one])[0][0] == pytest.approx(off.read([one])[0][0], abs=1e-5)
         assert on.packed.tokens_read - had <= BLOCK + K * BLOCK + (prompt if at == 0 else 0)
         token = 2 * 2 * 2 * 8 * 4  # layers, keys and values, heads, width, bytes
-        assert on.packed.store.bytes <= token * (2 * (prompt + at) + prompt)  # the prompt and two lengths of the text
+        assert on.packed.store.num_bytes <= token * (2 * (prompt + at) + prompt)  # the prompt, two texts
     read = on.stats()["tokens_read"] - before[0], off.stats()["tokens_read"] - before[1]
     assert read[1] == prompt + K * steps * (steps + 1) / 2
     assert read[0] < 0.2 * read[1]
@@ -95,9 +95,9 @@ def test_no_bit_depends_on_what_was_kept():
         mixed.read([theirs])
     assert found == fresh
     small = make(SHARING["llama"])
-    small.packed.store.max_bytes = 40 * 2 * 2 * 2 * 8 * 4  # no room for all that a search keeps
+    small.packed.store.limit_bytes = 40 * 2 * 2 * 2 * 8 * 4  # no room for all that a search keeps
     assert [small.read([group])[0] for group in one] == fresh
-    assert small.packed.store.bytes <= small.packed.store.max_bytes
+    assert small.packed.store.num_bytes <= small.packed.store.limit_bytes
 
 
 def test_samples_are_read_as_without_it():
@@ -112,11 +112,8 @@ def test_a_text_that_continues_part_of_the_prompts_tokens_and_small_batches():
             assert difference(reader, [one, group(8, 9, (4, 4))])[0] < 1e-4
 
 
-def test_a_window_is_never_crossed():
-    import transformers
-    from test_shared_prefix import GROUPED
-
-    reader = make(transformers.MistralConfig(**GROUPED, sliding_window=24))
+def test_a_growing_text_crosses_a_window():
+    reader = make(SHARING["mistral, window"])
     for one in growing(9, 12, 20):
         assert difference(reader, [one])[0] < 1e-4
 
@@ -170,15 +167,14 @@ def test_reading_on_needs_something_kept(settings):
 
 
 def test_asked_for_where_the_model_cannot_it_is_an_error_and_else_it_is_off(deberta):
-    import transformers
-    from test_shared_prefix import GROUPED
+    from test_shared_prefix import NOT_SHARING
 
-    capped = transformers.Gemma2Config(**{**GROUPED, "head_dim": 16}, attn_logit_softcapping=5.0)
-    with pytest.raises(ValueError, match=r"read_on=true is not possible.*softcap"):
-        make(capped, read_on=True)
+    dynamic = NOT_SHARING["rotary frequencies of the whole batch"]
+    with pytest.raises(ValueError, match=r"read_on=true is not possible.*dynamic rope"):
+        make(dynamic, read_on=True)
     with pytest.raises(ValueError, match="needs a decoder"):
         SequenceClassifier(model=str(deberta), template="pair", read_on=True).load("cpu")
-    assert make(capped).packed is None
+    assert make(dynamic).packed is None
     assert not make(SHARING["llama"], prefix_mb=0).reads_on
 
 

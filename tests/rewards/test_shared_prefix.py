@@ -7,7 +7,9 @@ import pytest
 import torch
 import transformers
 
-from aisp_ray.rewards._packed import Packed, PrefixStore
+from aisp_ray.lm.prefixes import PrefixStore
+from aisp_ray.rewards import _packed
+from aisp_ray.rewards._packed import Keys, Packed
 from aisp_ray.rewards._reader import Reader
 from aisp_ray.rewards._tokens import Row
 from aisp_ray.rewards.sequence_classifier import SequenceClassifier, _in_float32
@@ -35,6 +37,20 @@ SHARING = {
         n_embd=32, n_layer=2, n_head=4, vocab_size=200, n_positions=512, num_labels=1, pad_token_id=0
     ),
     "gpt_neox": transformers.GPTNeoXConfig(**SIZES),
+    "gemma2, soft-capped": transformers.Gemma2Config(
+        **{**GROUPED, "head_dim": 16}, attn_logit_softcapping=5.0, sliding_window=16
+    ),
+    "gemma3, windows and full": transformers.Gemma3TextConfig(
+        **{**GROUPED, "num_hidden_layers": 6, "head_dim": 16}, sliding_window=16
+    ),
+    "gpt_oss, sinks": transformers.GptOssConfig(
+        **GROUPED, sliding_window=16, num_local_experts=4, num_experts_per_tok=2
+    ),
+    "mistral, window": transformers.MistralConfig(**GROUPED, sliding_window=24),
+    "qwen3, window in one layer": transformers.Qwen3Config(
+        **GROUPED, use_sliding_window=True, sliding_window=20, max_window_layers=1
+    ),
+    "qwen3_moe": transformers.Qwen3MoeConfig(**GROUPED, moe_intermediate_size=16, num_experts=4, num_experts_per_tok=2),
 }
 
 
@@ -98,18 +114,44 @@ def test_batches_of_any_size_give_the_same_scores(batch_tokens):
     assert difference(reader, [group(5, 30, (20, 11, 8, 8, 1)), group(6, 3, (50, 2))])[0] < 1e-4
 
 
-def test_the_joined_attention_of_gpus_is_the_merged_one_of_the_cpu(monkeypatch):
-    from aisp_ray.rewards import _packed
-
+@pytest.mark.parametrize("copied", [1, 40, 1 << 15])
+def test_the_joined_attention_of_gpus_is_the_merged_one_of_the_cpu(copied, monkeypatch):
     reader = make(SHARING["llama"])
     groups = [group(7, 20, (6, 6, 5, 1), shared=[20, 20, 20, 4]), group(8, 9, (4, 4), shared=[0, 9])]
     expected = reader.read(groups)[0]
+    sizes = []
 
-    def joined(query, own, prefix, scale, collect):
-        return collect(_packed._joined(*own, prefix, scale))
+    def joined(self, segment, call):
+        lengths = self.lengths[segment.first_row : segment.last_row]
+        rows = [part[0, :, segment.start : segment.stop] for part in (call.query, call.key, call.value)]
+        index, back = self._padded_index(segment, "cpu")
+        own = [part[:, index].unflatten(1, (len(lengths), -1)).transpose(0, 1) for part in rows]
+        own = [own[0], *(part.repeat_interleave(2, dim=1) for part in own[1:])]
+        prefix = segment.prefix.layers[call.layer] if segment.shared else None
+        out = _packed._joined(own, prefix, segment.shared, call.scale)
+        return out.transpose(0, 1).flatten(1, 2)[:, back]
 
-    reader.packed.store.clear()
-    monkeypatch.setattr(_packed, "_merged", joined)
+    class Spy:
+        @staticmethod
+        def scaled_dot_product_attention(query, key, value, **more):
+            sizes.append(key.shape[0] * key.shape[2])
+            return torch.nn.functional.scaled_dot_product_attention(query, key, value, **more)
+
+    monkeypatch.setattr(_packed, "F", Spy)
+    monkeypatch.setattr(_packed, "COPIED", copied)
+    monkeypatch.setattr(_packed.Layout, "_segment", joined)
+    reader.packed.store.trim(0)
+    for values, others in zip(reader.read(groups)[0], expected, strict=True):
+        assert values == pytest.approx(others, abs=2e-5)
+    assert max(sizes) <= max(copied, 26)  # a row alone always fits
+
+
+@pytest.mark.parametrize("name", ["gemma2, soft-capped", "gpt_oss, sinks", "mistral, window"])
+def test_few_logits_at_a_time_give_the_same_scores(name, monkeypatch):
+    reader = make(SHARING[name])
+    groups = [group(25, 40, (30, 17, 17, 3, 1)), group(26, 9, (4, 4), shared=[0, 9])]
+    expected = reader.read(groups)[0]
+    monkeypatch.setattr(_packed, "SCORES", 500)
     for values, others in zip(reader.read(groups)[0], expected, strict=True):
         assert values == pytest.approx(others, abs=2e-5)
 
@@ -143,42 +185,45 @@ def test_a_dropped_prompt_is_read_again_to_the_same_bits():
     head, rows = group(10, 50, (10, 7, 3))
     others = [group(seed, 50, (5, 5)) for seed in range(11, 15)]
     reader = make(SHARING["llama"])
-    reader.packed.store.max_bytes = 2 * 2 * 2 * 50 * 2 * 8 * 4  # two prompts
+    reader.packed.store.limit_bytes = 2 * 2 * 2 * 50 * 2 * 8 * 4  # two prompts
     first = reader.read([(head, rows)])[0]
     for other in others:
         reader.read([other])
-        assert reader.packed.store.bytes <= reader.packed.store.max_bytes
+        assert reader.packed.store.num_bytes <= reader.packed.store.limit_bytes
     assert reader.read([(head, rows)])[0] == first
     assert reader.stats()["prefix_misses"] == 6
 
 
 def test_the_store_drops_what_was_not_used_for_longest():
-    store = PrefixStore(max_bytes=2 * 64)
-    layers = {0: (torch.zeros(8), torch.zeros(8))}  # 64 bytes
-    for key in ((1,), (2,), (1,), (3,)):
-        store.get(key, lambda: layers)
     reads = []
-    for key in ((1,), (3,), (2,)):
-        store.get(key, lambda key=key: reads.append(key) or layers)
-    assert reads == [(2,)]
-    assert store.bytes == 128
-    assert PrefixStore(10).get((1,), lambda: layers) is layers  # too large to keep, still used
+    read = lambda key: reads.append(key) or Keys({0: (torch.zeros(8), torch.zeros(8))})  # noqa: E731 (64 bytes)
+    store = PrefixStore(read, limit_bytes=2 * 64)
+    for key in ((1,), (2,), (1,), (3,), (1,), (3,), (2,)):
+        entry, _ = store.acquire(key)
+        store.release(entry)
+    assert reads == [(1,), (2,), (3,), (2,)]
+    assert store.num_bytes == 128
+    small = PrefixStore(read, limit_bytes=10)
+    entry, _ = small.acquire((1,))
+    assert small.find((1,)) is entry  # too large to keep, still used
+    small.release(entry)
+    small.trim()
+    assert len(small) == 0
 
 
-def test_a_text_beyond_the_sliding_window_is_read_whole():
-    reader = make(transformers.MistralConfig(**GROUPED, sliding_window=24))
-    assert reader.packed is not None
-    before = reader.packed.tokens_read
-    assert difference(reader, [group(16, 19, (5, 4, 2))])[0] < 1e-4
-    inside = reader.packed.tokens_read
-    assert inside > before
-    assert difference(reader, [group(17, 30, (5, 4))])[0] < 1e-4
-    assert reader.packed.tokens_read == inside
-    assert difference(reader, [group(18, 10, (25, 6, 5))])[0] < 1e-4  # one row beyond it, two within
+@pytest.mark.parametrize("name", ["mistral, window", "gemma2, soft-capped", "gpt_oss, sinks"])
+def test_a_text_beyond_the_sliding_window_reads_its_prompt_once(name):
+    reader = make(SHARING[name])
+    for prompt, lengths in ((19, (5, 4, 2)), (30, (5, 4)), (10, (45, 26, 5)), (80, (60, 1))):
+        before = reader.packed.tokens_read
+        apart, spread = difference(reader, [group(prompt, prompt, lengths)])
+        assert apart < 1e-4
+        assert spread > 1e-3
+        assert reader.packed.tokens_read - before == prompt + sum(lengths)
 
 
 NOT_SHARING = {
-    "soft-capped attention": transformers.Gemma2Config(**GROUPED),
+    "layers with states": transformers.Qwen3NextConfig(**GROUPED, num_experts=2, num_experts_per_tok=1),
     "rotary frequencies of the whole batch": transformers.LlamaConfig(
         **GROUPED, rope_parameters={"rope_type": "dynamic", "factor": 2.0, "rope_theta": 10000.0}
     ),
@@ -196,11 +241,23 @@ def test_what_cannot_share_is_read_padded_and_says_so(name, caplog):
 
 def test_a_model_whose_attention_is_another_is_found_out_at_load(monkeypatch, caplog):
     """Shared-prefix attention that gave other scores is never taken into use."""
-    monkeypatch.setattr(Packed, "__call__", lambda self, parts: torch.zeros(sum(len(part[1]) for part in parts)))
+    read = Packed.__call__
+    monkeypatch.setattr(Packed, "__call__", lambda self, groups: 1.1 * read(self, groups))
     with caplog.at_level(logging.WARNING):
         reader = make(SHARING["llama"])
     assert reader.packed is None
-    assert "scores differ by" in caplog.text
+    assert "differ from its own forward by 0." in caplog.text
+
+
+@pytest.mark.parametrize(("name", "option"), [("gemma2, soft-capped", "softcap"), ("gpt_oss, sinks", "s_aux"),
+                                              ("mistral, window", "sliding_window")])  # fmt: skip
+def test_attention_that_drops_an_option_is_found_out_at_load(name, option, monkeypatch, caplog):
+    attend = _packed.Layout.attend
+    drop = lambda self, call: attend(self, call._replace(options={**call.options, option: None}))  # noqa: E731
+    monkeypatch.setattr(_packed.Layout, "attend", drop)
+    with caplog.at_level(logging.WARNING):
+        assert make(SHARING[name]).packed is None
+    assert "differ from its own forward" in caplog.text
 
 
 @pytest.mark.parametrize("shared_prefix", [True, False])
