@@ -11,6 +11,7 @@ import dataclasses
 import difflib
 import importlib
 import importlib.resources
+import re
 import types
 import typing
 from collections.abc import Iterable, Mapping, Sequence
@@ -18,14 +19,13 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from omegaconf import OmegaConf
-from omegaconf.errors import OmegaConfBaseException
 
 from aisp_ray.errors import RefusedError
 
-GROUPS = ("method", "policy", "reward", "judges", "data", "run")
-MANY = ("method", "judges")  # groups of which a run may hold several choices, addressed by name
-FOLDER = {"judges": "reward"}  # a judge is a reward model that only looks at selected responses
+MANY = ("method", "judges", "metric", "tracker")  # groups of which several may be chosen; their keys are group.NAME.key
+CHOSEN_BY = {"metric": "metrics", "tracker": "trackers"}  # group -> the key that chooses, where it has another name
+OPTIONAL = ("heldout",)  # groups of one choice that may be null
+FOLDER = {"judges": "reward", "heldout": "data"}  # group -> folder of conf/, where it has another name
 
 
 class ConfigError(RefusedError):
@@ -68,6 +68,38 @@ def suggest(word: str, known: Iterable[str]) -> str:
     return f"{hint} Known: {', '.join(words) or 'none'}."
 
 
+class _Loader(yaml.SafeLoader):
+    """YAML 1.2's scalars, as people mean them: `010` is ten, `1:30` and `no` are texts. A key may be there once."""
+
+    yaml_implicit_resolvers: typing.ClassVar[dict[str, Any]] = {}
+
+    def construct_mapping(self, node: Any, deep: bool = False) -> dict[Any, Any]:
+        keys = [self.construct_object(key, deep=True) for key, _ in node.value]
+        twice = next((key for at, key in enumerate(keys) if key in keys[:at]), None)
+        if twice is not None:
+            raise yaml.constructor.ConstructorError(None, None, f"the key {twice!r} is there twice", node.start_mark)
+        return super().construct_mapping(node, deep)
+
+
+_NUMBER = (
+    r"[-+]?(?:\.[0-9][0-9_]*|[0-9][0-9_]*(?:\.[0-9_]*)?)(?:[eE][-+]?[0-9]+)?|[-+]?\.(?:inf|Inf|INF)|\.(?:nan|NaN|NAN)"
+)
+for _tag, _pattern, _first in (
+    ("bool", "true|True|TRUE|false|False|FALSE", "tTfF"),
+    ("null", "~|null|Null|NULL|", ["~", "n", "N", ""]),
+    ("int", "[-+]?[0-9][0-9_]*", "-+0123456789"),
+    ("float", _NUMBER, "-+.0123456789"),
+):
+    _Loader.add_implicit_resolver(f"tag:yaml.org,2002:{_tag}", re.compile(f"^(?:{_pattern})$"), list(_first))
+_Loader.add_constructor("tag:yaml.org,2002:int", lambda loader, node: int(node.value.replace("_", "")))
+_Loader.add_constructor("tag:yaml.org,2002:float", yaml.SafeLoader.construct_yaml_float)
+
+
+def load_yaml(text: str) -> Any:
+    """The value of a YAML document. Raises yaml.YAMLError or ValueError where it is none."""
+    return yaml.load(text, Loader=_Loader)
+
+
 def choices(group: str, folder: Path | None = None) -> dict[str, str]:
     """The YAML files of a group, name -> one-line description (the file's first comment)."""
     place = (folder or conf_folder()) / FOLDER.get(group, group)
@@ -89,8 +121,8 @@ def read_choice(group: str, name: str) -> dict[str, Any]:
         raise ConfigError(f'{group}={name}: there is no such choice in the group "{group}".{suggest(name, known)}')
     path = conf_folder() / FOLDER.get(group, group) / f"{name}.yaml"
     try:
-        values = OmegaConf.to_container(OmegaConf.load(path))
-    except (yaml.YAMLError, OmegaConfBaseException, OSError) as error:
+        values = load_yaml(path.read_text(encoding="utf-8"))
+    except (yaml.YAMLError, ValueError, OSError) as error:
         raise ConfigError(f"{path} cannot be read: {error}") from error
     if not isinstance(values, dict) or "_target_" not in values:
         raise ConfigError(f"{path} must hold a `_target_` with the dotted path of a dataclass")
@@ -112,23 +144,23 @@ def schema_of(target: str, where: str) -> type:
 
 
 def build(values: Mapping[str, Any], where: str) -> Any:
-    """The settings object of a choice. `where` is what errors call it, e.g. "method.aisp"."""
+    """The settings object of a choice. `where` is what errors call it, e.g. "method.aisp"; "" for a command's own."""
     values = dict(values)
     cls = schema_of(values.pop("_target_"), where)
     hints = typing.get_type_hints(cls)
     known = {field.name for field in dataclasses.fields(cls) if field.init}
-    fields = {}
+    fields, inside = {}, f"{where}." if where else ""
     for key, value in values.items():
         if key not in known:
-            raise ConfigError(f"{where}.{key}: there is no such key.{suggest(key, known)}")
-        fields[key] = convert(value, hints[key], f"{where}.{key}")
+            raise ConfigError(f"{inside}{key}: there is no such key.{suggest(key, known)}")
+        fields[key] = convert(value, hints[key], f"{inside}{key}")
     missing = [f.name for f in dataclasses.fields(cls) if _required(f) and f.name not in fields]
     if missing:
-        raise ConfigError(f"{where}.{missing[0]} must be set: {comments(cls).get(missing[0], 'it has no default')}")
+        raise ConfigError(f"{inside}{missing[0]} must be set: {comments(cls).get(missing[0], 'it has no default')}")
     try:
         return cls(**fields)
     except (ValueError, TypeError) as error:
-        raise ConfigError(f"{where}: {error}") from error
+        raise ConfigError(f"{where}: {error}" if where else str(error)) from error
 
 
 def _required(field: dataclasses.Field) -> bool:
@@ -172,6 +204,8 @@ def _convert_union(value: Any, args: Sequence[Any], where: str) -> Any:
     if value is None and type(None) in args:
         return None
     rest = [arg for arg in args if arg is not type(None)]
+    if len(rest) == 1 and typing.get_origin(rest[0]) is tuple and isinstance(value, list | tuple):
+        return convert(value, rest[0], where)  # says which item is wrong
     for arg in rest:
         try:
             return convert(value, arg, where)
@@ -185,8 +219,10 @@ def _named(hint: Any) -> str:
     words = {float: "a number", int: "a whole number", str: "a text", bool: "true or false", type(None): "null"}
     if hint in words:
         return words[hint]
-    if hint in (list, tuple) or typing.get_origin(hint) is tuple:
-        return "a list such as [1,2]"
+    if typing.get_origin(hint) is tuple:
+        return "a list of texts such as [a, b]" if typing.get_args(hint)[0] is str else "a list such as [1,2]"
+    if hint in (list, tuple):
+        return "a list"
     if hint is dict or typing.get_origin(hint) in (dict, Mapping):
         return "a mapping such as {key: value}"
     return str(hint)
@@ -219,14 +255,48 @@ def comments(cls: type) -> dict[str, str]:
 def parse_value(text: str) -> Any:
     """The value behind `key=`: YAML where that gives a scalar or a list, the text itself otherwise."""
     try:
-        value = OmegaConf.to_container(OmegaConf.from_dotlist([f"value={text}"]))["value"]  # type: ignore[index,call-overload]
-    except (yaml.YAMLError, OmegaConfBaseException, ValueError):
+        value = load_yaml(text)
+    except (yaml.YAMLError, ValueError, RecursionError):
         return text
-    if value is None and text.strip().lower() not in ("null", "none", "~", ""):
+    if value is None and text.strip().lower() not in ("null", "~", ""):
         return text  # `#x` is a comment to YAML, a text to people
     if isinstance(value, dict) and not text.strip().startswith("{"):
         return text  # `Human: hi`
-    return value
+    return _with_values(value)
+
+
+def _with_values(value: Any) -> Any:
+    """`{a:1}`, which is a key without a value to YAML, as {a: 1}, which is what people mean."""
+    if isinstance(value, list):
+        return [_with_values(item) for item in value]
+    if not isinstance(value, dict):
+        return value
+    found: dict[Any, Any] = {}
+    for key, item in value.items():
+        name, mark, rest = key.partition(":") if isinstance(key, str) and item is None else (key, "", "")
+        found[name] = parse_value(rest) if mark else _with_values(item)
+    return found
+
+
+def parse_as(text: str, hint: Any) -> Any:
+    """The value behind the `key=` of a field of this type: texts are taken as typed, also in a list of them."""
+    kinds = [arg for arg in typing.get_args(hint) if arg is not type(None)]
+    is_union = typing.get_origin(hint) in (typing.Union, types.UnionType)
+    kind = kinds[0] if is_union and len(kinds) == 1 else hint
+    if kind is str:
+        return _plain_text(text)
+    return _texts(text) if kind == tuple[str, ...] else parse_value(text)
+
+
+def _texts(text: str) -> list[str] | None:
+    """`[User:, "a, b"]`, with or without its brackets, as a list of texts."""
+    if text in ("null", "None"):
+        return None
+    inner = text.strip()
+    inner = inner[1:-1] if inner.startswith("[") and inner.endswith("]") else inner
+    items = re.findall(r"""\s*("(?:[^"\\]|\\.)*"|'(?:[^']|'')*'|[^,]*)\s*(?:,|$)""", inner)
+    items = [item.strip() for item in (items[:-1] if items[-1:] == [""] else items)]
+    return [str(load_yaml(item)) if item[:1] in ("'", '"') and item[-1:] == item[:1] else item for item in items]
 
 
 def parse_arguments(arguments: Sequence[str]) -> dict[str, str]:
@@ -258,58 +328,44 @@ def name_list(value: Any) -> list[str]:
     return [str(item).strip() for item in value if str(item).strip()]
 
 
-@dataclasses.dataclass
-class Composed:
-    """A configuration before its objects are built: top-level keys, and the keys of each chosen YAML."""
+def compose(picked: Mapping[str, Any], overrides: Mapping[str, Any]) -> dict[str, dict[str, dict[str, Any]]]:
+    """Group -> choice name -> keys, before any object is built.
 
-    top: dict[str, Any]
-    groups: dict[str, dict[str, dict[str, Any]]]  # group -> choice name -> keys
+    picked: the names chosen in each group; None in `judges`: those that the reward model's YAML names.
+    overrides: values by group.key or group.name.key; texts are parsed as the key's type says.
 
-    def tree(self) -> dict[str, Any]:
-        """As `print_config=true` shows it: groups with one choice are flat, `method` and `judges` are by name."""
-        shown: dict[str, Any] = {}
-        for group, chosen in self.groups.items():
-            shown[group] = chosen if group in MANY else next(iter(chosen.values()), None)
-        return {**shown, **self.top}
-
-
-def compose(defaults: Mapping[str, Any], arguments: Mapping[str, str]) -> Composed:
-    """Defaults (conf/eval.yaml, an experiment), then the choices of the command line, then its overrides."""
-    top = {key: value for key, value in defaults.items() if key not in GROUPS and key != "set"}
-    picked = {group: name_list(defaults.get(group)) for group in GROUPS}
-    overrides: dict[str, Any] = dict(defaults.get("set") or {})
-    for key, text in arguments.items():
-        if key in GROUPS:
-            picked[key] = name_list(parse_value(text) if key in MANY else text)
-        elif "." in key:
-            overrides[key] = text
-        elif key in top:
-            top[key] = parse_value(text)
-        else:
-            raise ConfigError(f"{key}={text}: there is no such key.{suggest(key, [*GROUPS, *top])}")
+    Raises:
+        ConfigError: one sentence.
+    """
     groups: dict[str, dict[str, dict[str, Any]]] = {}
-    for group, names in picked.items():
-        if group not in MANY and len(names) != 1:
+    usual: list[str] = []
+    for group, value in picked.items():
+        names = name_list(value)
+        if group not in MANY and len(names) != 1 and not (group in OPTIONAL and not names):
             raise ConfigError(f"{group}={','.join(names)}: choose exactly one.{suggest('', choices(group))}")
         groups[group] = {name: read_choice(group, name) for name in names}
-    if not groups["method"]:
+        for values in groups[group].values():  # for the evaluation only, where it is a reward model
+            usual += [*name_list(values.pop("_judges_", None))] if group == "reward" else []
+            values.pop("_judges_", None)
+    if groups.get("method") == {}:
         raise ConfigError(f"method=[]: choose at least one.{suggest('', choices('method'))}")
-    usual = [name_list(values.pop("_judges_", None)) for values in groups["reward"].values()]
-    if defaults.get("judges") is None and "judges" not in arguments:  # a reward model may name its usual judges
-        groups["judges"] = {name: read_choice("judges", name) for names in usual for name in names}
-    for values in groups["judges"].values():
-        values.pop("_judges_", None)
+    if "judges" in groups and picked["judges"] is None:
+        groups["judges"] = {name: read_choice("judges", name) for name in usual}
+        for values in groups["judges"].values():
+            values.pop("_judges_", None)
     for key, value in overrides.items():
         override(groups, key, value)
-    return Composed(top, groups)
+    return groups
 
 
 def override(groups: dict[str, dict[str, dict[str, Any]]], key: str, value: Any) -> None:
     """Set `group.key` or, in groups of many, `group.name.key` (`group.key` sets it in every choice that has it)."""
     group, *path = key.split(".")
     if group not in groups:
-        raise ConfigError(f'{key}: there is no group "{group}".{suggest(group, GROUPS)}')
+        raise ConfigError(f'{key}: there is no group "{group}".{suggest(group, groups)}')
     chosen = groups[group]
+    if not chosen:
+        raise ConfigError(f"{key}={value} has no effect: {group} is null")
     if group in MANY and path[0] in chosen and len(path) > 1:
         targets, path = [path[0]], path[1:]
     elif group in MANY and len(path) > 1:
@@ -325,7 +381,7 @@ def override(groups: dict[str, dict[str, dict[str, Any]]], key: str, value: Any)
             raise ConfigError(f"{where}.{path[0]}: there is no such key.{suggest(path[0], hints)}")
         parsed = value
         if isinstance(value, str):
-            parsed = _plain_text(value) if _wants_text(hints[path[0]]) else parse_value(value)
+            parsed = parse_as(value, hints[path[0]])
         if len(path) == 1:
             chosen[name][path[0]] = parsed
         else:
@@ -341,11 +397,6 @@ def _hints(values: Mapping[str, Any], where: str) -> dict[str, Any]:
     cls = schema_of(values["_target_"], where)
     hints = typing.get_type_hints(cls)
     return {field.name: hints[field.name] for field in dataclasses.fields(cls) if field.init}
-
-
-def _wants_text(hint: Any) -> bool:
-    args = [arg for arg in typing.get_args(hint) if arg is not type(None)]
-    return hint is str or (typing.get_origin(hint) in (typing.Union, types.UnionType) and args == [str])
 
 
 def _plain_text(text: str) -> str | None:

@@ -5,6 +5,13 @@ Also which exceptions mean an outage: waiting may help, and the request is not a
 
 from __future__ import annotations
 
+import contextlib
+import sys
+
+# Exit codes of every command: all rows are ok; failed; refused: the command, the configuration or the output is wrong;
+# some rows are errors; try again (no machines, or a service was away); stopped by Ctrl-C; stopped by SIGTERM
+OK, FAILED, REFUSED, SOME_ERRORS, RETRY, INTERRUPTED, TERMINATED = 0, 1, 2, 3, 75, 130, 143
+
 
 class DataError(ValueError):
     """The row itself is at fault: it ends as one row with `status=error`, and nobody retries it."""
@@ -28,6 +35,14 @@ class PoolError(RuntimeError):
 
 class StarvationError(RuntimeError):
     """No machine, or no service, for longer than the run may wait. The same command resumes later. Exit code 75."""
+
+
+def refuse(problems: Exception | list[str]) -> int:
+    """Print each sentence as an error; returns the exit code."""
+    for line in str(problems).split("\n") if isinstance(problems, Exception) else problems:
+        with contextlib.suppress(OSError):  # nobody reads it any more
+            print(f"error: {line}", file=sys.stderr)
+    return REFUSED
 
 
 def as_exception(error: BaseException) -> Exception:

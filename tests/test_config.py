@@ -59,6 +59,7 @@ def test_texts_are_taken_as_typed():
         (["method=aisp", "method.aisp.sigm=1"], ['Did you mean "sigma"']),
         (["method=aisp", "method.aisp.sigma=big"], ["method.aisp.sigma", "a number"]),
         (["seed=1.5"], ["seed", "a whole number"]),
+        (['policy.stop_strings=[""]'], ["policy: stop_strings holds an empty text"]),
         (["policy.actors=[0,0]"], ["policy: actors is [0, 0]", "[min, max]"]),
         (["policy.actors=[2,1]"], ["policy: actors is [2, 1]", "min at most max"]),
         (["reward.num_gpus=-1"], ["reward: num_gpus is -1.0"]),
@@ -111,6 +112,69 @@ def test_what_is_wrong_is_one_sentence(capsys, words, parts):
         assert part in line
 
 
+@pytest.mark.parametrize(
+    ("word", "value"),
+    [
+        ("limit=010", 10),
+        ("limit=1_000", 1000),
+        ("data.columns={prompt:question}", {"prompt": "question"}),
+        ("data.columns={prompt: question}", {"prompt": "question"}),
+        ("policy.template_options={enable_thinking:false, depth: 2}", {"enable_thinking": False, "depth": 2}),
+        ("policy.template_options={a: {b:1}}", {"a": {"b": 1}}),
+        ("policy.stop_strings=[User:]", ("User:",)),
+        ("policy.stop_strings=[###, 'it''s', \"\\n\\n\", \"a, b\"]", ("###", "it's", "\n\n", "a, b")),
+        ("policy.stop_strings=[1,2]", ("1", "2")),
+        ("policy.stop_strings=[]", ()),
+        ("policy.stop_strings=null", None),
+        ("run.address=no", "no"),
+    ],
+)
+def test_a_typed_value_is_what_it_looks_like(word, value):
+    key, _, text = word.partition("=")
+    hints = {"limit": int | None, "data.columns": dict[str, str], "policy.template_options": dict[str, object]}
+    hints |= {"policy.stop_strings": tuple[str, ...] | None, "run.address": str | None}
+    assert config.convert(config.parse_as(text, hints[key]), hints[key], key) == value
+
+
+@pytest.mark.parametrize(
+    ("word", "part"),
+    [
+        ("limit=1:30", "limit='1:30': it must be a whole number or null"),
+        ("limit=0x10", "limit='0x10'"),
+        ("report=yes", "report='yes': it must be true or false, and this is a text"),
+        ("policy.actors=[1,a]", "policy.actors='a': it must be a whole number, and this is a text"),
+    ],
+)
+def test_a_value_of_another_type_is_refused_in_a_sentence_that_holds(capsys, word, part):
+    assert part in wrong(capsys, word)
+
+
+def test_a_list_of_texts_in_a_file_may_hold_a_number_only_in_quotes():
+    with pytest.raises(config.ConfigError, match=r"x=1: it must be a text, and this is a whole number"):
+        config.convert([1, 2], tuple[str, ...], "x")
+    with pytest.raises(config.ConfigError, match=r"x=1: it must be a list of texts such as \[a, b\]"):
+        config.convert(1, tuple[str, ...], "x")
+
+
+def test_a_key_twice_in_a_file_is_refused():
+    with pytest.raises(yaml.YAMLError, match="'a' is there twice"):
+        config.load_yaml("a: 1\nb: 2\na: 3\n")
+
+
+def test_nobody_reading_the_output_is_no_failure():
+    command = f"{sys.executable} jobs/eval.py --help"
+    for shell in (f"{command} | head -1; exit ${{PIPESTATUS[0]}}", f"LC_ALL=C PYTHONIOENCODING=ascii {command}"):
+        done = subprocess.run(["bash", "-c", shell], capture_output=True, text=True, cwd=ROOT)
+        assert (done.returncode, done.stderr) == (0, "")
+
+
+def test_an_exit_of_somebody_elses_code_is_never_a_success(tmp_path, capsys, monkeypatch):
+    (tmp_path / "leaver.py").write_text("import sys\nsys.exit(0)\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    assert cli.main(["reward=callable", "reward.target=leaver:score"]) == 1
+    assert "called exit(0)" in capsys.readouterr().err
+
+
 def test_a_bad_command_fails_within_two_seconds():
     used = lambda: sum(resource.getrusage(resource.RUSAGE_CHILDREN)[:2])  # noqa: E731  processor time: load does not count
     before = used()
@@ -130,8 +194,14 @@ def test_print_config_is_yaml_that_names_every_choice(capsys):
 def test_help_names_groups_choices_keys_and_defaults(capsys):
     assert cli.main(["--help"]) == 0
     text = capsys.readouterr().out
-    for word in ("best_of_n", "ultrarm_13b", "shp", "reward_temperature", "0.999", "in_flight", "dry_run=true"):
+    for word in ("best_of_n", "ultrarm_13b", "shp", "dry_run", "allow_unequal_budgets", "experiment="):
         assert word in text
+    assert text.count("\n") < 200
+    assert cli.main(["method=[aisp_paper,misvo]", "run=default", "--help"]) == 0
+    text = capsys.readouterr().out
+    for word in ("method.aisp_paper.key", "reward_temperature", "0.999", "method.misvo.key", "in_flight"):
+        assert word in text
+    assert "ultrarm_13b" not in text
     for cls in (type(plan().methods["aisp"]), type(plan().policy)):
         assert all(config.comments(cls).values()), f"{cls.__name__} has a key without a meaning"
 

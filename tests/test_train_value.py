@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from aisp_ray.cluster.models import Models
-from aisp_ray.commands.train_value import main, read_command
+from aisp_ray.commands.train_value import main, make_plan
 from aisp_ray.errors import DataError
 from aisp_ray.pipeline.value_training import Collected, ValueTraining, collect, is_held_out
 from aisp_ray.types import Prompt, Rollout, Rollouts, Scores
@@ -89,9 +89,9 @@ def test_a_wrong_command_is_one_sentence_and_code_2(word, says, capsys):
 
 
 def test_keys_of_the_parts_reach_them():
-    parts, settings = read_command(["policy.max_new_tokens=7", "epochs=2", "out=/tmp/a.safetensors"])
-    assert parts["policy"].max_new_tokens == 7
-    assert settings.epochs == 2
+    plan = make_plan(["policy.max_new_tokens=7", "epochs=2", "out=/tmp/a.safetensors"])
+    assert plan.policy.max_new_tokens == 7
+    assert plan.settings.epochs == 2
 
 
 @pytest.mark.slow

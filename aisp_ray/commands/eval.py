@@ -1,146 +1,137 @@
-"""The command `python jobs/eval.py` (installed: `aisp-eval`): read, check, run, show the table.
-
-Exit codes: 0 all rows are ok, 1 failed, 2 the command or configuration is wrong, 3 some rows are errors, 75 try again
-(no machines were left), 130 and 143 stopped by a signal.
-"""
+"""The command `python jobs/eval.py` (installed: `aisp-eval`): read, check, run, show the table."""
 
 from __future__ import annotations
 
 import dataclasses
 import sys
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import yaml
 
 from aisp_ray import __version__, config
-from aisp_ray.config import Composed, ConfigError
+from aisp_ray.commands import base
+from aisp_ray.commands.base import Command, Composed, for_a_reader
+from aisp_ray.config import ConfigError
+from aisp_ray.errors import OK, SOME_ERRORS, refuse
 from aisp_ray.methods.base import Method, check_budgets, fit_budgets, read_budget
 from aisp_ray.plan import Plan, RunSettings, absolute, describe
+from aisp_ray.policy.base import PolicySpec
 
-_FLAGS = ("dry_run", "print_config")
+_ABOUT = """\
+python jobs/eval.py [key=value ...]
+
+Draws responses of a policy under one or more methods, scores them with a reward model, writes one row per prompt and
+method as Parquet and ends with a table. Alone it runs the embedded demo. The same command resumes where it stopped.
+
+  python jobs/eval.py                                             the demo
+  python jobs/eval.py method=[aisp,best_of_n] method.aisp.sigma=0.5 limit=16
+  python jobs/eval.py policy=llama3_8b reward=ultrarm_13b data=shp out=s3://bucket/run1
+  python jobs/eval.py experiment=NAME                             a row of a paper's table
+"""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class EvalSettings:
+    """Keys of an evaluation, beside its groups."""
+
+    seed: int = 0  # names all randomness of the run
+    limit: int | None = None  # use only the first so many prompts; null uses all
+    out: str = "outputs/demo"  # folder or URI (s3://, gs://) of the results; the same command resumes where it stopped
+    baseline: str = "best_of_n"  # the method that differences in the table are against; a typed one must be chosen
+    budget: Any = None  # one cost per prompt, sets kappa: 256 (samples), reward_calls:256, generated_tokens:16384
+    allow_unequal_budgets: bool = False  # compare methods although they may cost differently
+    report: bool = True  # write <out>/report/ at the end
+
+    def __post_init__(self) -> None:
+        check_seed(self.seed)
+        if self.limit is not None and self.limit < 1:
+            raise ValueError(f"limit={self.limit}: give at least 1, or null for all prompts")
+
+
+def check_seed(seed: int) -> None:
+    """Raises ValueError where the seed does not fit into its column of 64 bits."""
+    if not -(2**63) <= seed < 2**63:
+        raise ValueError(f"seed={seed}: give a whole number of at most 64 bits")
+
+
+COMMAND = Command(
+    name="eval",
+    about=_ABOUT,
+    settings=EvalSettings,
+    groups=("method", "policy", "reward", "judges", "data", "run"),
+    flags=("dry_run", "print_config"),
+    experiments=True,
+)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command; returns the exit code."""
-    words = list(sys.argv[1:] if argv is None else argv)
-    if {"--help", "-h", "help"} & set(words):
-        from aisp_ray.commands.helptext import help_text
+    return base.main(COMMAND, carry_out, argv)
 
-        print(help_text())
-        return 0
-    try:
-        flags, composed = read_command(words)
-        if flags["print_config"]:
+
+def carry_out(words: Sequence[str]) -> int:
+    flags, composed = read_command(words)
+    if flags["print_config"]:
+        with for_a_reader():
             print(yaml.safe_dump(composed.tree(), sort_keys=False), end="")
-            return 0
-        plan = make_plan(composed)
-        unequal, report = (config.convert(composed.top[key], bool, key) for key in ("allow_unequal_budgets", "report"))
-        problems = check(plan, unequal, composed.top["budget"])
-        steps = first_steps(plan, composed)
-        if not flags["dry_run"]:
-            problems += [f"method.{name} first needs: {step}" for name, step in steps]
-        if problems:
-            raise ConfigError("\n".join(problems))
-        plan = pin(plan)
-    except ConfigError as error:
-        for line in str(error).split("\n"):
-            print(f"error: {line}", file=sys.stderr)
-        return 2
-    return dry_run(plan, steps) if flags["dry_run"] else evaluate(plan, composed.top["baseline"], report)
+        return OK
+    plan = make_plan(composed)
+    settings = composed.settings
+    problems = check(plan, settings.allow_unequal_budgets, settings.budget)
+    steps = first_steps(plan, composed)
+    if not flags["dry_run"]:
+        problems += [f"method.{name} first needs: {step}" for name, step in steps]
+    if problems:
+        return refuse(problems)
+    plan = pin(plan)
+    return dry_run(plan, steps) if flags["dry_run"] else evaluate(plan, settings.baseline, settings.report)
 
 
 def read_command(words: Sequence[str]) -> tuple[dict[str, bool], Composed]:
-    """The flags, and the composed configuration of conf/eval.yaml, an experiment and the words."""
-    arguments = config.parse_arguments(words)
-    flags = {}
-    for name in _FLAGS:
-        value = config.parse_value(arguments.pop(name, "false"))
-        if not isinstance(value, bool):
-            raise ConfigError(f"{name}={value}: it is true or false")
-        flags[name] = value
-    defaults = read_yaml(config.conf_folder() / "eval.yaml")
-    if "experiment" in arguments:
-        defaults |= read_experiment(arguments.pop("experiment"), defaults)
-    composed = config.compose(defaults, arguments)
+    """The flags, and the composed configuration."""
+    flags, composed = base.read(COMMAND, words)
     # one that is typed must be there; a default may be left without rows, and the table says so
-    known = composed.groups["method"] if "baseline" in arguments else config.choices("method")
-    baseline = config.convert(composed.top["baseline"], str, "baseline")
+    known = composed.groups["method"] if "baseline" in composed.typed else config.choices("method")
+    baseline = composed.settings.baseline
     if baseline not in known:
         raise ConfigError(f"baseline={baseline}: it is not among the methods.{config.suggest(baseline, known)}")
     return flags, composed
 
 
-def read_yaml(path: Path) -> dict[str, Any]:
-    return yaml.safe_load(path.read_text(encoding="utf-8")) or {}
-
-
-def read_experiment(name: str, defaults: Mapping[str, Any]) -> dict[str, Any]:
-    """Keys of conf/experiment/<name>.yaml: choices, top-level keys, overrides under `set`, figures as `published`."""
-    known = config.choices("experiment")
-    if name not in known:
-        raise ConfigError(f"experiment={name}: there is no such experiment.{config.suggest(name, known)}")
-    values = read_yaml(config.conf_folder() / "experiment" / f"{name}.yaml")
-    for key in values:
-        if key not in (*defaults, "set", "published"):
-            raise ConfigError(
-                f"conf/experiment/{name}.yaml: {key}: no such key.{config.suggest(key, [*defaults, 'set'])}"
-            )
-    return values
-
-
 def make_plan(composed: Composed) -> Plan:
     """Build every settings object. Raises ConfigError with one sentence for the first that is wrong."""
-    built: dict[str, dict[str, Any]] = {}
-    for group, chosen in composed.groups.items():
-        many = group in config.MANY
-        built[group] = {
-            name: config.build(values, f"{group}.{name}" if many else group) for name, values in chosen.items()
-        }
-    top = composed.top
-    seed = read_seed(top["seed"])
-    limit = config.convert(top["limit"], int | None, "limit")
-    if limit is not None and limit < 1:
-        raise ConfigError(f"limit={limit}: give at least 1, or null for all prompts")
-    out = config.convert(top["out"], str, "out")
-    (policy,), (reward,) = built["policy"].values(), built["reward"].values()
-    (data,), (run,) = built["data"].values(), built["run"].values()
-    if not isinstance(run, RunSettings):
-        raise ConfigError(f"run: {type(run).__name__} is not a RunSettings")
+    settings: EvalSettings = composed.settings
+    built = {group: composed.built(group) for group in ("method", "judges")}
+    parts = {group: composed.one(group) for group in ("policy", "reward", "data")}
     for name, method in built["method"].items():
         if not isinstance(method, Method):
             raise ConfigError(f"method.{name}: {type(method).__name__} does not inherit aisp_ray.methods.base.Method")
-    built["method"] = fitted(built["method"], top["budget"], policy)
-    parts = {"policy": policy, "reward": reward, "data": data}
-    deciding = {
-        "version": __version__,
-        "seed": seed,
-        "method": {name: describe(method) for name, method in built["method"].items()},
-        "judges": {name: describe(judge) for name, judge in built["judges"].items()},
-        **{name: describe(part) for name, part in parts.items()},
-    }
+    methods = fitted(built["method"], settings.budget, parts["policy"])
     return Plan(
-        methods=built["method"],
-        policy=policy,
-        reward=reward,
+        methods=methods,
         judges=built["judges"],
-        data=data,
-        run=run,
-        seed=seed,
-        limit=limit,
-        out=absolute(out),
+        **parts,
+        run=run_settings(composed),
+        seed=settings.seed,
+        limit=settings.limit,
+        out=absolute(settings.out),
         config=composed.tree(),
-        fingerprint=deciding,
+        fingerprint={
+            "version": __version__,
+            "seed": settings.seed,
+            "method": {name: describe(method) for name, method in methods.items()},
+            "judges": {name: describe(judge) for name, judge in built["judges"].items()},
+            **{name: describe(part) for name, part in parts.items()},
+        },
     )
 
 
-def read_seed(value: Any) -> int:
-    """The run's seed, which is a column of 64 bits."""
-    seed = int(config.convert(value, int, "seed"))
-    if not -(2**63) <= seed < 2**63:
-        raise ConfigError(f"seed={seed}: give a whole number of at most 64 bits")
-    return seed
+def run_settings(composed: Composed) -> RunSettings:
+    run = composed.one("run")
+    if not isinstance(run, RunSettings):
+        raise ConfigError(f"run: {type(run).__name__} is not a RunSettings")
+    return run
 
 
 def check(plan: Plan, allow_unequal: bool, budget: Any = None) -> list[str]:
@@ -166,9 +157,9 @@ def first_steps(plan: Plan, composed: Composed) -> list[tuple[str, str]]:
     return [(name, step) for name, method in plan.methods.items() for step in method.first_steps(choices)]
 
 
-def too_long(methods: Mapping[str, Method], policy: Any) -> list[str]:
+def too_long(methods: Mapping[str, Method], policy: PolicySpec) -> list[str]:
     """A sentence for each method that asks for longer responses than the policy gives."""
-    most = getattr(policy, "max_new_tokens", None)
+    most = policy.max_new_tokens
     wanted = {name: method.max_new_tokens for name, method in methods.items()}
     return [
         f"method.{name}.max_new_tokens={count} is above policy.max_new_tokens={most}; lower it, or raise the policy's"
@@ -177,7 +168,7 @@ def too_long(methods: Mapping[str, Method], policy: Any) -> list[str]:
     ]
 
 
-def fitted(methods: Mapping[str, Any], budget: Any, policy: Any) -> dict[str, Any]:
+def fitted(methods: Mapping[str, Any], budget: Any, policy: PolicySpec) -> dict[str, Any]:
     """The methods at the budget that the command line gives, if it does."""
     try:
         return fit_budgets(methods, budget, most_new_tokens(policy))
@@ -185,8 +176,8 @@ def fitted(methods: Mapping[str, Any], budget: Any, policy: Any) -> dict[str, An
         raise ConfigError(str(error)) from error
 
 
-def most_new_tokens(policy: Any) -> int:
-    return int(getattr(policy, "max_new_tokens", None) or 128)
+def most_new_tokens(policy: PolicySpec) -> int:
+    return int(policy.max_new_tokens or 128)
 
 
 def pin(plan: Plan) -> Plan:
@@ -205,22 +196,21 @@ def dry_run(plan: Plan, steps: Sequence[tuple[str, str]] = ()) -> int:
     from aisp_ray.pipeline import preflight
 
     prompts = "all prompts" if plan.limit is None else f"{plan.limit} prompts"
-    for name, step in steps:
-        print(f"first, for {name}: {step}")
-    print(f"would run {', '.join(plan.methods)} on {prompts} of {type(plan.data).__name__}, seed {plan.seed}")
-    for name, method in plan.methods.items():
-        total = "" if plan.limit is None else f", {method.num_samples * plan.limit:,} in all"
-        print(f"  {name}: {method.num_samples:,} samples a prompt in {method.num_iterations} iterations{total}")
-        for remark in method.remarks(most_new_tokens(plan.policy)):
-            print(f"    {remark}")
-    for role, part in (("policy", plan.policy), ("reward", plan.reward), *plan.judges.items()):
-        low, high = part.actors
-        print(f"  {role}: {low} to {high} actors of {part.num_gpus:g} GPUs")
-    print(f"  rows: {inside(plan.out, 'rows')}  (configuration {plan.config_hash})")
+    with for_a_reader():
+        for name, step in steps:
+            print(f"first, for {name}: {step}")
+        print(f"would run {', '.join(plan.methods)} on {prompts} of {type(plan.data).__name__}, seed {plan.seed}")
+        for name, method in plan.methods.items():
+            total = "" if plan.limit is None else f", {method.num_samples * plan.limit:,} in all"
+            print(f"  {name}: {method.num_samples:,} samples a prompt in {method.num_iterations} iterations{total}")
+            for remark in method.remarks(most_new_tokens(plan.policy)):
+                print(f"    {remark}")
+        for role, part in (("policy", plan.policy), ("reward", plan.reward), *plan.judges.items()):
+            low, high = part.actors
+            print(f"  {role}: {low} to {high} actors of {part.num_gpus:g} GPUs")
+        print(f"  rows: {inside(plan.out, 'rows')}  (configuration {plan.config_hash})")
     problems = preflight(plan)
-    for line in problems:
-        print(f"error: {line}", file=sys.stderr)
-    return 2 if problems else 0
+    return refuse(problems) if problems else OK
 
 
 def evaluate(plan: Plan, baseline: str, report: bool) -> int:
@@ -228,8 +218,9 @@ def evaluate(plan: Plan, baseline: str, report: bool) -> int:
     from aisp_ray.pipeline import run
 
     code = run(plan)
-    if code in (0, 3):
-        show(plan, baseline, report)
+    if code in (OK, SOME_ERRORS):
+        with for_a_reader():
+            show(plan, baseline, report)
     return code
 
 

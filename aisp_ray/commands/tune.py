@@ -1,58 +1,115 @@
-"""The command `python jobs/tune.py`: read, check, search, measure the best setting again, write it as a preset.
-
-Exit codes: 0 all evaluations are ok, 1 failed, 2 the command or configuration is wrong, 3 some are errors, 75 try again
-(no machines were left), 130 and 143 stopped by a signal. The same command goes on where it stopped.
-"""
+"""The command `python jobs/tune.py` (installed: `aisp-tune`): search, measure the best setting again, write it."""
 
 from __future__ import annotations
 
 import dataclasses
 import re
-import sys
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Sequence
 
 import yaml
 
 from aisp_ray import __version__, config
-from aisp_ray.commands.eval import read_seed, read_yaml, show_report
-from aisp_ray.config import Composed, ConfigError
-from aisp_ray.plan import RunSettings, absolute, describe
+from aisp_ray.commands import base
+from aisp_ray.commands.base import Command, Composed, for_a_reader
+from aisp_ray.commands.eval import check_seed, run_settings, show_report
+from aisp_ray.config import ConfigError
+from aisp_ray.errors import OK, SOME_ERRORS, refuse
+from aisp_ray.plan import absolute, describe
 from aisp_ray.tune.heldout import MARK
-from aisp_ray.tune.objective import make_objective, samples_of
+from aisp_ray.tune.objective import KINDS, make_objective, samples_of
 from aisp_ray.tune.plan import TunePlan
 from aisp_ray.tune.propose import SEARCHES
 from aisp_ray.tune.rungs import RULES
 from aisp_ray.tune.search import Rules
 from aisp_ray.tune.space import Space, Workbench
 
-_FLAGS = ("dry_run", "print_config")
+_ABOUT = f"""\
+python jobs/tune.py [key=value ...]
+
+Searches settings of one method: every setting gets the same number of samples per prompt, all see the same tuning
+prompts with the same noise, bad ones stop early. The best one and the preset are then measured on held-out prompts,
+and the best one is written as a preset. Alone it is a small search on the embedded demo. The same command resumes
+where it stopped; another search or more trials in the same `out` pay only for what is new.
+
+  python jobs/tune.py                                                  the demo
+  python jobs/tune.py tune=aisp trials=40 limit=64 out=outputs/aisp    sigma, lambda, alpha, tau
+  python jobs/tune.py tune=sigma search=grid limit=64                  a sweep with intervals
+  python jobs/tune.py tune=aisp search=one_at_a_time                   each key in turn around the preset
+  python jobs/tune.py tune=aisp tune.keys.sigma=[0.3,0.5,0.7]          other values
+  python jobs/tune.py tune=any tune.method=misvo 'tune.keys={{step_size: {{low: 0.01, high: 1, log: true}}}}'
+
+objective is one of {KINDS}
+"""
 _SWEEPS = ("grid", "one_at_a_time")
 _TRIALS = 16  # of a search, where the command gives none
 
 
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class TuneSettings:
+    """Keys of a search, beside its groups."""
+
+    search: str = "tpe"  # tpe (Optuna) | random | grid | one_at_a_time
+    trials: int | None = None  # settings to try besides the preset; null: 16, and all of them in a sweep
+    objective: str = "reward"  # what is maximised, a mean over prompts
+    limit: int = 16  # tuning prompts: a setting that is not stopped sees them all
+    stop: str | None = None  # race | halving | none: when a bad setting stops early; null: race, and none in a sweep
+    first_rung: int = 4  # prompts a setting sees before it may be stopped; then twice as many, and so on
+    batch: int = 4  # settings under way together, on `first_rung` prompts at first; raise it on a cluster
+    heldout_limit: int = 32  # held-out prompts; 0 leaves the confirmation out
+    local: bool = False  # true: models in this process instead of Ray actors, one device each
+    seed: int = 0  # names all randomness of the responses and of the search
+    out: str = "outputs/tune"  # folder or URI (s3://, gs://) of the results; the same command resumes where it stopped
+    save_as: str | None = None  # also write the best setting as conf/method/<name>.yaml
+    report: bool = True  # write <out>/report/ at the end
+
+    def __post_init__(self) -> None:
+        check_seed(self.seed)
+        _one_of("search", self.search, SEARCHES)
+        if self.stop is not None:
+            _one_of("stop", self.stop, RULES)
+        for name in ("limit", "first_rung", "batch", *(["trials"] if self.trials is not None else [])):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name}={getattr(self, name)}: give at least 1")
+        if self.heldout_limit < 0:
+            raise ValueError(f"heldout_limit={self.heldout_limit}: give at least 0")
+        if self.trials is not None and self.search in _SWEEPS:
+            raise ValueError(f"trials={self.trials} has no effect with search={self.search}, which takes every setting")
+
+    @property
+    def rules(self) -> Rules:
+        stop = self.stop or ("none" if self.search in _SWEEPS else "race")
+        return Rules(self.limit, stop, self.first_rung, self.batch)
+
+
+def _one_of(key: str, value: str, known: Sequence[str]) -> None:
+    if value not in known:
+        raise ValueError(f"{key}={value}: there is no such choice.{config.suggest(value, known)}")
+
+
+COMMAND = Command(
+    name="tune",
+    about=_ABOUT,
+    settings=TuneSettings,
+    groups=("tune", "method", "policy", "reward", "judges", "data", "heldout", "run"),
+    flags=("dry_run", "print_config"),
+)
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command; returns the exit code."""
-    words = list(sys.argv[1:] if argv is None else argv)
-    if {"--help", "-h", "help"} & set(words):
-        from aisp_ray.commands.tune_helptext import help_text
+    return base.main(COMMAND, carry_out, argv)
 
-        print(help_text())
-        return 0
-    try:
-        flags, command = read_command(words)
-        if flags["print_config"]:
-            print(yaml.safe_dump(command.tree(), sort_keys=False), end="")
-            return 0
-        plan = make_plan(command)
-        problems = check(plan)
-        if problems:
-            raise ConfigError("\n".join(problems))
-        plan = pin(plan)
-    except ConfigError as error:
-        for line in str(error).split("\n"):
-            print(f"error: {line}", file=sys.stderr)
-        return 2
+
+def carry_out(words: Sequence[str]) -> int:
+    flags, composed = read_command(words)
+    if flags["print_config"]:
+        with for_a_reader():
+            print(yaml.safe_dump(composed.tree(), sort_keys=False), end="")
+        return OK
+    plan = make_plan(composed)
+    if problems := check(plan):
+        return refuse(problems)
+    plan = pin(plan)
     return dry_run(plan) if flags["dry_run"] else search(plan)
 
 
@@ -61,145 +118,58 @@ def search(plan: TunePlan) -> int:
     from aisp_ray.tune.run import run
 
     code = run(plan)
-    if code in (0, 3):
-        show_report(plan.out, "best_of_n", plan.report)
+    if code in (OK, SOME_ERRORS):
+        with for_a_reader():
+            show_report(plan.out, "best_of_n", plan.report)
     return code
 
 
-class Command:
-    """A composed command: eval's groups and top-level keys, the space and the held-out data."""
-
-    def __init__(self, composed: Composed, tune: dict[str, dict[str, Any]], heldout: dict[str, dict[str, Any]]):
-        self.composed = composed
-        self.tune = tune
-        self.heldout = heldout
-
-    def tree(self) -> dict[str, Any]:
-        """As `print_config=true` shows it."""
-        heldout = next(iter(self.heldout.values()), None)
-        return {"tune": next(iter(self.tune.values())), **self.composed.tree(), "heldout": heldout}
-
-
-def read_command(words: Sequence[str]) -> tuple[dict[str, bool], Command]:
-    """The flags, and the composed configuration of conf/tune.yaml and the words."""
-    arguments = config.parse_arguments(words)
-    flags = {}
-    for name in _FLAGS:
-        value = config.parse_value(arguments.pop(name, "false"))
-        if not isinstance(value, bool):
-            raise ConfigError(f"{name}={value}: it is true or false")
-        flags[name] = value
-    defaults = read_yaml(config.conf_folder() / "tune.yaml")
-    tune = _split(arguments, "tune", str(defaults.pop("tune")))
-    heldout = _split(arguments, "heldout", defaults.pop("heldout"), group="data")
-    if "method" in arguments:
+def read_command(words: Sequence[str]) -> tuple[dict[str, bool], Composed]:
+    """The flags, and the composed configuration; the space names the method."""
+    given = {word.partition("=")[0]: word for word in words}
+    if "method" in given:
+        name = given["method"].partition("=")[2]
         raise ConfigError(
-            f"method={arguments['method']}: the space names the method; "
-            f"choose a space with tune=... or set tune.method={arguments['method']}"
+            f"method={name}: the space names the method; choose a space with tune=... or set tune.method={name}"
         )
-    known = {*defaults, "tune", "heldout"}
-    for key, value in arguments.items():
-        if "." not in key and key not in known:
-            raise ConfigError(f"{key}={value}: there is no such key.{config.suggest(key, known)}")
-    (values,) = tune.values()
-    space = config.build(values, "tune")
-    composed = config.compose({**defaults, "method": [space.method]}, arguments)
-    return flags, Command(composed, tune, heldout)
+    alone = dataclasses.replace(COMMAND, settings=_NoKeys, groups=("tune",), flags=())
+    space = base.read(alone, [word for key, word in given.items() if key.split(".")[0] == "tune"])[1].one("tune")
+    if not isinstance(space, Space):
+        raise ConfigError("tune must be a preset of conf/tune")
+    return base.read(COMMAND, [*words, f"method={space.method}"])
 
 
-def _split(arguments: dict[str, str], name: str, default: str | None, group: str | None = None) -> dict[str, Any]:
-    """The choice behind `name=` with its overrides `name.key=` taken out of the arguments; {} where it is null."""
-    chosen = arguments.pop(name, default)
-    if chosen is None or chosen in ("null", "None"):
-        given = [key for key in arguments if key.startswith(f"{name}.")]
-        if given:
-            raise ConfigError(f"{given[0]}={arguments[given[0]]} has no effect: {name} is null")
-        return {}
-    groups = {name: {str(chosen): config.read_choice(group or name, str(chosen))}}
-    for key in [key for key in arguments if key.startswith(f"{name}.")]:
-        config.override(groups, key, arguments.pop(key))
-    return groups[name]
+@dataclasses.dataclass(frozen=True)
+class _NoKeys:
+    """The keys of a command that only chooses."""
 
 
-def make_plan(command: Command) -> TunePlan:
+def make_plan(composed: Composed) -> TunePlan:
     """Build every settings object. Raises ConfigError with one sentence for the first that is wrong."""
-    composed, top = command.composed, command.composed.top
-    built = {
-        group: {name: config.build(values, group) for name, values in composed.groups[group].items()}
-        for group in ("policy", "reward", "data", "run")
-    }
-    (policy,), (reward,), (data,), (settings,) = (each.values() for each in built.values())
-    judges = {name: config.build(values, f"judges.{name}") for name, values in composed.groups["judges"].items()}
-    heldout = next((config.build(values, "heldout") for values in command.heldout.values()), None)
-    ((name, values),) = command.tune.items()
-    space = config.build(values, "tune")
-    if not isinstance(space, Space) or not isinstance(settings, RunSettings):
-        raise ConfigError("tune and run must be presets of conf/tune and conf/run")
-    preset = composed.groups["method"][space.method]
-    workbench = Workbench(space.typed(preset["_target_"]), preset)
-    seed = read_seed(top["seed"])
-    out = config.convert(top["out"], str, "out")
-    search = _one_of(top, "search", SEARCHES)
+    settings: TuneSettings = composed.settings
+    parts = {group: composed.one(group) for group in ("policy", "reward", "data", "heldout")}
+    judges = composed.built("judges")
+    ((name, space),) = composed.built("tune").items()
+    ((_, preset),) = composed.groups["method"].items()
+    sweep = settings.search in _SWEEPS
+    shared = ("local", "seed", "search", "rules", "heldout_limit", "objective", "save_as", "report")
     return TunePlan(
         name=name,
-        workbench=workbench,
-        policy=policy,
-        reward=reward,
+        workbench=Workbench(space.typed(preset["_target_"]), preset),
         judges=judges,
-        data=data,
-        heldout=heldout,
-        run=settings,
-        local=config.convert(top["local"], bool, "local"),
-        seed=seed,
-        out=absolute(out),
-        search=search,
-        trials=_trials(top, search),
-        rules=_rules(top, search),
-        heldout_limit=_count(top, "heldout_limit", least=0),
-        objective=config.convert(top["objective"], str, "objective"),
-        save_as=config.convert(top["save_as"], str | None, "save_as"),
-        report=config.convert(top["report"], bool, "report"),
-        config=command.tree(),
+        run=run_settings(composed),
+        out=absolute(settings.out),
+        trials=settings.trials if sweep or settings.trials is not None else _TRIALS,
+        **parts,
+        **{key: getattr(settings, key) for key in shared},
+        config=composed.tree(),
         fingerprint={
             "version": __version__,
-            "seed": seed,
-            "policy": describe(policy),
-            "reward": describe(reward),
-            "judges": {name: describe(judge) for name, judge in judges.items()},
-            "data": describe(data),
-            "heldout": describe(heldout) if heldout is not None else None,
+            "seed": settings.seed,
+            "judges": {judge: describe(spec) for judge, spec in judges.items()},
+            **{part: describe(spec) if spec is not None else None for part, spec in parts.items()},
         },
     )
-
-
-def _trials(top: Mapping[str, Any], search: str) -> int | None:
-    if search not in _SWEEPS:
-        return _TRIALS if top["trials"] is None else _count(top, "trials")
-    if top["trials"] is not None:
-        raise ConfigError(f"trials={top['trials']} has no effect with search={search}, which takes every setting")
-    return None
-
-
-def _rules(top: Mapping[str, Any], search: str) -> Rules:
-    stop = top["stop"]
-    if stop is None:
-        stop = "none" if search in _SWEEPS else "race"
-    else:
-        _one_of(top, "stop", RULES)
-    return Rules(_count(top, "limit"), stop, _count(top, "first_rung"), _count(top, "batch"))
-
-
-def _one_of(top: Mapping[str, Any], key: str, known: Sequence[str]) -> str:
-    if top[key] not in known:
-        raise ConfigError(f"{key}={top[key]}: there is no such choice.{config.suggest(str(top[key]), known)}")
-    return str(top[key])
-
-
-def _count(top: Mapping[str, Any], key: str, least: int = 1) -> int:
-    value = config.convert(top[key], int, key)
-    if value < least:
-        raise ConfigError(f"{key}={value}: give at least {least}")
-    return int(value)
 
 
 def check(plan: TunePlan) -> list[str]:
@@ -286,12 +256,13 @@ def dry_run(plan: TunePlan) -> int:
         assert isinstance(proposer, ListProposer)
         count = len(proposer)
     most = (count + 1) * rules.num_prompts + 2 * plan.heldout_limit
-    print(f"would try the preset {workbench.space.method} and {count} settings of {plan.name} by {plan.search}")
-    for axis in workbench.space.axes():
-        print(f"  {axis.key}: {', '.join(map(str, axis.values)) if axis.values else f'{axis.low} to {axis.high}'}")
-    print(
-        f"  {workbench.samples()} samples a prompt for every setting, {rules.num_prompts} tuning prompts, "
-        f"stop={rules.stop}: at most {most:,} evaluations, {most * workbench.samples():,} samples"
-    )
-    print(f"  trials: {inside(plan.out, 'trials.parquet')}")
-    return 0
+    with for_a_reader():
+        print(f"would try the preset {workbench.space.method} and {count} settings of {plan.name} by {plan.search}")
+        for axis in workbench.space.axes():
+            print(f"  {axis.key}: {', '.join(map(str, axis.values)) if axis.values else f'{axis.low} to {axis.high}'}")
+        print(
+            f"  {workbench.samples()} samples a prompt for every setting, {rules.num_prompts} tuning prompts, "
+            f"stop={rules.stop}: at most {most:,} evaluations, {most * workbench.samples():,} samples"
+        )
+        print(f"  trials: {inside(plan.out, 'trials.parquet')}")
+    return OK

@@ -1,8 +1,6 @@
 """How a run ends: its exit code, decided here for every command, and signals, which end it in time.
 
-0 all rows are ok, 1 failed, 2 refused: the command, the configuration or the output is wrong, 3 some rows are errors,
-75 try again (no machines, or a service was away), 130 and 143 stopped by a signal. Whatever the code, the same command
-resumes where it stopped.
+Whatever the code, the same command resumes where it stopped.
 """
 
 from __future__ import annotations
@@ -12,26 +10,24 @@ import contextlib
 import logging
 import os
 import signal
-import sys
 import threading
 import traceback
 from collections.abc import Callable, Coroutine, Iterator
 from typing import Any
 
-from aisp_ray.errors import PoolError, RefusedError, StarvationError
+from aisp_ray.errors import (
+    FAILED,
+    INTERRUPTED,
+    RETRY,
+    TERMINATED,
+    PoolError,
+    RefusedError,
+    StarvationError,
+    refuse,
+)
 from aisp_ray.pipeline.progress import Screen, ScreenHandler
 
-OK, FAILED, REFUSED, SOME_ERRORS, RETRY, INTERRUPTED, TERMINATED = 0, 1, 2, 3, 75, 130, 143
-
 _EXIT_SECONDS = 2.6  # after a signal: `ray job stop` kills after 3 s
-
-
-def refuse(problems: Exception | list[str]) -> int:
-    """Print each sentence as an error; returns the exit code."""
-    lines = str(problems).split("\n") if isinstance(problems, Exception) else problems
-    for line in lines:
-        print(f"error: {line}", file=sys.stderr)
-    return REFUSED
 
 
 class Ending:

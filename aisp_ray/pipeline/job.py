@@ -19,11 +19,11 @@ from aisp_ray.cluster.session import quiet_data
 from aisp_ray.data.select import DropReport
 from aisp_ray.data.stream import stream_prompts
 from aisp_ray.driver import Driver
-from aisp_ray.errors import RefusedError
+from aisp_ray.errors import OK, SOME_ERRORS, RefusedError
 from aisp_ray.files import ROWS, Output, inside
 from aisp_ray.ledger import Outcome, Progress, Task, particle_rows, row_of
 from aisp_ray.pipeline import snapshot as snapshots
-from aisp_ray.pipeline.exits import OK, SOME_ERRORS, Ending
+from aisp_ray.pipeline.exits import Ending
 from aisp_ray.pipeline.feed import Feed
 from aisp_ray.pipeline.manifest import MANIFEST, SUMMARY, note_engines, open_manifest, shown_prompt, summary_of
 from aisp_ray.pipeline.progress import Meter, Screen

@@ -5,8 +5,9 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
+from aisp_ray.errors import refuse
 from aisp_ray.files import Output
-from aisp_ray.pipeline.exits import Ending, refuse
+from aisp_ray.pipeline.exits import Ending
 from aisp_ray.pipeline.progress import Screen
 from aisp_ray.plan import Plan, in_ray_job
 

@@ -19,9 +19,9 @@ from typing import TYPE_CHECKING, Any
 
 from aisp_ray.cluster.models import Models, open_models
 from aisp_ray.data.base import DataSpec
-from aisp_ray.errors import DataError
+from aisp_ray.errors import OK, DataError
 from aisp_ray.methods._value_file import value_file
-from aisp_ray.pipeline.exits import OK, Ending
+from aisp_ray.pipeline.exits import Ending
 from aisp_ray.pipeline.progress import Screen
 from aisp_ray.plan import RunSettings
 from aisp_ray.policy.base import PolicySpec

@@ -62,6 +62,8 @@ class CausalLM(PolicySpec):
             raise ValueError(
                 f"min_new_tokens is {self.min_new_tokens}; it lies in 0..max_new_tokens={self.max_new_tokens}"
             )
+        if self.stop_strings and not all(self.stop_strings):
+            raise ValueError("stop_strings holds an empty text, which would end every response before it begins")
         if self.chat_options and find_template(self.template) is not None:
             raise ValueError(f"chat_options have no effect with template={self.template}; they are for template=chat")
         if self.system and self.template == "plain":

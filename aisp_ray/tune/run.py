@@ -16,10 +16,10 @@ from typing import Any
 from aisp_ray import config
 from aisp_ray.cluster.models import Models, open_models
 from aisp_ray.driver import Driver
-from aisp_ray.errors import RefusedError
+from aisp_ray.errors import OK, SOME_ERRORS, RefusedError, refuse
 from aisp_ray.files import Output, inside
 from aisp_ray.methods.base import Method
-from aisp_ray.pipeline.exits import OK, SOME_ERRORS, Ending, refuse
+from aisp_ray.pipeline.exits import Ending
 from aisp_ray.pipeline.progress import Screen
 from aisp_ray.pipeline.run import check_output
 from aisp_ray.plan import describe

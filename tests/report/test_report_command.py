@@ -65,7 +65,7 @@ def test_a_wrong_command_is_one_sentence_and_exit_code_2(words, sentence, capsys
 def test_help_names_every_key_and_choice(capsys):
     assert main(["--help"]) == 0
     shown = capsys.readouterr().out
-    for word in ("out=", "baseline=best_of_n", "coherence", "diversity_plus_one", "mlflow", "wandb", "(conf/reward)"):
+    for word in ("  out ", "best_of_n", "coherence", "diversity_plus_one", "mlflow", "wandb", "(conf/reward)"):
         assert word in shown
 
 
