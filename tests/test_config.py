@@ -171,7 +171,8 @@ def test_nobody_reading_the_output_is_no_failure():
 def test_an_exit_of_somebody_elses_code_is_never_a_success(tmp_path, capsys, monkeypatch):
     (tmp_path / "leaver.py").write_text("import sys\nsys.exit(0)\n")
     monkeypatch.syspath_prepend(tmp_path)
-    assert cli.main(["reward=callable", "reward.target=leaver:score"]) == 1
+    monkeypatch.setattr(cli.config, "choices", lambda group: __import__("leaver"))
+    assert cli.main(["limit=1"]) == 1
     assert "called exit(0)" in capsys.readouterr().err
 
 
@@ -197,9 +198,9 @@ def test_help_names_groups_choices_keys_and_defaults(capsys):
     for word in ("best_of_n", "ultrarm_13b", "shp", "dry_run", "allow_unequal_budgets", "experiment="):
         assert word in text
     assert text.count("\n") < 200
-    assert cli.main(["method=[aisp_paper,misvo]", "run=default", "--help"]) == 0
+    assert cli.main(["method=[aisp,misvo]", "run=default", "--help"]) == 0
     text = capsys.readouterr().out
-    for word in ("method.aisp_paper.key", "reward_temperature", "0.999", "method.misvo.key", "in_flight"):
+    for word in ("method.aisp.key", "reward_temperature", "0.999", "method.misvo.key", "in_flight"):
         assert word in text
     assert "ultrarm_13b" not in text
     for cls in (type(plan().methods["aisp"]), type(plan().policy)):

@@ -88,6 +88,32 @@ def test_while_a_service_is_away_its_callers_are_told_at_once():
     worker.close()
 
 
+class Leaver(Scorer):
+    """A scorer whose code ends the process, or wants to, for one prompt."""
+
+    def score(self, requests):
+        if any(request.prompt.text == "leave" for request in requests):
+            raise SystemExit(0)
+        return [Scores((1.0,)) for _ in requests]
+
+
+def test_an_exit_in_a_scorer_fails_its_own_request_alone():
+    worker = RewardWorker(Leaver)
+    texts = ("stay", "leave", "stay too")
+    futures = {text: worker.submit(ScoreRequest(Prompt("p", 0, "d", text), ("a",))) for text in texts}
+    with pytest.raises(RuntimeError, match="SystemExit: 0"):
+        futures["leave"].result(10)
+    assert futures["stay"].result(10).rewards == futures["stay too"].result(10).rewards == (1.0,)
+    worker.close()
+
+
+def test_after_it_was_closed_a_request_fails_at_once():
+    worker = RewardWorker(Leaver)
+    worker.close()
+    with pytest.raises(RuntimeError, match="the reward was closed"):
+        worker.submit(request("a")).result(10)
+
+
 class Sloppy(Scorer):
     """A scorer that forgets a reward or an error text of some prompts."""
 

@@ -35,7 +35,7 @@ ROOT = Path(__file__).parent.parent.parent
         (["objective=reward@3"], "give reward@4 or more"),
         (["save_as=aisp"], "was not written by a search"),
         (["save_as=../x"], "letters, digits and underscores"),
-        (["tune.samples=7", "tune=alpha"], "no multiple of one round"),
+        (["tune.samples=7", "tune=alpha"], "no multiple of one iteration"),
         (["--help-me=1"], "without dashes"),
     ],
 )
