@@ -18,22 +18,24 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, TypeVar, overload
 
 from aisp_ray import config
+from aisp_ray.cluster.models import open_models
 from aisp_ray.driver import Driver
 from aisp_ray.ledger import Outcome, Task, row_of
 from aisp_ray.methods.base import Method, fit_budgets
+from aisp_ray.plan import RunSettings
+from aisp_ray.policy.base import PolicySpec
+from aisp_ray.policy.given import policy_of
 from aisp_ray.results import ROW_SCHEMA
 from aisp_ray.rewards.base import RewardSpec
+from aisp_ray.rewards.callable import FunctionReward
 from aisp_ray.types import Prompt
 
 if TYPE_CHECKING:
     import pyarrow as pa
 
-    from aisp_ray.cluster.local import LocalPolicy, LocalReward
-
 RewardFunction = Callable[[Prompt, list[str]], Sequence[float | None]]
 _T = TypeVar("_T")
 
-_IN_FLIGHT = 8  # prompts whose searches run side by side; the engine fills its slots across them
 _COST = ("num_samples", "num_generated_tokens", "num_prompt_tokens", "num_reward_calls", "policy_seconds")
 _TRACE = ("reward_mean", "reward_max", "reward_best", "ess", "control_norm", "num_samples_seen")
 
@@ -95,6 +97,7 @@ def best_responses(  # noqa: PLR0913 one call for a notebook: every argument but
     seed: int = 0,
     tokenizer: Any = None,
     policy: Mapping[str, Any] | None = None,
+    cluster: bool = False,
     progress: bool = True,
     **settings: Any,
 ) -> BestResponses:
@@ -109,9 +112,10 @@ def best_responses(  # noqa: PLR0913 one call for a notebook: every argument but
     budget: responses per prompt, by setting kappa; as in `methods.base.read_budget`. None: what the method's keys say.
     policy: settings of `policy.causal_lm.CausalLM`, such as {"max_new_tokens": 64}.
     seed: names all randomness; the same arguments give the same responses.
+    cluster: models as Ray actors, on the cluster that is joined or started; policy={"actors": [1, 8], "num_gpus": 1}.
 
-    Runs in this process on the GPU if there is one, also inside a notebook's event loop. A prompt that fails has an
-    `error` and costs the others nothing.
+    Otherwise runs in this process, on the GPU if there is one, also inside a notebook's event loop. A prompt that fails
+    has an `error` and costs the others nothing.
 
     Raises:
         ValueError: a setting is wrong; says which values are allowed.
@@ -125,6 +129,7 @@ def best_responses(  # noqa: PLR0913 one call for a notebook: every argument but
         seed=seed,
         tokenizer=tokenizer,
         policy=policy,
+        cluster=cluster,
         progress=progress,
         **settings,
     )
@@ -141,24 +146,23 @@ async def abest_responses(  # noqa: PLR0913 as `best_responses`
     seed: int = 0,
     tokenizer: Any = None,
     policy: Mapping[str, Any] | None = None,
+    cluster: bool = False,
     progress: bool = True,
     **settings: Any,
 ) -> BestResponses:
     """`best_responses` for code that is asynchronous itself."""
     name, chosen = _method(method, settings, budget, (policy or {}).get("max_new_tokens", 128))
     asked = _prompts(prompts)
-    source, scorer = await asyncio.to_thread(_models, (model, tokenizer), reward, policy or {})
-    driver = Driver(source, scorer, {}, seed, _IN_FLIGHT)
+    plan = await asyncio.to_thread(_plan, (model, tokenizer), reward, policy or {}, chosen, not cluster)
     identity = {"run_id": "", "config_hash": "", "seed": seed}
     found: dict[int, BestResponse] = {}
-    try:
+    async with open_models(plan) as models:
+        await models.ready()
+        driver = Driver(models.policy, models.reward, {}, seed, models.in_flight)
         with _bar(len(asked), progress) as advance:
             async for outcome in driver.run(_stream(asked, name, chosen)):
                 found[outcome.task.prompt.ordinal] = _result(outcome, identity)
                 advance()
-    finally:
-        source.worker.close()
-        scorer.worker.close()
     return BestResponses([found[ordinal] for ordinal in sorted(found)])
 
 
@@ -222,28 +226,40 @@ def _row(item: Any) -> dict[str, Any]:
     return dict(item) if isinstance(item, Mapping) else {"prompt": item}
 
 
-def _models(
-    model: tuple[Any, Any], reward: str | RewardSpec | RewardFunction, policy: Mapping[str, Any]
-) -> tuple[LocalPolicy, LocalReward]:
-    """The policy and the reward model, loaded in this process."""
-    import torch
+@dataclass(frozen=True)
+class _Plan:
+    """`cluster.models.ModelPlan` of one call."""
 
-    from aisp_ray.cluster.local import LocalPolicy, LocalReward
-    from aisp_ray.policy.given import policy_of
-    from aisp_ray.rewards.callable import FunctionReward
+    policy: PolicySpec
+    reward: RewardSpec
+    num_draws: int
+    local: bool
+    judges: Mapping[str, RewardSpec] = field(default_factory=dict)
+    run: RunSettings = field(default_factory=RunSettings)
 
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    chosen = policy_of(*model, policy, device)
+
+def _plan(
+    model: tuple[Any, Any],
+    reward: str | RewardSpec | RewardFunction,
+    policy: Mapping[str, Any],
+    method: Method,
+    local: bool,
+) -> _Plan:
+    """The settings of the policy and of the reward model, checked."""
+    if not local and not isinstance(model[0], str):
+        raise ValueError("cluster=True loads the model on other machines; give its path or hub id, not a loaded model")
+    chosen = policy_of(*model, policy, local)
+    spec: Any = reward
     if isinstance(reward, str):
         values = config.read_choice("reward", reward)
         values.pop("_judges_", None)
-        spec: Any = config.build(values, "reward")
-    else:
-        spec = reward if isinstance(reward, RewardSpec) else FunctionReward(function=reward)
+        spec = config.build(values, "reward")
+    elif not isinstance(reward, RewardSpec):
+        spec = FunctionReward(function=reward)
     problems = [*chosen.check(), *spec.check()]
     if problems:
         raise ValueError("\n".join(problems))
-    return LocalPolicy(chosen, device), LocalReward(spec, device)
+    return _Plan(chosen, spec, max(1, method.num_samples // method.num_iterations), local)
 
 
 async def _stream(prompts: Sequence[Prompt], name: str, method: Any) -> AsyncIterator[Task]:

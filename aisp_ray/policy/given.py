@@ -25,19 +25,21 @@ class GivenModel(PolicySpec):
         return self.settings.around(self.model.eval(), self.tokenizer)
 
 
-def policy_of(model: Any, tokenizer: Any, settings: Mapping[str, Any], device: str) -> PolicySpec:
+def policy_of(model: Any, tokenizer: Any, settings: Mapping[str, Any], here: bool) -> PolicySpec:
     """The policy of a path, a hub id or a loaded model; settings: keys of `CausalLM`.
 
-    A model named by its path is loaded in float32 on a CPU, where that is the fast one, unless settings say otherwise.
+    here: a model named by its path is loaded on this machine's GPU, if there is one, unless settings say otherwise.
 
     Raises:
         ValueError: a setting is wrong, a loaded model comes without its tokenizer, or a path comes with one.
     """
+    import torch
+
     if isinstance(model, str):
         if tokenizer is not None:
             raise ValueError("tokenizer is for a loaded model; a path or hub id brings its own")
-        fast = {"dtype": "float32"} if device == "cpu" else {}
-        return config.build({"_target_": _TARGET, **fast, "model": model, **settings}, "policy")
+        place = {"num_gpus": 1.0} if here and torch.cuda.is_available() else {}
+        return config.build({"_target_": _TARGET, **place, "model": model, **settings}, "policy")
     if tokenizer is None:
         raise ValueError(f"model is a {type(model).__name__}; give its tokenizer too: tokenizer=AutoTokenizer...")
     name = getattr(model, "name_or_path", "") or type(model).__name__
