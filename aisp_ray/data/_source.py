@@ -5,21 +5,23 @@ A source is split into shards that are read one task each; reading all shards in
 
 from __future__ import annotations
 
-import bz2
 import contextlib
 import glob
-import gzip
 import hashlib
 import io
-import lzma
+import itertools
+import json
 import re
 import socket
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO, Protocol
+from urllib.parse import quote, unquote
 
 from aisp_ray.data import _records
+from aisp_ray.data._compression import SUFFIXES as PACKED
+from aisp_ray.data._compression import ArchiveError, open_unpacked
 
 if TYPE_CHECKING:
     from aisp_ray.data.base import DataSpec
@@ -27,7 +29,12 @@ if TYPE_CHECKING:
 FORMATS = ("jsonl", "json", "csv", "parquet")
 DEMO = "demo:"  # the prompts and problems that come with the package
 _SUFFIXES = {".jsonl": "jsonl", ".ndjson": "jsonl", ".json": "json", ".csv": "csv", ".parquet": "parquet"}
-_OPENERS = {".gz": gzip.open, ".bz2": bz2.open, ".xz": lzma.open}
+_NO_DATA = (
+    *("dataset_infos.json", "dataset_info.json", "metadata.json", "manifest.json", "croissant.json"),
+    *("config.json", "package.json", "readme.json", "schema.json"),
+)
+_NATIVE = ("s3", "gs", "gcs", "hdfs", "viewfs", "file")  # schemes that pyarrow reads itself
+_MOST_METADATA = 1 << 20  # bytes; a larger JSON file in a folder is data
 _SPLITS = ("train", "test", "validation", "valid", "val", "dev", "eval")
 _HUB_NAME = re.compile(r"[\w.-]+(/[\w.-]+)?")
 _HASH_WHOLE = 256 << 20  # bytes; larger files are hashed at both ends
@@ -42,7 +49,12 @@ class Shard(Protocol):
 class Source(Protocol):
     """Rows somewhere, in a fixed order. `local`: on a disk of this node, perhaps of no other."""
 
-    local: bool
+    @property
+    def local(self) -> bool: ...
+
+    @property
+    def skipped(self) -> tuple[str, ...]:
+        """Names of files that lie there and are no data."""
 
     def shards(self) -> list[Shard]: ...
 
@@ -69,7 +81,7 @@ def find(spec: DataSpec) -> Source:
     if local.is_dir() and any((local / name).is_file() for name in ("state.json", "dataset_dict.json")):
         return SavedSet(str(local), spec.split)
     if local.exists() or any(letter in path for letter in "*?["):
-        return Files(tuple(_local_files(local, spec)))
+        return _local_files(local, spec)
     if path.startswith(("/", ".", "~")) or _format(path) or not _HUB_NAME.fullmatch(path):
         raise ValueError(f"data.path={path}: no such file or folder (looked in {Path.cwd()})")
     return HubSet(path, spec.subset, spec.split, spec.revision, spec.subset_is_folder)
@@ -87,11 +99,17 @@ class File:
     kind: str  # of FORMATS
     size: int
     stamp: str | None = None  # URI only: time of the last change
+    max_line: int = 64 << 20  # bytes of a line
 
     def open(self) -> BinaryIO:
-        stream = _open_uri(self.path) if "://" in self.path else open(self.path, "rb")  # noqa: SIM115
-        opener = _OPENERS.get(Path(self.name).suffix)
-        return opener(stream) if opener else stream
+        """The file's bytes, decompressed. Raises ArchiveError."""
+        return open_unpacked(_open_uri(self.path) if "://" in self.path else open(self.path, "rb"), self.name)
+
+    @property
+    def partitions(self) -> dict[str, str]:
+        """Columns that folder names such as lang=de hold."""
+        pairs = [part.split("=", 1) for part in Path(self.name).parts[:-1] if "=" in part.strip("=")]
+        return {key: unquote(value) for key, value in pairs if value != "__HIVE_DEFAULT_PARTITION__"}
 
     def records(self) -> Iterator[_records.Record]:
         remote = "://" in self.path
@@ -100,8 +118,13 @@ class File:
         except FileNotFoundError as error:
             fix = "put the data on a disk that all nodes share, or give a URI (data.path=s3://...)"
             raise FileNotFoundError(f"{self.path} is not on the node {socket.gethostname()}; {fix}") from error
+        except ArchiveError as error:
+            yield {"error": str(error)}
+            return
+        columns = self.partitions
         with stream:
-            yield from _records.read_records(stream, self.name, self.kind, remote)
+            for record in _records.read_records(stream, self.name, self.kind, remote, self.max_line):
+                yield {"row": {**columns, **record["row"]}} if columns and "row" in record else record
 
     def identity(self) -> dict[str, Any]:
         """A file is known by its content where it is local, else by its size and time of change."""
@@ -115,6 +138,7 @@ class Files:
     """Files in name order."""
 
     files: tuple[File, ...]
+    skipped: tuple[str, ...] = ()  # names of files that are no data
 
     @property
     def local(self) -> bool:
@@ -124,6 +148,9 @@ class Files:
         return list(self.files)
 
     def columns(self, look: int) -> tuple[str, ...] | None:
+        for file in self.files if self.local else self.files[:1]:
+            with contextlib.suppress(OSError), file.open():
+                pass  # an archive is refused here, before anything loads
         return _columns(self.files[0].records(), look)
 
     def fingerprint(self) -> dict[str, Any]:
@@ -142,26 +169,39 @@ def _demo(path: str, kind: str | None) -> Files:
     raise ValueError(f"data.path={path}: there is no such set in the package; it has {', '.join(known)}")
 
 
-def _local_files(local: Path, spec: DataSpec) -> list[File]:
+def _local_files(local: Path, spec: DataSpec) -> Files:
     if local.is_file():
-        return [_file(local, local.name, spec, _format(local.name))]
-    if local.is_dir():
-        found = sorted(path for path in local.rglob("*") if path.is_file() and not _hidden(path.relative_to(local)))
-        files = [
-            _file(path, str(path.relative_to(local)), spec, kind) for path in found if (kind := _format(path.name))
-        ]
-    else:
+        return Files((_file(local, local.name, spec, _format(local.name)),))
+    if not local.is_dir():
+        root = Path(*itertools.takewhile(lambda part: not set(part) & set("*?["), local.parts))
         found = sorted(Path(path) for path in glob.glob(str(local), recursive=True))
-        files = [_file(path, path.name, spec, _format(path.name)) for path in found if path.is_file()]
-        return files or _nothing(spec.path, "nothing matches this glob")
-    return _of_split(files, spec) or _nothing(spec.path, f"the folder holds no {', '.join(_SUFFIXES)} file")
+        files = [_file(path, str(path.relative_to(root)), spec, _format(path.name)) for path in found if path.is_file()]
+        return Files(tuple(files or _nothing(spec.path, "nothing matches this glob")))
+    found = sorted(path for path in local.rglob("*") if path.is_file() and not _hidden(path.relative_to(local)))
+    data = [path for path in found if _format(path.name) and path.name.lower() not in _NO_DATA]
+    data = [path for path in data if len(data) == 1 or not _is_metadata(path, spec)]
+    files = [_file(path, str(path.relative_to(local)), spec, _format(path.name)) for path in data]
+    skipped = tuple(str(path.relative_to(local)) for path in found if path not in set(data))
+    chosen = _of_split(files, spec) or _nothing(spec.path, f"the folder holds no {', '.join(_SUFFIXES)} file")
+    return Files(tuple(chosen), skipped)
+
+
+def _is_metadata(path: Path, spec: DataSpec) -> bool:
+    """Whether a small .json file is one object without any column of the set: it describes the data beside it."""
+    if path.suffix.lower() != ".json" or path.stat().st_size > _MOST_METADATA:
+        return False
+    try:
+        value = json.loads(path.read_bytes().decode("utf-8-sig"))
+    except (ValueError, RecursionError, OSError):
+        return False
+    return isinstance(value, Mapping) and not value.keys() & set(spec.wanted_columns)
 
 
 def _file(path: Path, name: str, spec: DataSpec, kind: str | None) -> File:
     kind = spec.format or kind
     if kind is None:
         _nothing(spec.path, f"the format of {name} is not known from its name; set data.format={'|'.join(FORMATS)}")
-    return File(str(path.resolve()), name, str(kind), path.stat().st_size)
+    return File(str(path.resolve()), name, str(kind), path.stat().st_size, max_line=spec.max_line_mb << 20)
 
 
 def _of_split(files: list[File], spec: DataSpec) -> list[File]:
@@ -177,6 +217,10 @@ def _of_split(files: list[File], spec: DataSpec) -> list[File]:
 
 
 def _split_in(name: str) -> str | None:
+    """The split that a folder split=... or a word at the beginning of a folder's or the file's name says."""
+    partitions = [part.split("=", 1) for part in Path(name).parts[:-1] if part.lower().startswith("split=")]
+    if partitions:
+        return unquote(partitions[-1][1])
     words = [re.split(r"[-_.]", part)[0].lower() for part in reversed(Path(name).parts)]
     return next((word for word in words if word in _SPLITS), None)
 
@@ -190,8 +234,8 @@ def _hidden(path: Path) -> bool:
 
 
 def _format(name: str) -> str | None:
-    path = Path(name)
-    return _SUFFIXES.get((path.with_suffix("") if path.suffix in _OPENERS else path).suffix)
+    path = Path(name.lower())
+    return _SUFFIXES.get((path.with_suffix("") if path.suffix in PACKED else path).suffix)
 
 
 def _content_hash(path: Path, size: int) -> str:
@@ -220,7 +264,7 @@ def _filesystem(uri: str) -> tuple[Any, str]:
     """(pyarrow file system, path in it). s3, gs, hdfs and file natively, everything else (hf, http, abfs) by fsspec."""
     from pyarrow import fs
 
-    if uri.split("://")[0] in ("s3", "gs", "gcs", "hdfs", "viewfs", "file"):
+    if uri.split("://")[0] in _NATIVE:
         return fs.FileSystem.from_uri(uri)
     import fsspec
 
@@ -247,15 +291,24 @@ def _remote(uri: str, spec: DataSpec) -> Files:
     if info.type == fs.FileType.NotFound:
         raise ValueError(f"data.path={uri}: nothing is there")
     found = [item for item in sorted(found, key=lambda item: item.path) if item.type == fs.FileType.File]
-    files = [_remote_file(uri, root, item, kind) for item in found if (kind := spec.format or _format(item.path))]
-    return Files(tuple(_of_split(files, spec) or _nothing(uri, f"holds no {', '.join(_SUFFIXES)} file")))
+    files, skipped = [], []
+    for item in found:
+        if not (spec.format or _format(item.path)) or (len(found) > 1 and item.base_name.lower() in _NO_DATA):
+            skipped.append(item.base_name)
+        else:
+            files.append(_remote_file(uri, root, item, spec))
+    chosen = _of_split(files, spec) or _nothing(uri, f"holds no {', '.join(_SUFFIXES)} file")
+    return Files(tuple(chosen), tuple(skipped))
 
 
-def _remote_file(uri: str, root: str, item: Any, kind: str) -> File:
+def _remote_file(uri: str, root: str, item: Any, spec: DataSpec) -> File:
     base, mark, query = uri.partition("?")
-    path = item.path if "://" in item.path else f"{base.split('://')[0]}://{item.path}"
+    scheme = base.split("://")[0]
+    listed = quote(item.path) if scheme in _NATIVE else item.path  # pyarrow decodes what it is given, fsspec does not
+    path = item.path if "://" in item.path else f"{scheme}://{listed}"
     name = item.path[len(root) :].strip("/") or item.base_name
-    return File(path + mark + query, name, kind, item.size, str(item.mtime))
+    kind = str(spec.format or _format(item.path))
+    return File(path + mark + query, name, kind, item.size, str(item.mtime), spec.max_line_mb << 20)
 
 
 # ------------------------------------------------------------------------------------- sets of the datasets library
@@ -268,6 +321,7 @@ class SavedSet:
     path: str
     split: str
     local = True
+    skipped = ()
 
     def shards(self) -> list[Shard]:
         return [self]
@@ -306,6 +360,7 @@ class HubSet:
     revision: str | None
     subset_is_folder: bool = False
     local = False
+    skipped = ()
 
     def shards(self) -> list[Shard]:
         return [self]

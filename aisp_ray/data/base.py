@@ -39,6 +39,7 @@ class DataSpec(ABC):
     revision: str | None = None  # commit or tag of a hub set; null takes the newest and pins it in the manifest
     format: str | None = None  # jsonl | json | csv | parquet; null goes by the file name
     max_prompt_tokens: int | None = None  # a longer prompt is an error row; null: what the policy's context leaves
+    max_line_mb: int = 64  # MiB of a line, also of a compressed file; a longer one is an error row
     dedup: bool = True  # drop prompts that came before
     sample: int | None = None  # random prompts out of the whole set, in its order; null takes the first ones
     sample_seed: int = 0  # which random prompts
@@ -51,6 +52,8 @@ class DataSpec(ABC):
     def __post_init__(self) -> None:
         if self.format is not None and self.format not in _source.FORMATS:
             raise ValueError(f"format is {self.format!r}; it is one of {', '.join(_source.FORMATS)}, or null")
+        if not 1 <= self.max_line_mb <= 1 << 20:
+            raise ValueError(f"max_line_mb is {self.max_line_mb}; give the most MiB that a line may have, at least 1")
         for key in ("max_prompt_tokens", "sample"):
             value = getattr(self, key)
             if value is not None and value < 1:

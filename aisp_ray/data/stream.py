@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     import pyarrow as pa
     import ray.data
 
+log = logging.getLogger(__name__)
 BLOCK_ROWS = 256
 BLOCK_BYTES = 1 << 20  # a task hands on this much at a time; the default of 128 MiB holds back the first prompts
 TASK_CPUS = 0.25  # reading text is light; a run whose actors fill the machine still needs room for it
@@ -36,6 +37,7 @@ def stream_prompts(spec: DataSpec, limit: int | None = None, report: DropReport 
     Raises:
         ValueError: nothing is there, or it has other columns (as `DataSpec.check` says beforehand).
     """
+    _note_skipped(spec)
     dataset = spec.read()
     parsed = dataset.map_batches(
         parse_batch, fn_kwargs={"spec": spec}, batch_size=None, batch_format="pyarrow", **_task(spec.source())
@@ -46,9 +48,17 @@ def stream_prompts(spec: DataSpec, limit: int | None = None, report: DropReport 
 
 def rows_locally(spec: DataSpec, limit: int | None = None, report: DropReport | None = None) -> Iterator[Prompt]:
     """The same prompts without Ray: the plain reference."""
+    _note_skipped(spec)
     records = (record for shard in spec.source().shards() for record in shard.records())
     parsed = (parse_record(json.loads(encode(record)), spec) for record in records)
     return select(parsed, spec, limit, report if report is not None else DropReport())
+
+
+def _note_skipped(spec: DataSpec) -> None:
+    """Name what lies beside the data and is not read."""
+    if names := spec.source().skipped:
+        more = f" and {len(names) - 4} more" if len(names) > 4 else ""
+        log.warning("data.path=%s: no data, skipped: %s%s", spec.path, ", ".join(names[:4]), more)
 
 
 def parse_record(record: Record, spec: DataSpec) -> Parsed:

@@ -64,7 +64,7 @@ def test_each_set_of_the_hub_is_asked_for_by_its_name_part_and_commit(name, more
 def test_a_broken_connection_ends_the_job_and_a_broken_file_does_not(monkeypatch, tmp_path):
     class Broken:
         def __init__(self, error):
-            self.error = error
+            self.error, self.calls = error, 0
 
         def __enter__(self):
             return self
@@ -72,9 +72,11 @@ def test_a_broken_connection_ends_the_job_and_a_broken_file_does_not(monkeypatch
         def __exit__(self, *_):
             return None
 
-        def __iter__(self):
-            yield b'{"prompt": "a"}'
-            raise self.error
+        def readline(self, size=-1):
+            self.calls += 1
+            if self.calls > 1:
+                raise self.error
+            return b'{"prompt": "a"}\n'
 
     file = File("s3://bucket/a.jsonl", "a.jsonl", "jsonl", 9)
     monkeypatch.setattr(File, "open", lambda self: Broken(OSError("connection reset")))

@@ -1,6 +1,10 @@
 import bz2
 import gzip
 import json
+import lzma
+import tarfile
+import tracemalloc
+import zipfile
 
 import pytest
 
@@ -37,6 +41,119 @@ def test_every_format_gives_the_same_prompts(tmp_path):
     for path in sorted(tmp_path.iterdir()):
         kind = "jsonl" if path.suffix == ".txt" else None
         assert texts(path, format=kind) == TEXTS, path.name
+
+
+@pytest.mark.parametrize(
+    "name", ["a.jsonl.gz", "a.jsonl.GZ", "a.JSONL", "a.jsonl.bz2", "a.jsonl.xz", "a.jsonl.zst", "a.ndjson.lz4", "rows"]
+)
+@pytest.mark.parametrize("packing", ["gzip", "bz2", "xz", "zstd", "lz4", "two members", "plain"])
+def test_compression_is_known_by_the_content_whatever_the_name(tmp_path, name, packing):
+    import pyarrow as pa
+
+    data = lines(ROWS)
+    packed = {
+        "gzip": gzip.compress,
+        "bz2": bz2.compress,
+        "xz": lzma.compress,
+        "zstd": lambda data: pa.compress(data, "zstd", asbytes=True),
+        "lz4": lambda data: pa.compress(data, "lz4", asbytes=True),
+        "two members": lambda data: gzip.compress(data[:30]) + gzip.compress(data[30:]),
+        "plain": bytes,
+    }[packing](data)
+    path = tmp_path / name
+    path.write_bytes(packed)
+    kind = "jsonl" if name == "rows" else None
+    assert Prompts(path=str(path), format=kind).check() == []
+    assert texts(path, format=kind) == TEXTS
+
+
+def test_archives_are_refused_before_loading_and_are_error_rows_behind(tmp_path):
+    with zipfile.ZipFile(tmp_path / "a.jsonl", "w") as archive:
+        archive.writestr("rows.jsonl", lines(ROWS))
+    (tmp_path / "rows.jsonl").write_bytes(lines(ROWS))
+    with tarfile.open(tmp_path / "b.jsonl.gz", "w:gz") as archive:
+        archive.add(tmp_path / "rows.jsonl", "rows.jsonl")
+    for name, words in (("a.jsonl", "a.jsonl is a ZIP archive"), ("b.jsonl.gz", "b.jsonl.gz is a tar archive")):
+        (problem,) = Prompts(path=str(tmp_path / name)).check()
+        assert words in problem
+    assert "is a ZIP archive" in Prompts(path=str(tmp_path)).check()[0]
+    assert "is a ZIP archive" in texts(tmp_path / "a.jsonl")[0]
+
+
+def test_a_line_that_is_too_long_is_one_error_in_bounded_memory(tmp_path):
+    bomb = tmp_path / "bomb.jsonl.gz"
+    with gzip.open(bomb, "wb", compresslevel=1) as stream:
+        stream.write(b'{"prompt": "first"}\n{"prompt": "')
+        for _ in range(64):
+            stream.write(b"a" * (1 << 20))
+        stream.write(b'"}\n{"prompt": "last"}\n')
+    tracemalloc.start()
+    found = texts(bomb, max_line_mb=1)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert found == ["first", "line 2 of bomb.jsonl.gz is longer than 1 MiB: data.max_line_mb", "last"]
+    assert peak < 16 << 20
+    assert len(texts(bomb)[1]) == 64 << 20 or "longer than 64 MiB" in texts(bomb)[1]
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "words"),
+    [
+        ("a.json", b"[" + b'{"prompt": "x"}, ' * 10 + b"1" * (17 << 20) + b"]", "one JSON document above 16 MiB"),
+        (
+            "a.json",
+            b'{"prompt": "x"}\n{"prompt": "' + b"a" * (2 << 20) + b'"}\n',
+            "line 2 of a.json is longer than 1 MiB",
+        ),
+        ("a.csv", b"prompt\nfirst\n" + b"a" * (2 << 20) + b"\n", "line 3 is longer than 1 MiB"),
+        ("a.csv", b'prompt\nfirst\n"never closed\n' + b"a\n" * (1 << 20), "field larger than field limit"),
+    ],
+)
+def test_long_documents_and_fields_are_errors_too(tmp_path, name, content, words):
+    (tmp_path / name).write_bytes(content)
+    found = texts(tmp_path / name, max_line_mb=1)
+    assert words in found[-1]
+
+
+def test_lines_under_the_name_json_are_read_as_they_come(tmp_path):
+    path = tmp_path / "lines.json"
+    path.write_bytes(b"\xef\xbb\xbf\n" + lines(ROWS[:2]) + b"\n{broken\n" + lines(ROWS[2:]))
+    found = texts(path)
+    assert [text for text in found if text.startswith("question")] == TEXTS
+    assert sum("line 5 of lines.json is not JSON" in text for text in found) == 1
+
+
+def test_files_that_are_no_data_are_skipped_with_a_notice(tmp_path, caplog):
+    (tmp_path / "rows.jsonl").write_bytes(lines(ROWS))
+    (tmp_path / "dataset_infos.json").write_text('{"default": {"features": {}}}')
+    (tmp_path / "notes.json").write_text(json.dumps({"author": "me", "licence": "MIT"}, indent=1))
+    (tmp_path / "README.md").write_text("x")
+    assert texts(tmp_path) == TEXTS
+    assert "no data, skipped: README.md, dataset_infos.json, notes.json" in caplog.text
+    (tmp_path / "more.json").write_text(json.dumps({"prompt": "one row"}))
+    assert texts(tmp_path) == ["one row", *TEXTS]
+    assert texts(f"file://{tmp_path}")[-5:] == TEXTS
+
+
+def test_partitions_choose_the_split_and_are_columns(tmp_path):
+    for split, lang, text in (
+        ("train", "de", "a"),
+        ("test", "de", "b"),
+        ("test", "fr%20CA", "c"),
+        ("dev_2", "de", "d"),
+    ):
+        folder = tmp_path / f"split={split}" / f"lang={lang}"
+        folder.mkdir(parents=True)
+        (folder / "part-0.jsonl").write_bytes(lines([{"prompt": text}]))
+    for path in (tmp_path, f"file://{tmp_path}"):
+        spec = Prompts(path=str(path), split="test", keep=("lang", "split"))
+        metas = {prompt.text: dict(prompt.meta) for prompt in rows_locally(spec)}
+        assert metas == {"b": {"lang": "de", "split": "test"}, "c": {"lang": "fr CA", "split": "test"}}
+        assert texts(path, split="dev_2") == ["d"]
+        assert "it has dev_2, test, train: set data.split" in Prompts(path=str(path), split="x").check()[0]
+    assert texts(tmp_path / "split=t*" / "*" / "*.jsonl") == ["b", "c", "a"]
+    (tmp_path / "split=test" / "lang=de" / "part-0.jsonl").write_bytes(lines([{"prompt": "b", "lang": "own"}]))
+    assert next(iter(rows_locally(Prompts(path=str(tmp_path), split="test", keep=("lang",))))).meta == {"lang": "own"}
 
 
 def test_one_json_object_is_one_row(tmp_path):
