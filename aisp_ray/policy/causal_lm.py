@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import difflib
 import socket
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 from aisp_ray.engine.base import RolloutRequest, StopRules
@@ -22,7 +23,8 @@ from aisp_ray.types import Prompt, Proposal, Rollouts
 
 DEMO = "demo:"  # prefix of the embedded models' names
 DTYPES = ("auto", "float32", "bfloat16", "float16")
-ENGINES = ("fast", "expanded", "plain")
+ENGINES = ("auto", "fast", "expanded", "plain", "vllm")
+_VLLM_CONTEXT = 32768  # tokens of prompt and response under engine=vllm, where max_prompt_tokens does not say
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,7 +38,7 @@ class CausalLM(PolicySpec):
     adapter_revision: str | None = None  # commit or tag of the adapter on the hub
     cache_dir: str | None = None  # folder of downloaded checkpoints, e.g. on a disk all nodes share; null: HF_HOME's
     dtype: str = "auto"  # auto (float32 on a CPU, bfloat16 on a GPU) | float32 | bfloat16 | float16
-    engine: str = "fast"  # fast | expanded | plain: same tokens; plain is the reference
+    engine: str = "auto"  # auto | fast | expanded | plain | vllm; auto: vllm on a GPU where it is installed, else fast
     kernels: bool = True  # engine=fast on a CPU in float32: its own products, where a C compiler is found
     slots: int | None = None  # rows decoded side by side; null chooses from free memory
     template: str = "chat"  # chat | re_control_user | re_control_human | transcript | args | vicuna | plain | x.jinja
@@ -46,7 +48,7 @@ class CausalLM(PolicySpec):
     min_new_tokens: int = 0  # the end token is forbidden before, and a stop string does not count
     stop_strings: tuple[str, ...] | None = None  # a response ends where one of these starts; null: the template's
     stop_tokens: tuple[str, ...] = ()  # further tokens that end a response, as written in the vocabulary
-    max_prompt_tokens: int | None = None  # longer prompts are error rows; null: the context's rest, on a GPU to 2048
+    max_prompt_tokens: int | None = None  # longer prompts are error rows; null: what context and engine hold
     trust_remote_code: bool = False  # run Python code that the checkpoint brings along
 
     def __post_init__(self) -> None:
@@ -64,6 +66,8 @@ class CausalLM(PolicySpec):
             )
         if self.stop_strings and not all(self.stop_strings):
             raise ValueError("stop_strings holds an empty text, which would end every response before it begins")
+        if self.engine == "vllm" and not self.kernels:
+            raise ValueError("kernels has no effect with engine=vllm; it is for engine=fast on a CPU")
         if self.chat_options and find_template(self.template) is not None:
             raise ValueError(f"chat_options have no effect with template={self.template}; they are for template=chat")
         if self.system and self.template == "plain":
@@ -79,6 +83,8 @@ class CausalLM(PolicySpec):
 
     def check(self) -> list[str]:
         found = gguf.check("policy", self.model, self.gguf_file)
+        if (problem := self._vllm_problem()) is not None:
+            found.append(problem)
         for key, name in (("model", self.model), ("adapter", self.adapter)):
             try:
                 self._commit(key, name)
@@ -101,6 +107,7 @@ class CausalLM(PolicySpec):
         return replace(
             self,
             dtype=dtype_for(self.dtype, "cuda" if self.num_gpus > 0 else "cpu"),
+            engine=self.engine_for("cuda" if self.num_gpus > 0 else "cpu"),
             revision=self._commit("model", self.model) or self.revision,
             adapter_revision=self._commit("adapter", self.adapter) or self.adapter_revision,
         )
@@ -108,7 +115,33 @@ class CausalLM(PolicySpec):
     def announcement(self) -> str:
         device = "cuda" if self.num_gpus > 0 else "cpu"
         where = "the CPU" if device == "cpu" else f"{self.num_gpus:g} GPU{'s' * (self.num_gpus > 1)}"
-        return f"policy: {self.model} in {dtype_for(self.dtype, device)} on {where}"
+        engine = self.engine_for(device)
+        return f"policy: {self.model} in {dtype_for(self.dtype, device)} on {where}, engine {engine}"
+
+    def engine_for(self, device: str) -> str:
+        """The engine that `auto` is on "cpu" or "cuda"; any other is itself."""
+        if self.engine != "auto":
+            return self.engine
+        from aisp_ray.engine.vllm.setup import problem
+
+        dense = self.adapter is None and not self._is_gguf
+        return "vllm" if device == "cuda" and dense and problem() is None else "fast"
+
+    @property
+    def _is_gguf(self) -> bool:
+        return self.gguf_file is not None or self.model.endswith(gguf.SUFFIX)
+
+    def _vllm_problem(self) -> str | None:
+        """Why engine=vllm cannot do what is asked, a sentence, or None."""
+        if self.engine != "vllm":
+            return None
+        from aisp_ray.engine.vllm.setup import problem
+
+        if self.adapter is not None:
+            return "policy.adapter is merged into the weights, which engine=vllm cannot do; use policy.engine=fast"
+        if self._is_gguf:
+            return "policy.engine=vllm does not load GGUF files; use policy.engine=fast"
+        return problem()
 
     def _commit(self, key: str, name: str | None) -> str | None:
         """The hub commit of the model or adapter; None for what is on the disk."""
@@ -143,6 +176,8 @@ class CausalLM(PolicySpec):
         kwargs = {"revision": self.revision, "trust_remote_code": self.trust_remote_code, "cache_dir": self.cache_dir}
         with _told("model", self.model, source):
             tokenizer = AutoTokenizer.from_pretrained(source, **options, **kwargs)
+            if self.engine_for(device) == "vllm":
+                return self._load_vllm(source, tokenizer, device, kwargs)
             model = self._load_model(source, device, {**gguf.weights_options(options), **kwargs})
         if self.adapter:
             adapter = str(resolve(self.adapter))
@@ -156,14 +191,41 @@ class CausalLM(PolicySpec):
 
         engine = build_engine(
             model,
-            kind=self.engine,
+            kind=self.engine_for(model.device.type),
             slots=self.slots,
-            decode=lambda ids: str(tokenizer.decode(list(ids), skip_special_tokens=True)),
+            decode=_decoder(tokenizer),
             max_new_tokens=self.max_new_tokens,
             longest_prompt=self.max_prompt_tokens,
             kernels=self.kernels,
         )
         return LoadedCausalLM(self, tokenizer, engine, model)
+
+    def _load_vllm(self, source: str, tokenizer: Any, device: str, kwargs: Mapping[str, Any]) -> LoadedCausalLM:
+        """The policy of a model that vLLM loads: here are only its settings."""
+        from transformers import AutoConfig
+
+        from aisp_ray.engine.vllm.load import build_vllm_engine, generation_config
+        from aisp_ray.engine.vllm.setup import VllmSettings
+
+        if (problem := self._vllm_problem()) is not None:
+            raise ValueError(problem)
+        config = AutoConfig.from_pretrained(source, **kwargs)
+        room = getattr(config.get_text_config(decoder=True), "max_position_embeddings", None) or _VLLM_CONTEXT
+        asked = _VLLM_CONTEXT if self.max_prompt_tokens is None else self.max_prompt_tokens + self.max_new_tokens
+        settings = VllmSettings(
+            source,
+            dtype_for(self.dtype, device),
+            min(room, asked),
+            revision=self.revision,
+            cache_dir=self.cache_dir,
+            trust_remote_code=self.trust_remote_code,
+            slots=self.slots,
+            num_gpus=self.num_gpus,
+        )
+        engine = build_vllm_engine(settings, _decoder(tokenizer))
+        engine.longest_prompt = settings.context - self.max_new_tokens
+        facts = SimpleNamespace(config=config, generation_config=generation_config(source, kwargs))
+        return LoadedCausalLM(self, tokenizer, engine, facts)
 
     def _load_model(self, source: str, device: str, kwargs: Mapping[str, Any]) -> Any:
         import torch
@@ -172,6 +234,11 @@ class CausalLM(PolicySpec):
         spread = {"device_map": "auto"} if self.num_gpus > 1 else {}
         dtype = getattr(torch, dtype_for(self.dtype, device))
         return gguf.as_dense(AutoModelForCausalLM.from_pretrained(source, dtype=dtype, **spread, **kwargs))
+
+
+def _decoder(tokenizer: Any) -> Callable[[Sequence[int]], str]:
+    """Token ids of a response to its text, in which stop strings are looked for."""
+    return lambda ids: str(tokenizer.decode(list(ids), skip_special_tokens=True))
 
 
 def resolve(model: str) -> Path:
@@ -260,7 +327,7 @@ class LoadedCausalLM:
             (self._context - self.spec.max_new_tokens, "policy.max_new_tokens leaves no more of the model's context"),
             (self.spec.max_prompt_tokens, "policy.max_prompt_tokens"),
             (prompt.max_tokens, "data.max_prompt_tokens"),
-            (self.engine.longest_prompt, "policy.max_prompt_tokens makes room for more on the GPU"),
+            (self.engine.longest_prompt, "policy.max_prompt_tokens makes room for more"),
         )
         limit, key = min((n, key) for n, key in limits if n is not None)
         if len(ids) > limit:

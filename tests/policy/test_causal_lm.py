@@ -239,7 +239,8 @@ def test_only_what_no_machine_would_load_is_a_wrong_setting(base, monkeypatch, e
     ("more", "words"),
     [
         ({"dtype": "fp16"}, "auto, float32, bfloat16, float16"),
-        ({"engine": "vllm"}, "fast, expanded, plain"),
+        ({"engine": "vlm"}, "auto, fast, expanded, plain, vllm"),
+        ({"engine": "vllm", "kernels": False}, "no effect"),
         ({"template": "recontrol"}, "Did you mean"),
         ({"max_new_tokens": 0}, "at least 1"),
         ({"min_new_tokens": 200}, "0..max_new_tokens=128"),
