@@ -57,3 +57,22 @@ def temperature_for_ess(
         else:
             high = middle
     return math.exp(0.5 * (low + high))
+
+
+def systematic(weights: ArrayLike, count: int, uniform: float) -> list[int]:
+    """`count` indices with expected counts count * w_i / sum w, each within 1 of it (systematic resampling).
+
+    uniform: a draw from [0, 1). Weights need not be normalised; an index of weight 0 is never drawn.
+    """
+    w = np.asarray(weights, dtype=np.float64)
+    edges = np.cumsum(w)
+    points = (uniform + np.arange(count)) / count * edges[-1]
+    last = int(np.flatnonzero(w)[-1])
+    return np.minimum(np.searchsorted(edges, points, side="right"), last).tolist()
+
+
+def log_mean_exp(values: ArrayLike) -> float:
+    """log(mean_i exp(v_i)) without overflow; -inf when every v_i is."""
+    v = np.asarray(values, dtype=np.float64)
+    top = float(v.max())
+    return top if math.isinf(top) else top + math.log(float(np.exp(v - top).mean()))

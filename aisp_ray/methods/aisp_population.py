@@ -25,7 +25,7 @@ from aisp_ray.controls.laws import OpenLoop
 from aisp_ray.methods.base import Info, Iterative, State, best_candidate, check_horizon, check_sampling, require
 from aisp_ray.rng import generator
 from aisp_ray.types import Control, Proposal, Rollouts, Sampling, Scores
-from aisp_ray.weights import effective_sample_size, importance_weights, temperature_for_ess
+from aisp_ray.weights import effective_sample_size, importance_weights, systematic, temperature_for_ess
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,10 +108,3 @@ def remember(members: tuple[Member, ...], rollouts: Rollouts, scores: Scores, ca
         if math.isfinite(reward) and item.token_ids and item.token_ids not in known:
             known[item.token_ids] = Member(float(reward), item.token_ids)
     return tuple(sorted(known.values(), key=lambda member: -member.reward)[:capacity])
-
-
-def systematic(weights: np.ndarray, count: int, uniform: float) -> list[int]:
-    """`count` indices with expected counts count * w, each within 1 of it (systematic resampling)."""
-    edges = np.cumsum(weights)
-    points = (uniform + np.arange(count)) / count * edges[-1]
-    return np.minimum(np.searchsorted(edges, points, side="right"), len(weights) - 1).tolist()

@@ -5,18 +5,19 @@ carried (it is snapshotted as JSON and resumed); info is what is only looked at.
 
 `Method` is the protocol, with defaults for what most methods need not say. `Iterative` is the base of methods that draw
 `n` responses in each of `kappa` iterations: it checks these numbers, keeps the best response and knows when to stop.
+`Blocks` is the base of methods that look inside a response: they score it unfinished, block by block.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, TypeVar
 
 from aisp_ray.methods._stopping import expected_gain
-from aisp_ray.types import Prompt, Proposal, Rollouts, Scores
+from aisp_ray.types import Prompt, Proposal, Rollouts, Sampling, Scores
 
 
 @dataclass(frozen=True, slots=True)
@@ -146,6 +147,82 @@ class Iterative(Method):
         if self.stop_at is not None and best is not None:
             done = done or best.reward >= self.stop_at
         return dataclasses.replace(state, iteration=iteration, done=done, best=best, **changes), info
+
+
+@dataclass(frozen=True, kw_only=True)
+class Blocks(Method):
+    """Responses that grow by `block` tokens an iteration and are scored unfinished: `n` of them in the first block.
+
+    After k iterations every unfinished response has exactly k * block tokens, so one `max_new_tokens` fits all
+    prefixes of a proposal (it counts them). A subclass keeps what it wants of `candidates(...)` and continues that with
+    `grow(...)`.
+    """
+
+    n: int = 16  # responses that are begun
+    block: int = 8  # tokens between two looks at the reward
+    max_new_tokens: int = 64  # longest response; not above the policy's own limit
+    temperature: float = 0.7  # of sampling, above 0
+    top_p: float = 1.0  # nucleus mass, in (0, 1]
+
+    budget_key: ClassVar[str | None] = "n"  # what a budget sets
+
+    def __post_init__(self) -> None:
+        require(self.n >= 1, f"n is {self.n}; give at least 1")
+        require(self.block >= 1, f"block is {self.block}; give at least 1 token")
+        require(self.max_new_tokens >= 1, f"max_new_tokens is {self.max_new_tokens}; give at least 1")
+        require(self.temperature > 0, f"temperature is {self.temperature}; equal prefixes need sampling, above 0")
+        check_top_p(self.top_p)
+
+    @property
+    def num_iterations(self) -> int:
+        return -(-self.max_new_tokens // self.block)
+
+    @property
+    def num_samples(self) -> int:
+        return sum(self.num_rows(k) for k in range(self.num_iterations))
+
+    def num_rows(self, iteration: int) -> int:
+        """The most responses that an iteration continues."""
+        return self.n
+
+    def max_generated_tokens(self, max_new_tokens: int) -> int:
+        limit = min(self.max_new_tokens, max_new_tokens)
+        starts = range(0, limit, self.block)
+        return sum(self.num_rows(k) * min(self.block, limit - start) for k, start in enumerate(starts))
+
+    def grow(self, state: State, prefixes: Sequence[tuple[int, ...]]) -> Proposal:
+        """One more block for each of these unfinished responses."""
+        length = min((state.iteration + 1) * self.block, self.max_new_tokens)
+        sampling = Sampling(self.temperature, self.top_p)
+        return Proposal(
+            state.iteration, len(prefixes), sampling=sampling, max_new_tokens=length, prefixes=tuple(prefixes)
+        )
+
+    def is_open(self, candidate: Candidate) -> bool:
+        """Whether a response can be continued."""
+        return candidate.finish_reason == "length" and len(candidate.token_ids) < self.max_new_tokens
+
+    def best_of(self, best: Candidate | None, new: Sequence[Candidate]) -> Candidate | None:
+        """What would now be returned: the best finished response or, while there is none, the newest block's best."""
+        pool = [one for one in new if math.isfinite(one.reward)]
+        ended = [one for one in ([best] if best else []) + pool if not self.is_open(one)]
+        return max(ended or pool, key=lambda one: one.reward, default=best)
+
+
+def candidates(rollouts: Rollouts, scores: Scores) -> list[Candidate]:
+    """The rollouts with their rewards, NaN where there is none."""
+    return [
+        Candidate(
+            response=item.text,
+            reward=reward,
+            iteration=rollouts.iteration,
+            particle=item.particle,
+            finish_reason=item.finish_reason,
+            token_ids=item.token_ids,
+            logprob=item.logprob,
+        )
+        for item, reward in zip(rollouts.items, scores.rewards, strict=True)
+    ]
 
 
 def best_candidate(best: Candidate | None, rollouts: Rollouts, scores: Scores) -> Candidate | None:

@@ -7,10 +7,10 @@ import numpy as np
 import pytest
 from toy_world import ToyPolicy, drive, prompt
 
-from aisp_ray.methods.aisp_population import AispPopulation, Member, remember, systematic
+from aisp_ray.methods.aisp_population import AispPopulation, Member, remember
 from aisp_ray.pipeline.codec import decode, encode
 from aisp_ray.types import Rollout, Rollouts, Scores
-from aisp_ray.weights import importance_weights, temperature_for_ess
+from aisp_ray.weights import importance_weights, systematic, temperature_for_ess
 
 
 def reward(ids):

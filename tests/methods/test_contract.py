@@ -14,7 +14,17 @@ from aisp_ray.methods.base import planned_cost
 from aisp_ray.pipeline.codec import decode, encode
 from aisp_ray.types import Scores
 
-SMALL = {"n": 4, "kappa": 3, "k": 3, "max_new_tokens": 4, "horizon": 4, "first_rounds": 1, "base_rounds": 0}
+SMALL = {
+    "n": 4,
+    "kappa": 3,
+    "k": 3,
+    "max_new_tokens": 4,
+    "horizon": 4,
+    "first_rounds": 1,
+    "base_rounds": 0,
+    "block": 2,
+    "beams": 2,
+}
 PRESETS = list(config.choices("method"))
 
 
