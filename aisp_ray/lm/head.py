@@ -77,8 +77,8 @@ class Head:
     def noise_scale(self, draws: int = 16) -> float:
         """Standard deviation over the vocabulary of what noise of sigma 1 on the pre-logits adds to the logits.
 
-        One sigma is not one strength: 3.2 for SmolLM2-135M, 0.96 for Gemma-3-270M. Mean of `draws` named draws, around
-        pre-logits of 0, so for a head with a soft cap it is that of small logits.
+        One sigma is not one strength; this is 2.4 for SmolLM2-135M. What all logits share is left out: it changes no
+        token. Mean of `draws` named draws around pre-logits of 0, so for a soft cap that of small logits.
         """
         device = self.weight.device
         rows = torch.arange(draws, device=device)

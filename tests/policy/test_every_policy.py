@@ -52,7 +52,9 @@ def test_a_prompt_has_one_beginning_at_most_and_ends_where_the_reply_starts(name
     for prompt in PROMPTS:
         ids, text = policy.renderer.ids(prompt), policy.describe(prompt)
         decoded = tokenizer.decode(ids)
-        if tokenizer.bos_token:
+        if tokenizer.bos_token == "<|im_start|>":  # SmolLM2's opens every turn
+            assert ids.count(tokenizer.bos_token_id) == text.count("<|im_start|>")
+        elif tokenizer.bos_token:
             assert ids.count(tokenizer.bos_token_id) <= 1
             assert ids.count(tokenizer.bos_token_id) == text.count(tokenizer.bos_token)
             assert tokenizer.bos_token_id not in ids[1:]
@@ -69,6 +71,7 @@ ENDS = {
     "lfm2_5_1_2b": "<|im_start|>assistant\n",
     "phi_4": "<|im_start|>assistant<|im_sep|>",
     "qwen3_8b": "<think>\n\n</think>\n\n",
+    "smollm2": "<|im_start|>assistant\n",
     "hf": "<|start_header_id|>assistant<|end_header_id|>\n\n",
 }
 OPENS = {  # with the beginning-of-text token where the checkpoint has one
@@ -79,6 +82,7 @@ OPENS = {  # with the beginning-of-text token where the checkpoint has one
     "lfm2_5_1_2b": "<|startoftext|><|im_start|>user\n",
     "phi_4": "<|im_start|>user<|im_sep|>",
     "qwen3_8b": "<|im_start|>user\n",
+    "smollm2": "<|im_start|>user\n",
     "hf": "<|begin_of_text|><|start_header_id|>user",
 }
 STOPS = {
@@ -89,6 +93,7 @@ STOPS = {
     "lfm2_5_1_2b": {"<|im_end|>"},
     "phi_4": {"<|im_end|>"},
     "qwen3_8b": {"<|im_end|>", "<|endoftext|>"},
+    "smollm2": {"<|im_end|>"},
     "hf": {"<|end_of_text|>", "<|eot_id|>"},
 }
 

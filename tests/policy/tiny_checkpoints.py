@@ -146,7 +146,15 @@ def _qwen3():
     return tokenizer, config, [tokenizer.eos_token_id, tokenizer.convert_tokens_to_ids("<|endoftext|>")]
 
 
+def _smollm2():
+    special = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
+    tokenizer = _generic(special, "<|im_start|>", "<|im_end|>", CHATML.replace("{{ bos_token or '' }}", ""))
+    config = transformers.LlamaConfig(**SMALL, num_key_value_heads=2, max_position_embeddings=512)
+    return tokenizer, config, [tokenizer.eos_token_id]
+
+
 MAKERS = {
+    "smollm2": _smollm2,
     "llama3_8b": lambda: _llama3(None, "<|end_of_text|>"),
     "llama3_8b_instruct": lambda: _llama3(LLAMA3_CHAT, "<|eot_id|>"),
     "vicuna_7b": _vicuna,

@@ -21,6 +21,8 @@ LAYOUTS = {  # the model that a YAML names -> the small one in its layout
     "OpenAssistant/reward-model-deberta-v3-large-v2": "deberta",
     "openbmb/UltraRM-13b": "ultrarm",
     "openbmb/Eurus-RM-7b": "eurus",
+    "build/real/reward": "qwen3",  # assembled by make real; tests/test_real_models.py holds their own layout
+    "build/real/judge": "qwen3",
     "demo:reward": "llama3",
     "demo:judge": "llama3",
 }
