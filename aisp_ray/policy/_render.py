@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from aisp_ray.errors import DataError
+from aisp_ray.lm.text import Chat, open_chat
 from aisp_ray.policy.templates import CHAT, Template, find_template, fold_system, merge_turns, turns_of
 from aisp_ray.types import Message, Prompt
 
@@ -24,15 +25,20 @@ class Renderer:
     name: str = CHAT
     system: str | None = None
     options: Mapping[str, Any] = field(default_factory=dict)
+    _chat: Chat = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         if self.name.endswith(".jinja"):
-            self.tokenizer.chat_template = Path(self.name).read_text(encoding="utf-8")
+            self.tokenizer.chat_template = Path(self.name).read_text(encoding="utf-8-sig")
         if self.template is None and not self.tokenizer.chat_template:
             raise ValueError(
                 "policy.template=chat: this checkpoint has no chat template (a base model?); choose a fixed text such "
                 "as policy.template=re_control_user or transcript, or give a .jinja file"
             )
+
+        if self.template is None:
+            where = f"policy.template={self.name}"
+            object.__setattr__(self, "_chat", open_chat(self.tokenizer, where, False, self.options))
 
     @property
     def template(self) -> Template | None:
@@ -52,7 +58,7 @@ class Renderer:
         refusal: Exception | None = None
         for candidate in (merged, merge_turns(fold_system(merged))):
             try:
-                return self._chat(candidate, add_generation_prompt=True)
+                return self._chatted(candidate, add_generation_prompt=True)
             except Exception as error:  # what a template raises by its own rules: no system role, roles not alternating
                 refusal = error
         roles = ", ".join(turn.role for turn in merged)
@@ -81,8 +87,8 @@ class Renderer:
             return set()
         asked = [Message("user", "x"), Message("assistant", "y")]
         try:
-            opened = self._chat(asked[:1], add_generation_prompt=True)
-            closed = self._chat(asked, add_generation_prompt=False)
+            opened = self._chatted(asked[:1], add_generation_prompt=True)
+            closed = self._chatted(asked, add_generation_prompt=False)
         except Exception:  # an exotic template: the generation config has to do
             return set()
         if not closed.startswith(opened + "y"):
@@ -90,13 +96,8 @@ class Renderer:
         ids = self.tokenizer(closed[len(opened) + 1 :], add_special_tokens=False)["input_ids"]
         return {ids[0]} & set(self.tokenizer.all_special_ids) if ids else set()
 
-    def _chat(self, turns: Sequence[Message], add_generation_prompt: bool) -> str:
-        return self.tokenizer.apply_chat_template(
-            [{"role": turn.role, "content": turn.content} for turn in turns],
-            tokenize=False,
-            add_generation_prompt=add_generation_prompt,
-            **self.options,
-        )
+    def _chatted(self, turns: Sequence[Message], add_generation_prompt: bool) -> str:
+        return self._chat.render([(turn.role, turn.content) for turn in turns], add_generation_prompt)
 
 
 def _with_turns(prompt: Prompt, turns: tuple[Message, ...]) -> Prompt:

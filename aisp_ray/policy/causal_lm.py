@@ -16,6 +16,7 @@ from aisp_ray.engine.base import RolloutRequest, StopRules
 from aisp_ray.errors import DataError, LoadError, comes_from_away, will_fail_again
 from aisp_ray.lm import gguf
 from aisp_ray.lm.checkpoints import damage, dtype_for, reason
+from aisp_ray.lm.text import require_fitting_tokenizer, unread
 from aisp_ray.policy._render import Renderer
 from aisp_ray.policy.base import PolicySpec
 from aisp_ray.policy.templates import find_template
@@ -176,6 +177,8 @@ class CausalLM(PolicySpec):
         kwargs = {"revision": self.revision, "trust_remote_code": self.trust_remote_code, "cache_dir": self.cache_dir}
         with _told("model", self.model, source):
             tokenizer = AutoTokenizer.from_pretrained(source, **options, **kwargs)
+        self._renderer(tokenizer)  # what is wrong with the template is said before the weights load
+        with _told("model", self.model, source):
             if self.engine_for(device) == "vllm":
                 return self._load_vllm(source, tokenizer, device, kwargs)
             model = self._load_model(source, device, {**gguf.weights_options(options), **kwargs})
@@ -226,6 +229,9 @@ class CausalLM(PolicySpec):
         engine.longest_prompt = settings.context - self.max_new_tokens
         facts = SimpleNamespace(config=config, generation_config=generation_config(source, kwargs))
         return LoadedCausalLM(self, tokenizer, engine, facts)
+
+    def _renderer(self, tokenizer: Any) -> Renderer:
+        return Renderer(tokenizer, self.template, self.system, self.chat_options)
 
     def _load_model(self, source: str, device: str, kwargs: Mapping[str, Any]) -> Any:
         import torch
@@ -301,8 +307,10 @@ class LoadedCausalLM:
         self.spec = spec
         self.tokenizer = tokenizer
         self.engine = engine
-        self.renderer = Renderer(tokenizer, spec.template, spec.system, spec.chat_options)
+        self.renderer = spec._renderer(tokenizer)
         config = model.config.get_text_config()
+        self._embeddings = int(getattr(config, "vocab_size", None) or 1 << 30)
+        require_fitting_tokenizer(tokenizer, self._embeddings, f"policy.model={spec.model}")
         self._context = int(getattr(config, "max_position_embeddings", None) or 1 << 20)
         if spec.max_new_tokens >= self._context:
             raise ValueError(
@@ -323,6 +331,8 @@ class LoadedCausalLM:
         ids = self.renderer.ids(prompt)
         if not ids:
             raise DataError("the prompt has no tokens")
+        if problem := unread(ids, self._embeddings):
+            raise DataError(problem)
         limits = (
             (self._context - self.spec.max_new_tokens, "policy.max_new_tokens leaves no more of the model's context"),
             (self.spec.max_prompt_tokens, "policy.max_prompt_tokens"),

@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING, Any
 
 from aisp_ray.lm import gguf
 from aisp_ray.lm.checkpoints import damage, dtype_for
-from aisp_ray.rewards._templates import CHAT, TEMPLATES, make_renderer
+from aisp_ray.lm.text import require_fitting_tokenizer, unread
+from aisp_ray.rewards._templates import CHAT, TEMPLATES, Renderer, make_renderer
 from aisp_ray.rewards._tokens import Encoded, Row, encode, encode_pairs
 from aisp_ray.rewards.base import RewardSpec, Scorer, ScoreRequest
 from aisp_ray.types import Prompt, Scores
@@ -104,9 +105,11 @@ class NeuralReward(RewardSpec):
         from aisp_ray.rewards._reader import Reader
 
         tokenizer = self._tokenizer()
+        renderer = make_renderer(self.template, tokenizer)  # refuses a template before the weights load
         model = gguf.as_dense(self._model(device))
         model.eval().requires_grad_(False)
-        return NeuralScorer(self, tokenizer, Reader(model, *self._parts(model), self))
+        require_fitting_tokenizer(tokenizer, model.get_input_embeddings().weight.shape[0], f"reward.model={self.model}")
+        return NeuralScorer(self, tokenizer, renderer, Reader(model, *self._parts(model), self))
 
     @abstractmethod
     def _model(self, device: str) -> Any:
@@ -128,10 +131,11 @@ class NeuralReward(RewardSpec):
         """Keyword arguments of `from_pretrained`: where the weights go and in which type."""
         import torch
 
+        straight = device != "cpu" and not self._options  # not through the host's memory first
         return {
             "revision": self.revision,
             "dtype": getattr(torch, dtype_for(self.dtype, device)),
-            "device_map": "auto" if self.num_gpus > 1 else None,
+            "device_map": "auto" if self.num_gpus > 1 else {"": device} if straight else None,
             **gguf.weights_options(self._options),
         }
 
@@ -150,11 +154,11 @@ class _Work:
 class NeuralScorer(Scorer):
     """`rewards.base.Scorer` of a model with weights."""
 
-    def __init__(self, spec: NeuralReward, tokenizer: Any, reader: Reader):
+    def __init__(self, spec: NeuralReward, tokenizer: Any, renderer: Renderer, reader: Reader):
         self.spec = spec
         self.tokenizer = tokenizer
         self.reader = reader
-        self.renderer = make_renderer(spec.template, tokenizer)
+        self.renderer = renderer
         self.max_requests = None if spec.across_prompts else 1
         self.max_tokens = _limit(spec.max_tokens, reader.context, tokenizer)
 
@@ -194,6 +198,8 @@ class NeuralScorer(Scorer):
             encoded = self._encode(request)
         except ValueError as error:
             encoded = Encoded((), (None,) * len(request.responses), (str(error),) * len(request.responses))
+        if not all(row is None or unread(row.ids, self.reader.num_embeddings) is None for row in encoded.rows):
+            encoded = _without_unread(encoded, self.reader.num_embeddings)
         distinct = {row.ids: row for row in encoded.rows if row is not None}
         rows = sorted(distinct.values(), key=lambda row: (-len(row.ids), row.ids))
         return _Work(encoded, {row.ids: at for at, row in enumerate(rows)}, rows, [], [])
@@ -201,6 +207,13 @@ class NeuralScorer(Scorer):
     def _encode(self, request: ScoreRequest) -> Encoded:
         encoder = encode_pairs if self.spec.template == "pair" else encode
         return encoder(self.tokenizer, self.renderer, request.prompt, request.responses, self.max_tokens)
+
+
+def _without_unread(encoded: Encoded, num_embeddings: int) -> Encoded:
+    """With an error text in place of the rows that hold a token without an embedding."""
+    texts = [None if row is None else unread(row.ids, num_embeddings) for row in encoded.rows]
+    rows = tuple(row if text is None else None for row, text in zip(encoded.rows, texts, strict=True))
+    return replace(encoded, rows=rows, errors=tuple(a or b for a, b in zip(encoded.errors, texts, strict=True)))
 
 
 def _assemble(request: ScoreRequest, work: _Work, seconds: float) -> Scores:

@@ -42,6 +42,7 @@ class Reader:
     def __init__(self, model: Any, body: Any | None, score: Callable[[torch.Tensor], torch.Tensor], spec: NeuralReward):
         config = model.config.get_text_config()
         self.context: int | None = getattr(config, "max_position_embeddings", None)
+        self.num_embeddings = int(model.get_input_embeddings().weight.shape[0])
         self.batch_tokens = spec.batch_tokens
         self.halvings = 0
         self.padded, self.score = Padded(model, body, score), score
@@ -127,8 +128,7 @@ class Reader:
     @torch.inference_mode()
     def _require_finite(self, model: Any, name: str) -> None:
         """Raises ValueError where not even a short text has a reward."""
-        vocabulary = model.get_input_embeddings().weight.shape[0]
-        value = float(self.padded([Row(tuple(probe(9, vocabulary)), 0)])[0])
+        value = float(self.padded([Row(tuple(probe(9, self.num_embeddings)), 0)])[0])
         if math.isfinite(value):
             return
         broken = [part for part, weight in model.named_parameters() if not weight.isfinite().all()]

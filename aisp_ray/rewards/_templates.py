@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
+from aisp_ray.lm.text import open_chat
 from aisp_ray.types import Message, Prompt
 
 CHAT = "chat"  # the tokenizer's own chat template
@@ -92,25 +93,23 @@ class ChatRenderer:
     adds_bos = adds_eos = False
 
     def __init__(self, tokenizer: Any):
-        self.tokenizer = tokenizer
+        self.chat = open_chat(tokenizer, "the chat template of this reward model's tokenizer", answers=True)
 
     def render(self, prompt: Prompt, responses: Sequence[str]) -> tuple[str, list[str]]:
-        dialogue = [{"role": turn.role, "content": turn.content} for turn in turns(prompt)]
+        dialogue = [(turn.role, turn.content) for turn in turns(prompt)]
         try:
-            head = self.tokenizer.apply_chat_template(dialogue, tokenize=False, add_generation_prompt=True)
-            texts = self.tokenizer.apply_chat_template(
-                [[*dialogue, {"role": "assistant", "content": response}] for response in responses], tokenize=False
-            )
+            head = self.chat.render(dialogue, add_generation_prompt=True)
+            texts = [self.chat.render([*dialogue, ("assistant", response)]) for response in responses]
         except Exception as error:  # templates raise jinja errors of their own for dialogues they do not know
             raise ValueError(f"the chat template refuses this dialogue: {error}") from error
-        return head, list(texts)
+        return head, texts
 
 
 def make_renderer(template: str, tokenizer: Any) -> Renderer:
     """The renderer of a template name.
 
     Raises:
-        ValueError: the chat template is asked for and the tokenizer has none.
+        ValueError: the chat template is asked for and the tokenizer has none, or it loses the text.
     """
     if template != CHAT:
         return NamedRenderer(TEMPLATES[template])

@@ -243,3 +243,31 @@ def test_what_is_not_finite_is_nan_with_prompt_and_particle(llama3, shared_prefi
     assert scores.errors[1] == "prompt p/0, particle 1: the reward model returned nan"
     assert scores.errors[0] is None
     assert all(map(math.isfinite, (scores.rewards[0], scores.rewards[2])))
+
+
+@pytest.mark.parametrize("shared_prefix", [True, False])
+@pytest.mark.parametrize("weight", ["score.weight", "model.norm.weight"])
+def test_weights_that_are_not_finite_are_refused_at_load(llama3, tmp_path, weight, shared_prefix):
+    model = AutoModelForSequenceClassification.from_pretrained(llama3)
+    with torch.no_grad():
+        dict(model.named_parameters())[weight].fill_(math.nan)
+    model.save_pretrained(tmp_path)
+    AutoTokenizer.from_pretrained(llama3).save_pretrained(tmp_path)
+    with pytest.raises(ValueError, match=rf"the checkpoint is damaged.*not finite: {weight}"):
+        load(tmp_path, shared_prefix=shared_prefix)
+
+
+def test_a_token_without_an_embedding_is_refused_at_load_or_is_an_error_of_its_row(llama3, tmp_path):
+    AutoModelForSequenceClassification.from_pretrained(llama3).save_pretrained(tmp_path)
+    tokenizer = AutoTokenizer.from_pretrained(llama3)
+    tokenizer.add_special_tokens({"additional_special_tokens": ["<image>"]})
+    tokenizer.save_pretrained(tmp_path)
+    embeddings = AutoModelForSequenceClassification.from_pretrained(llama3).get_input_embeddings().weight.shape[0]
+    if len(tokenizer) > embeddings:
+        scores = load(tmp_path).score([ScoreRequest(ask(), ("No.", "An <image>."))])[0]
+        assert "has no embedding" in scores.errors[1]
+        assert scores.errors[0] is None
+    tokenizer.add_tokens([f"extra{at}" for at in range(embeddings - len(tokenizer) + 2)])
+    tokenizer.save_pretrained(tmp_path)
+    with pytest.raises(ValueError, match="give the tokenizer that belongs to this model"):
+        load(tmp_path)
