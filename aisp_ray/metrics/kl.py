@@ -29,11 +29,6 @@ def gaussian(control_norm: float, sigma: float) -> float:
     return control_norm**2 / (2 * sigma**2) if sigma > 0 else math.nan
 
 
-def best_of_n_bound(n: int) -> float:
-    """log n - (n - 1) / n, nats: an upper bound for best-of-n's KL to the policy (Beirami et al., 2024)."""
-    return math.log(n) - (n - 1) / n
-
-
 def token(
     source: MeanSource,
     mean: MeanSpec,

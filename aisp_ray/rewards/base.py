@@ -19,7 +19,6 @@ class ScoreRequest:
 
     prompt: Prompt
     responses: tuple[str, ...]
-    iteration: int = 0
 
 
 class Scorer(ABC):

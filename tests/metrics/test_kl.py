@@ -52,11 +52,6 @@ def test_the_gaussian_kl_is_that_of_the_controls():
     assert math.isnan(kl.gaussian(1.0, 0.0))
 
 
-def test_the_best_of_n_bound_is_zero_for_one():
-    assert kl.best_of_n_bound(1) == 0.0
-    assert kl.best_of_n_bound(256) == pytest.approx(math.log(256) - 255 / 256)
-
-
 def test_gaussian_rows_pass_and_others_do_not():
     draw = np.random.default_rng(0)
     mixing = draw.standard_normal((6, 6))
