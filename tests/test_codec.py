@@ -30,4 +30,4 @@ def test_what_cannot_be_saved_is_named():
 
 def test_a_state_of_another_version_is_refused():
     with pytest.raises(ValueError, match="another version"):
-        decode({"@": "aisp_ray.driver:Trace", "no_such_field": 1})
+        decode({"@": "aisp_ray.ledger:Trace", "no_such_field": 1})

@@ -1,9 +1,14 @@
 """The loop and the driver with fake models: pure functions of (seed, prompt, iteration, particle)."""
 
+import ast
 import asyncio
+import inspect
 import json
 import math
+import re
+import textwrap
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
@@ -17,6 +22,7 @@ from aisp_ray.results import PARTICLE_SCHEMA, ROW_SCHEMA
 from aisp_ray.rng import generator
 from aisp_ray.types import Prompt, Rollout, Rollouts, Scores
 
+NOUNS = {"method", "policy", "reward"}
 RUN = {"run_id": "r", "config_hash": "h", "seed": 0}
 
 
@@ -224,3 +230,22 @@ def test_rows_fit_their_schemas():
     particles = list(particle_rows(task, drawn, scores, "r"))
     assert pa.Table.from_pylist(particles, schema=PARTICLE_SCHEMA).num_rows == 2
     assert set(particles[0]) == set(PARTICLE_SCHEMA.names)
+
+
+def test_the_loop_of_the_readme_is_the_loop_of_the_code():
+    """The same calls with the same arguments in the same order, and the same end."""
+
+    def steps(source):
+        tree = ast.parse(source.replace("progress.state", "state"))
+        calls = [node for node in ast.walk(tree) if isinstance(node, ast.Call)]
+        mine = [c for c in calls if isinstance(c.func, ast.Attribute) and ast.unparse(c.func.value) in NOUNS]
+        awaited = {id(node.value) for node in ast.walk(tree) if isinstance(node, ast.Await)}
+        loop = next(node for node in ast.walk(tree) if isinstance(node, ast.While))
+        lines = [(c.lineno, id(c) in awaited, ast.unparse(c)) for c in mine]
+        return ast.unparse(loop.test), [step[1:] for step in sorted(lines)]
+
+    readme = (Path(__file__).parent.parent / "README.md").read_text(encoding="utf-8")
+    (block,) = re.findall(r"```python\n(state = method.init.*?)```", readme, flags=re.S)
+    shown = steps("async def loop():\n" + textwrap.indent(block, "    "))
+    assert len(shown[1]) == 5
+    assert shown == steps(inspect.getsource(search))

@@ -21,6 +21,10 @@ ROOF = ("pipeline", "tune", "report", "commands")  # each may import what stands
 RAY_ALLOWED = {"cluster", "data", "pipeline", "report", "commands", "tune"}
 
 
+MOST_ROOT_MODULES = 12
+SHARED_NAMES = {"Outcome", "Plan", "Template", "Renderer", "Source", "Row", "Pool", "OutOfTimeError"}  # to be renamed
+
+
 def modules():
     return [path for path in sorted(PACKAGE.rglob("*.py")) if path.name != "__init__.py"]
 
@@ -29,8 +33,14 @@ def room_of(path):
     return path.relative_to(PACKAGE).parts[0].removesuffix(".py")
 
 
-def imports(path):
-    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+def imports(path, typed=True):
+    """typed: those for the type checker only, too."""
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    blocks = [n for n in ast.walk(tree) if isinstance(n, ast.If) and ast.unparse(n.test) == "TYPE_CHECKING"]
+    left_out = set() if typed else {id(node) for block in blocks for node in ast.walk(block)}
+    for node in ast.walk(tree):
+        if id(node) in left_out:
+            continue
         if isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names)
         elif isinstance(node, ast.ImportFrom) and node.module:
@@ -82,3 +92,38 @@ def test_a_command_line_is_checked_without_torch_or_ray():
     )
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, cwd=PACKAGE.parent)
     assert done.returncode == 0, done.stderr
+
+
+def test_the_root_holds_few_modules():
+    roots = sorted(path.stem for path in PACKAGE.glob("*.py") if path.name != "__init__.py")
+    assert len(roots) <= MOST_ROOT_MODULES, roots
+
+
+def test_a_class_name_means_one_thing():
+    places = {}
+    for path in modules():
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.ClassDef):
+                places.setdefault(node.name, []).append(f"{path.relative_to(PACKAGE)}:{node.lineno}")
+    twice = {name: where for name, where in places.items() if len(where) > 1}
+    assert set(twice) <= SHARED_NAMES, twice
+
+
+def test_no_module_imports_itself_by_way_of_others():
+    """Imports inside functions count: a cycle that is put off is a cycle."""
+    names = {".".join(("aisp_ray", *path.relative_to(PACKAGE).with_suffix("").parts)): path for path in modules()}
+    graph = {name: {other for other in imports(path, typed=False) if other in names} for name, path in names.items()}
+    done, under_way = set(), []
+
+    def visit(name):
+        assert name not in under_way, " -> ".join([*under_way[under_way.index(name) :], name])
+        if name in done:
+            return
+        under_way.append(name)
+        for other in sorted(graph[name]):
+            visit(other)
+        under_way.pop()
+        done.add(name)
+
+    for name in sorted(graph):
+        visit(name)

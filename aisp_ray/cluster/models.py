@@ -1,16 +1,10 @@
-"""Opening the machines: the models of a plan, on actors of a Ray cluster or in this process.
-
-async with open_models(plan) as models:
-    await models.ready()
-    driver = Driver(models.policy, models.reward, models.judges, plan.seed, models.in_flight)
-"""
+"""Open models behind the protocols that the driver speaks, and what a plan must say of them."""
 
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import math
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Protocol
 
@@ -67,27 +61,6 @@ class Models:
             StarvationError: not there within `run.ready_timeout_seconds`.
         """
         await asyncio.gather(*(pool.wait_ready() for pool in self.pools.values()))
-
-
-@contextlib.asynccontextmanager
-async def open_models(plan: ModelPlan, say: Callable[[str], None] = print) -> AsyncIterator[Models]:
-    """Join or start the cluster, check that the models fit, start their pools; on leaving, undo it in reverse.
-
-    The pools load while the caller does other things; `Models.ready` waits for them. `plan.local` imports no Ray.
-
-    Raises:
-        SessionError: the cluster cannot be joined, or can never hold what is asked.
-    """
-    if plan.local:
-        from aisp_ray.cluster.local import load_here
-
-        opened = load_here(plan, choose_in_flight(plan, 1))
-    else:
-        from aisp_ray.cluster.remote import open_pools
-
-        opened = open_pools(plan, say)
-    async with opened as models:
-        yield models
 
 
 def asks_of(plan: ModelPlan) -> dict[str, Placement]:

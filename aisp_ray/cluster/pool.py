@@ -63,7 +63,7 @@ class Replica:
     handle: Any
     state: str = "starting"
     load: int = 0  # particles sent and not yet back
-    calls: dict[asyncio.Future[Any], Call] = field(default_factory=dict)
+    calls: dict[asyncio.Future[Any], PoolCall] = field(default_factory=dict)
     born: float = field(default_factory=time.monotonic)
     placed: float | None = None
     ready: float | None = None
@@ -77,7 +77,7 @@ class Replica:
 
 
 @dataclass(frozen=True)
-class Call:
+class PoolCall:
     """What a replica is asked: for routing, and for saying who holds what."""
 
     method: str
@@ -168,7 +168,7 @@ class Pool:
 
     # ------------------------------------------------------------ calls
 
-    async def call(self, call: Call) -> Any:
+    async def call(self, call: PoolCall) -> Any:
         """The reply of some replica.
 
         Raises:
@@ -210,7 +210,7 @@ class Pool:
         await self.wait_ready()
         return await getattr(self._in("ready")[0].handle, method).remote(*args)
 
-    async def _pick(self, call: Call) -> Replica:
+    async def _pick(self, call: PoolCall) -> Replica:
         while not (ready := self._in("ready")):
             await self._change()
         if self.failure:
@@ -225,12 +225,12 @@ class Pool:
             self._homes.popitem(last=False)
         return least
 
-    async def _send(self, replica: Replica, call: Call) -> Any:
+    async def _send(self, replica: Replica, call: PoolCall) -> Any:
         now = time.monotonic()
         if not replica.calls:
             replica.progressed = now
         reply = asyncio.ensure_future(getattr(replica.handle, call.method).remote(*call.args))
-        replica.calls[reply] = Call(call.method, call.args, call.cost, call.key, call.what, now)
+        replica.calls[reply] = PoolCall(call.method, call.args, call.cost, call.key, call.what, now)
         replica.load += call.cost
         try:
             return await reply

@@ -11,7 +11,7 @@ import ray
 from aisp_ray.cluster.actors import PolicyActor, RewardActor, remote_class
 from aisp_ray.cluster.models import ModelPlan, Models, asks_of, choose_in_flight
 from aisp_ray.cluster.placement import ask_in_words, find_problems, most_actors
-from aisp_ray.cluster.pool import Call, Pool, PoolSettings
+from aisp_ray.cluster.pool import Pool, PoolCall, PoolSettings
 from aisp_ray.cluster.session import joined, local_node, starts_local
 from aisp_ray.errors import SessionError
 from aisp_ray.plan import RunSettings
@@ -45,7 +45,7 @@ class RemotePolicy:
     async def rollout(self, prompt: Prompt, proposal: Proposal, seed: int) -> Rollouts:
         what = f"rollout of {prompt.prompt_id}, iteration {proposal.iteration}"
         args = (prompt, proposal, seed)
-        return await self.pool.call(Call("rollout", args, proposal.num_samples, prompt.prompt_id, what))
+        return await self.pool.call(PoolCall("rollout", args, proposal.num_samples, prompt.prompt_id, what))
 
 
 class RemoteReward:
@@ -57,7 +57,7 @@ class RemoteReward:
     async def score(self, prompt: Prompt, responses: Sequence[str]) -> Scores:
         args = (prompt, tuple(responses))
         return await self.pool.call(
-            Call("score", args, len(args[1]), prompt.prompt_id, f"scores of {prompt.prompt_id}")
+            PoolCall("score", args, len(args[1]), prompt.prompt_id, f"scores of {prompt.prompt_id}")
         )
 
 

@@ -101,7 +101,7 @@ class DataSpec(ABC):
 
     def read(self) -> ray.data.Dataset:
         """Rows as Ray Data, one column `record`: JSON of {"row": {...}} or {"error": "..."}, in input order."""
-        from aisp_ray.data.stream import read_records
+        from aisp_ray.data._ray import read_records
 
         return read_records(self.source())
 

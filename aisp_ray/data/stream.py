@@ -11,8 +11,8 @@ from collections.abc import Iterator, Mapping
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
+from aisp_ray.data._ray import COLUMN, be_quiet, task_options
 from aisp_ray.data._records import Record, encode, first_line
-from aisp_ray.data._source import Source
 from aisp_ray.data.base import DataSpec, Parsed
 from aisp_ray.data.select import DropReport, select
 from aisp_ray.types import Message, Prompt
@@ -22,11 +22,6 @@ if TYPE_CHECKING:
     import ray.data
 
 log = logging.getLogger(__name__)
-BLOCK_ROWS = 256
-BLOCK_BYTES = 1 << 20  # a task hands on this much at a time; the default of 128 MiB holds back the first prompts
-TASK_CPUS = 0.25  # reading text is light; a run whose actors fill the machine still needs room for it
-READERS = 4  # tasks at a time; prompts are taken slowly, so more would only fill memory and start processes
-COLUMN = "record"
 
 
 def stream_prompts(spec: DataSpec, limit: int | None = None, report: DropReport | None = None) -> Iterator[Prompt]:
@@ -40,9 +35,9 @@ def stream_prompts(spec: DataSpec, limit: int | None = None, report: DropReport 
     _note_skipped(spec)
     dataset = spec.read()
     parsed = dataset.map_batches(
-        parse_batch, fn_kwargs={"spec": spec}, batch_size=None, batch_format="pyarrow", **_task(spec.source())
+        parse_batch, fn_kwargs={"spec": spec}, batch_size=None, batch_format="pyarrow", **task_options(spec.source())
     )
-    _be_quiet(parsed)
+    be_quiet(parsed)
     return select(_rows_of(parsed), spec, limit, report if report is not None else DropReport())
 
 
@@ -79,17 +74,6 @@ def parse_batch(batch: pa.Table, spec: DataSpec) -> pa.Table:
     return pa.table({COLUMN: pa.array([encode(asdict(row)) for row in parsed], pa.string())})
 
 
-def read_records(source: Source) -> ray.data.Dataset:
-    """The records of a source as Ray Data: one read task a shard, blocks of `BLOCK_ROWS` rows."""
-    import ray.data
-
-    dataset = ray.data.read_datasource(
-        _datasource(source), override_num_blocks=max(1, len(source.shards())), **_task(source)
-    )
-    _be_quiet(dataset)
-    return dataset
-
-
 def _rows_of(dataset: ray.data.Dataset) -> Iterator[Parsed]:
     batches = dataset.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=1)
     for batch in batches:
@@ -100,63 +84,3 @@ def _rows_of(dataset: ray.data.Dataset) -> Iterator[Parsed]:
 def _decode(fields: Mapping[str, Any]) -> Parsed:
     messages = tuple(Message(**turn) for turn in fields["messages"])
     return Parsed(**{**fields, "messages": messages, "rules": tuple(fields["rules"])})
-
-
-def _be_quiet(dataset: ray.data.Dataset) -> None:
-    """Ordered, silent, and never killed for a slow consumer: a search takes minutes between two reads."""
-    context = dataset.context
-    context.execution_options.preserve_order = True
-    context.execution_options.verbose_progress = False
-    context.execution_no_progress_timeout_s = -1
-    context.target_max_block_size = BLOCK_BYTES
-    context.enable_progress_bars = False
-    context.print_on_execution_start = False
-    logging.getLogger("ray.data").setLevel(logging.WARNING)
-    logging.getLogger("ray.data._internal.progress").setLevel(logging.ERROR)
-
-
-def _task(source: Source) -> dict[str, Any]:
-    """Resources of a task. Files of this node's disk are read on this node, if it can run tasks at all."""
-    import ray
-    import ray.data
-
-    readers = ray.data.TaskPoolStrategy(size=max(1, min(READERS, len(source.shards()))))
-    task: dict[str, Any] = {"num_cpus": TASK_CPUS, "compute": readers}
-    if not source.local:
-        return task
-    here = {"ray.io/node-id": ray.get_runtime_context().get_node_id()}
-    return task | {"label_selector": here, "fallback_strategy": [{"label_selector": {}}]}
-
-
-def _datasource(source: Source) -> Any:
-    import pyarrow as pa
-    from ray.data import Datasource
-    from ray.data.block import BlockMetadata
-    from ray.data.datasource import ReadTask
-
-    schema = pa.schema([pa.field(COLUMN, pa.string())])
-
-    class Records(Datasource):
-        """A source's shards as read tasks."""
-
-        def estimate_inmemory_data_size(self) -> int | None:
-            return None
-
-        def get_read_tasks(self, parallelism: int, *_: Any, **__: Any) -> list[ReadTask]:
-            unknown = BlockMetadata(num_rows=None, size_bytes=None, input_files=None, exec_stats=None)
-            return [ReadTask(lambda shard=shard: _blocks(shard), unknown, schema) for shard in source.shards()]
-
-    return Records()
-
-
-def _blocks(shard: Any) -> Iterator[pa.Table]:
-    import pyarrow as pa
-
-    rows: list[str] = []
-    for record in shard.records():
-        rows.append(encode(record))
-        if len(rows) == BLOCK_ROWS:
-            yield pa.table({COLUMN: pa.array(rows, pa.string())})
-            rows = []
-    if rows:
-        yield pa.table({COLUMN: pa.array(rows, pa.string())})

@@ -1,9 +1,15 @@
-"""Frozen dataclasses as JSON and back, for snapshots. Non-finite floats and tuples survive the round trip."""
+"""Frozen dataclasses as JSON and back, for snapshots. Non-finite floats and tuples survive the round trip.
+
+The JSON lies in a folder that others may write to: only dataclasses of this package, and of packages that the
+configured methods come from, are made from it, and nothing foreign is imported for it.
+"""
 
 from __future__ import annotations
 
 import dataclasses
 import math
+import sys
+from collections.abc import Collection
 from typing import Any
 
 from aisp_ray.config import locate
@@ -32,28 +38,40 @@ def encode(value: Any) -> Any:
     raise TypeError(f"cannot snapshot a {type(value).__name__}: states hold scalars, tuples, dicts and dataclasses")
 
 
-def decode(value: Any) -> Any:
+def decode(value: Any, packages: Collection[str] = ()) -> Any:
     """What `encode` was given (lists come back as tuples).
 
+    packages: those, beside this one, whose dataclasses may be in it.
+
     Raises:
-        ValueError: a dataclass is not importable any more or its fields changed.
+        ValueError: it holds what `encode` does not write, another class, or one whose fields have changed.
     """
     if isinstance(value, list):
-        return tuple(decode(item) for item in value)
+        return tuple(decode(item, packages) for item in value)
     if not isinstance(value, dict):
         return value
-    kind = value["@"]
-    if kind == "float":
-        return float(value["value"])
-    if kind == "frozenset":
-        return frozenset(decode(item) for item in value["items"])
-    if kind == "dict":
-        return {decode(key): decode(item) for key, item in value["items"]}
-    cls = locate(kind)
-    if not dataclasses.is_dataclass(cls):
-        raise ValueError(f"{kind!r} in the snapshot is not a dataclass")
-    fields = {name: decode(item) for name, item in value.items() if name != "@"}
     try:
-        return cls(**fields)
-    except TypeError as error:
-        raise ValueError(f"the snapshot was made by another version of {kind}: {error}") from error
+        kind = value["@"]
+        if kind == "float":
+            return float(value["value"])
+        if kind == "frozenset":
+            return frozenset(decode(item, packages) for item in value["items"])
+        if kind == "dict":
+            return {decode(key, packages): decode(item, packages) for key, item in value["items"]}
+        fields = {name: decode(item, packages) for name, item in value.items() if name != "@"}
+        return _class_of(kind, packages)(**fields)
+    except (KeyError, TypeError) as error:
+        raise ValueError(f"the snapshot was made by another version: {value.get('@')!r}: {error!r}") from error
+
+
+def _class_of(kind: str, packages: Collection[str]) -> type:
+    """The dataclass "module:name". Raises ValueError for anything else."""
+    module, _, name = kind.partition(":")
+    package, cls = module.partition(".")[0], None
+    if package == __name__.partition(".")[0]:
+        cls = locate(kind)
+    elif package in packages and module in sys.modules:
+        cls = vars(sys.modules[module]).get(name)
+    if not (isinstance(cls, type) and dataclasses.is_dataclass(cls)):
+        raise ValueError(f"{kind!r} in the snapshot is no dataclass of this run")
+    return cls

@@ -14,7 +14,7 @@ from collections.abc import AsyncIterator, Iterator
 from typing import Any
 
 from aisp_ray.cluster.metrics import RunMetrics
-from aisp_ray.cluster.models import open_models
+from aisp_ray.cluster.opening import open_models
 from aisp_ray.cluster.session import quiet_data
 from aisp_ray.data.select import DropReport
 from aisp_ray.data.stream import stream_prompts
@@ -27,7 +27,7 @@ from aisp_ray.pipeline.exits import Ending
 from aisp_ray.pipeline.feed import Feed
 from aisp_ray.pipeline.manifest import MANIFEST, SUMMARY, note_engines, open_manifest, shown_prompt, summary_of
 from aisp_ray.pipeline.progress import Meter, Screen
-from aisp_ray.pipeline.snapshot import Snapshot
+from aisp_ray.pipeline.snapshot import RunSnapshot
 from aisp_ray.pipeline.store import Store
 from aisp_ray.plan import Plan
 from aisp_ray.types import Prompt, Rollouts, Scores
@@ -218,15 +218,15 @@ class Job:
     async def _snapshot(self) -> None:
         await asyncio.to_thread(self._save, self._state(ended=False))
 
-    def _save(self, state: Snapshot) -> None:
+    def _save(self, state: RunSnapshot) -> None:
         """Write a snapshot; none after the one of the end, however long its writing thread was held up."""
         with self._saving:
             if not self._saved_last:
                 snapshots.save(self.output, state)
                 self._saved_last = state.ended
 
-    def _state(self, ended: bool) -> Snapshot:
-        return Snapshot(
+    def _state(self, ended: bool) -> RunSnapshot:
+        return RunSnapshot(
             config_hash=self.plan.config_hash,
             run_id=self.run_id,
             searches=dict(self.driver.progress),

@@ -7,15 +7,18 @@ right, also one that another run on the same output wrote.
 from __future__ import annotations
 
 import json
+import logging
 import socket
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from aisp_ray.files import STATE, Output
+from aisp_ray.files import STATE, Output, inside
 from aisp_ray.ledger import Progress
 from aisp_ray.pipeline.codec import decode, encode
+
+log = logging.getLogger(__name__)
 
 SNAPSHOT = f"{STATE}/inflight.json"
 _VERSION = 1
@@ -24,7 +27,7 @@ Key = tuple[int, str]  # ordinal, method
 
 
 @dataclass(frozen=True)
-class Snapshot:
+class RunSnapshot:
     """Everything of a run that is in no part file. particles: rows of the particle table, per search."""
 
     config_hash: str
@@ -37,7 +40,7 @@ class Snapshot:
     ended: bool = False  # the run that wrote it is over
 
 
-def save(output: Output, snapshot: Snapshot) -> None:
+def save(output: Output, snapshot: RunSnapshot) -> None:
     """Overwrite the snapshot file."""
     value = {
         "version": _VERSION,
@@ -53,16 +56,35 @@ def save(output: Output, snapshot: Snapshot) -> None:
     output.write(SNAPSHOT, json.dumps(value).encode())
 
 
-def load(output: Output) -> Snapshot | None:
-    """The snapshot of an earlier run, or None where there is none that this version can read."""
-    value = output.read_json(SNAPSHOT)
-    if value is None or value.get("version") != _VERSION:
-        return None
+def load(output: Output, config_hash: str, packages: Collection[str] = ()) -> RunSnapshot | None:
+    """The snapshot of an earlier run of this configuration; None where there is none, or none that can be read.
+
+    packages: those of the configured methods, whose states may be in it (`codec.decode`).
+    """
     try:
-        searches = {(ordinal, method): decode(encoded) for ordinal, method, encoded in value["searches"]}
-    except ValueError:  # written by another version of the code: those searches start anew
+        value = output.read_json(SNAPSHOT)
+        if value is None or value["config_hash"] != config_hash:  # before anything is made of it
+            return None
+        if value["version"] != _VERSION:
+            raise ValueError(f"it is of version {value['version']}, and this is version {_VERSION}")
+        return _snapshot_of(value, packages)
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        where = inside(output.out, SNAPSHOT)
+        log.warning("%s cannot be read: what was under way starts anew (%s: %s)", where, type(error).__name__, error)
+        return None
+
+
+def _snapshot_of(value: Mapping[str, Any], packages: Collection[str]) -> RunSnapshot:
+    searches = {}
+    try:
+        for ordinal, method, encoded in value["searches"]:
+            searches[ordinal, method] = decode(encoded, packages)
+            if not isinstance(searches[ordinal, method], Progress):
+                raise ValueError(f"{encoded!r:.60} is no progress of a search")
+    except ValueError as error:  # written by another version of the code; the finished rows are good
+        log.warning("the searches under way start anew: %s", error)
         searches = {}
-    return Snapshot(
+    return RunSnapshot(
         config_hash=value["config_hash"],
         run_id=value["run_id"],
         searches=searches,

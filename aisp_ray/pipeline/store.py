@@ -51,8 +51,9 @@ class Store:
         for method, chunk in self.output.parts():
             if method in self.tallies:
                 self._keep(method, chunk)
-        earlier = snapshots.load(self.output)
-        if earlier is None or earlier.config_hash != self.plan.config_hash:
+        packages = {type(method).__module__.partition(".")[0] for method in self.plan.methods.values()}
+        earlier = snapshots.load(self.output, self.plan.config_hash, packages)
+        if earlier is None:
             return {}, []
         age = time.time() - earlier.time
         if not earlier.ended and age < self.plan.run.snapshot_seconds + _HEARTBEAT_GRACE:
@@ -81,7 +82,7 @@ class Store:
         return self.plan.run.retry_errors and row["status"] == "error" and self._within(row["ordinal"])
 
     def _restore_particles(
-        self, earlier: snapshots.Snapshot, finished: set[Key], searches: dict[Key, Progress]
+        self, earlier: snapshots.RunSnapshot, finished: set[Key], searches: dict[Key, Progress]
     ) -> dict[Key, Progress]:
         """Take the particles of finished rows and of the iterations that searches have behind them, no others.
 

@@ -17,7 +17,8 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from aisp_ray.cluster.models import Models, open_models
+from aisp_ray.cluster.models import Models
+from aisp_ray.cluster.opening import open_models
 from aisp_ray.data.base import DataSpec
 from aisp_ray.errors import OK, DataError
 from aisp_ray.methods._value_file import value_file

@@ -14,7 +14,8 @@ from pathlib import Path
 from typing import Any
 
 from aisp_ray import config
-from aisp_ray.cluster.models import Models, open_models
+from aisp_ray.cluster.models import Models
+from aisp_ray.cluster.opening import open_models
 from aisp_ray.driver import Driver
 from aisp_ray.errors import OK, SOME_ERRORS, RefusedError, refuse
 from aisp_ray.files import Output, inside

@@ -6,7 +6,7 @@ import pytest
 import ray.exceptions as rx
 
 from aisp_ray.cluster.failures import CallError
-from aisp_ray.cluster.pool import Call, Pool, PoolSettings
+from aisp_ray.cluster.pool import Pool, PoolCall, PoolSettings
 from aisp_ray.errors import DataError, PoolError, StarvationError
 
 
@@ -76,7 +76,7 @@ def died():
 
 
 def ask(prompt, cost=1):
-    return Call("rollout", (prompt,), cost, prompt, f"rollout of {prompt}")
+    return PoolCall("rollout", (prompt,), cost, prompt, f"rollout of {prompt}")
 
 
 def settings(low=1, high=1, **more):

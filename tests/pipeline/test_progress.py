@@ -5,7 +5,7 @@ import json
 import logging
 import time
 
-from aisp_ray.cluster.pool import Call, Pool, PoolSettings, Replica
+from aisp_ray.cluster.pool import Pool, PoolCall, PoolSettings, Replica
 from aisp_ray.pipeline.progress import Meter, Screen, ScreenHandler, clock
 
 
@@ -81,7 +81,7 @@ def test_a_stall_names_who_holds_what():
 
     replica = Replica("policy-7", None, "ready")
     held = "rollout of shp/test/00000012, iteration 3"
-    replica.calls[None] = Call("rollout", (), 4, "p", held, time.monotonic() - 130)
+    replica.calls[None] = PoolCall("rollout", (), 4, "p", held, time.monotonic() - 130)
     pool.replicas.append(replica)
     assert "2:10 rollout of shp/test/00000012, iteration 3 (policy-7)" in meter.line({"policy": pool}, in_flight=3)
 

@@ -10,7 +10,7 @@ from aisp_ray.errors import RefusedError
 from aisp_ray.files import Output, to_table
 from aisp_ray.pipeline import snapshot
 from aisp_ray.pipeline.manifest import note_engines, open_manifest
-from aisp_ray.pipeline.snapshot import Snapshot
+from aisp_ray.pipeline.snapshot import RunSnapshot
 from aisp_ray.pipeline.store import Store
 from aisp_ray.plan import Plan, RunSettings
 from aisp_ray.results import PARTICLE_SCHEMA, ROW_SCHEMA
@@ -43,7 +43,7 @@ def output(tmp_path):
     output = Output(str(tmp_path))
     output.write_part(to_table([row(i) for i in range(4)], ROW_SCHEMA), "a", 0)
     hash_ = plan(tmp_path).config_hash
-    snapshot.save(output, Snapshot(hash_, "r", {}, [row(2), row(3), row(4)], ended=True))
+    snapshot.save(output, RunSnapshot(hash_, "r", {}, [row(2), row(3), row(4)], ended=True))
     return output
 
 
