@@ -18,9 +18,5 @@ class TextMetric(Protocol):
     NaN stands for what is not defined: no response, an empty one, one that is too short. Never 0.
     """
 
-    @property
-    def label(self) -> str:
-        """A few words for a table's head."""
-
     def compute(self, prompts: Sequence[str], responses: Sequence[str | None]) -> np.ndarray:
         """float64 [len(responses)]."""

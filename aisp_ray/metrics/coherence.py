@@ -43,10 +43,6 @@ class Coherence:
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} is {getattr(self, name)}; give at least 1")
 
-    @property
-    def label(self) -> str:
-        return "coherence"
-
     def compute(self, prompts: Sequence[str], responses: Sequence[str | None]) -> np.ndarray:
         """float64 [responses], in [-1, 1]. NaN for an empty prompt or response, and all NaN (with a warning in the
         log) where the encoder cannot be loaded."""

@@ -25,10 +25,6 @@ class Distinct:
         if self.n < 1:
             raise ValueError(f"n is {self.n}; an n-gram has at least 1 word")
 
-    @property
-    def label(self) -> str:
-        return f"distinct-{self.n}"
-
     def compute(self, prompts: Sequence[str], responses: Sequence[str | None]) -> np.ndarray:
         """float64 [responses], in (0, 1]; NaN for a response of fewer than n words."""
         counts = [num_unique_ngrams(words(text), self.n) for text in responses]

@@ -27,10 +27,6 @@ class Diversity:
 
     plus_one: bool = False  # true: the +1 of the published evaluations' code in the denominator
 
-    @property
-    def label(self) -> str:
-        return "diversity (+1)" if self.plus_one else "diversity"
-
     def compute(self, prompts: Sequence[str], responses: Sequence[str | None]) -> np.ndarray:
         """float64 [responses], in [0, 1]. NaN without words and, in the plain form, with fewer than 4 of them."""
         return np.array([diversity(words(text), self.plus_one) for text in responses], dtype=np.float64)

@@ -15,10 +15,6 @@ from aisp_ray.metrics._words import words
 class Length:
     """Settings of length: none."""
 
-    @property
-    def label(self) -> str:
-        return "words"
-
     def compute(self, prompts: Sequence[str], responses: Sequence[str | None]) -> np.ndarray:
         """float64 [responses]; NaN for a response without a word: an empty answer is missing, not short."""
         return np.array([float(len(words(text))) or math.nan for text in responses], dtype=np.float64)

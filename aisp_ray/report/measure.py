@@ -135,13 +135,16 @@ def transfers(
 ) -> dict[str, dict[str, Transfer]]:  # fmt: skip
     """Judge -> label -> how gains over the baseline carry over to it."""
     found: dict[str, dict[str, Transfer]] = {}
-    for name in measures if base is not None else ():
+    if base is None:
+        return found
+    for name in measures:
         if name.startswith(JUDGE):
-            found[name.removeprefix(JUDGE)] = {
-                label: transfer(*(grid.differences(label, base, measures[key]) for key in ("reward", name)), seed)
+            gains = {
+                label: [grid.differences(label, base, measures[key]) for key in ("reward", name)]
                 for label in grid.labels
                 if label != base
             }
+            found[name.removeprefix(JUDGE)] = {label: transfer(pair[0], pair[1], seed) for label, pair in gains.items()}
     return found
 
 

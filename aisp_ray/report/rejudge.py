@@ -67,11 +67,11 @@ def rejudge(rows: pa.Table, manifests: Mapping[str, Mapping[str, Any]], how: Rej
         for i, (key, response) in enumerate(zip(keys, columns["response"], strict=True)):
             own = scores.get(key[:2], {})
             kept = [(n, r) for n, r in zip(names[i] or (), rewards[i] or (), strict=True) if n != judge]
-            score, error = own.get(response, _UNASKED)
+            score, error = own.get(response, _UNASKED) if response is not None else _UNASKED
             kept.append((judge, score))
             names[i], rewards[i] = [n for n, _ in kept], [r for _, r in kept]
             extras[i] = _with_error(extras[i], judge, error)
-            judged[i][judge] = [own.get(text, _UNASKED)[0] for text in steps.get(key, ())]
+            judged[i][judge] = [own[text][0] if text in own else None for text in steps.get(key, ())]
     schema = rows.schema
     for name, values in (("judge_names", names), ("judge_rewards", rewards), ("extra", extras)):
         at = schema.get_field_index(name)

@@ -146,6 +146,6 @@ def _after(samples: Sequence[Sequence | None], best: Sequence[Sequence | None], 
     values = np.full(len(samples), math.nan)
     for row, (seen, traced) in enumerate(zip(samples, best, strict=True)):
         fits = sum(number <= count for number in seen or ())
-        if fits and traced[fits - 1] is not None:
+        if traced is not None and fits and traced[fits - 1] is not None:
             values[row] = traced[fits - 1]
     return values

@@ -30,7 +30,7 @@ from aisp_ray.report.summary import DEFAULT_METRICS, MethodSummary, summary_json
 from aisp_ray.report.tables.cells import Table
 from aisp_ray.report.tables.evaluation import budget_table, format_table, published_first, result_table
 from aisp_ray.report.tables.render import csv_text, markdown, text, visible
-from aisp_ray.report.tables.search import trials_table
+from aisp_ray.report.tables.search import short_trials_table
 from aisp_ray.tune.heldout import verdict
 
 
@@ -188,7 +188,7 @@ def _search_text(each: Search, width: int, most: int = 12) -> list[str]:
     """The best trials and what became of the choice."""
     lines = [textwrap.fill(f"search of {each.name} ({each.out})", width)]
     if each.trials:
-        lines.append(text(trials_table(each, most), width))
+        lines.append(text(short_trials_table(each, most), width))
     tuning, heldout = (each.confirmation(part) for part in ("tuning", "heldout"))
     if tuning is not None and heldout is not None:
         lines.append(textwrap.fill(verdict(tuning, heldout), width) + "\n")

@@ -35,15 +35,16 @@ class Confirmation:
 
 def confirm(preset: Trial, best: Trial) -> Confirmation:
     """From the values of both on the same prompts."""
-    values = [estimate(np.asarray(trial.values, dtype=np.float64)) for trial in (preset, best)]
-    return Confirmation(*values, estimate(best.paired(preset)))
+    first, second = (estimate(np.asarray(trial.values, dtype=np.float64)) for trial in (preset, best))
+    return Confirmation(first, second, estimate(best.paired(preset)))
 
 
 def read_confirmation(values: Mapping[str, Mapping[str, Any]]) -> Confirmation:
     """What `as_json` gave, again; null is NaN."""
 
     def read(value: Mapping[str, Any]) -> Estimate:
-        return Estimate(**{name: math.nan if x is None else x for name, x in value.items()})
+        known: dict[str, Any] = {name: math.nan if x is None else x for name, x in value.items()}
+        return Estimate(**known)
 
     return Confirmation(*(read(values[name]) for name in ("preset", "best", "gain")))
 

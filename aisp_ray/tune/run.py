@@ -6,6 +6,7 @@ import asyncio
 import dataclasses
 import functools
 import math
+import sys
 import time
 import uuid
 from collections.abc import Callable, Mapping, Sequence
@@ -129,7 +130,7 @@ class Study:
         self.tuning, self.heldout = tuning, heldout
         settings = self.plan.run
         ids = {"tuning": [each.prompt_id for each in tuning], "heldout": [each.prompt_id for each in heldout]}
-        about = {"config": self.plan.config, "prompts": ids}
+        about = {"config": self.plan.config, "prompts": ids, "command": sys.argv}
         self.store.open(self.plan.fingerprint, settings.on_mismatch, settings.retry_errors, about)
 
     async def _search(self, models: Models) -> int:

@@ -73,4 +73,3 @@ def test_every_text_metric_says_nan_for_an_empty_text_and_a_missing_one():
         values = metric.compute(["a question?"] * 3, ["", None, " \n"])
         assert values.dtype == np.float64, metric
         assert np.isnan(values).all(), metric
-        assert metric.label

@@ -100,6 +100,18 @@ def test_the_page_searches_sorts_and_opens_prompts(tmp_path):
     browse(url, visit, tmp_path)
 
 
+@pytest.mark.parametrize("place", ["#%", "#%E0%A4%A", "#nothing"])
+def test_an_address_that_names_no_prompt_opens_the_first(tmp_path, place, monkeypatch):
+    monkeypatch.setattr("aisp_ray.report.figures.evaluation.DRAWINGS", ())
+
+    async def visit(tab):
+        await tab.until("document.body?.dataset.ready === 'true'")
+        assert await tab.evaluate("report.chosen.id") == "made/test/00000000"
+        assert tab.problems == []
+
+    browse(made_page(tmp_path, 8) + place, visit, tmp_path)
+
+
 def colours(tab, theme: str):
     script = f"document.documentElement.dataset.theme = {theme!r}; getComputedStyle(document.body).backgroundColor"
     return tab.evaluate(script)

@@ -96,3 +96,31 @@ def test_half_written_and_hidden_files_are_left_out_and_missing_columns_are_null
 def test_no_rows_is_said_with_where_they_were_looked_for(tmp_path):
     with pytest.raises(ValueError, match=r"no rows in .*/rows/\*\.parquet"):
         read_rows(str(tmp_path))
+
+
+@pytest.mark.parametrize("kind", ["truncated", "text", "foreign", "newer", "type"])
+def test_a_file_that_is_not_of_an_evaluation_is_named_in_one_sentence(tmp_path, kind):
+    out = write_output(tmp_path / "o", [made_row("aisp", i, 0) for i in range(4)])
+    bad, good = out / "rows" / "part-bad.parquet", out / "rows" / "part-00000.parquet"
+    if kind == "truncated":
+        bad.write_bytes(good.read_bytes()[:-20])
+    elif kind == "text":
+        bad.write_text("not Parquet")
+    elif kind == "foreign":
+        pq.write_table(pa.table({"x": [1]}), bad)
+    elif kind == "newer":
+        pq.write_table(pq.read_table(good).replace_schema_metadata({"aisp_ray.schema": "99"}), bad)
+    else:
+        pq.write_table(pa.table({"prompt_id": ["p"], "method": ["m"], "reward": ["high"]}), bad)
+    with pytest.raises(ValueError, match=r"part-bad\.parquet") as caught:
+        read_rows(str(out))
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("name", ["manifest.json", "summary.json"])
+@pytest.mark.parametrize("text", ['{"half', "[]"])
+def test_a_broken_manifest_is_named_in_one_sentence(tmp_path, name, text):
+    out = write_output(tmp_path / "o", [made_row("aisp", i, 0) for i in range(4)])
+    (out / name).write_text(text)
+    with pytest.raises(ValueError, match=f"{name} is not .*JSON.*restore the file"):
+        make_report(str(out))

@@ -15,10 +15,13 @@ import pytest
 from made_rows import made_error, made_row, write_output
 
 from aisp_ray.report.measure import sections
+from aisp_ray.report.notices import notices
 from aisp_ray.report.page.render import render
 from aisp_ray.report.rows import read_rows
 from aisp_ray.report.summary import summary_json, summary_table
-from aisp_ray.report.tables.evaluation import format_table
+from aisp_ray.report.tables.cells import table_of, texts
+from aisp_ray.report.tables.evaluation import format_table, result_table
+from aisp_ray.report.tables.render import csv_text, text
 from aisp_ray.results import ROW_SCHEMA
 from aisp_ray.rng import generator
 
@@ -162,13 +165,13 @@ def test_a_missing_baseline_is_said_and_not_made_up(out):
 
 def test_the_text_fits_a_terminal_and_the_other_styles_hold_the_same_cells(out):
     records = summary_table(read_rows(str(out)))
-    text = format_table(records)
-    assert max(map(len, text.splitlines())) <= 80
-    assert "30 (1 err)" in text
-    assert "95 % bootstrap" in text
-    assert "\x1b" not in text, "no colours where there is no terminal"
+    shown = format_table(records)
+    assert max(map(len, shown.splitlines())) <= 80
+    assert "30 (1 err)" in shown
+    assert "95 % bootstrap" in shown
+    assert "\x1b" not in shown, "no colours where there is no terminal"
     reward = f"{records[0].reward.mean:.2f} ± {records[0].reward.half_width:.2f}"
-    assert reward in text
+    assert reward in shown
     assert reward in format_table(records, "markdown")
     latex = format_table(records, "latex")
     assert reward.replace("±", r"\pm") in latex
@@ -209,3 +212,41 @@ def test_two_datasets_are_two_tables(tmp_path):
     records = summary_table(read_rows(str(write_output(tmp_path / "o", rows + other))))
     assert [(record.dataset, record.num_prompts) for record in records] == [("made", 4), ("other", 6)]
     assert len(format_table(records).split("method  ")) >= 3
+
+
+def test_few_prompts_colour_nothing_and_say_so(tmp_path):
+    from aisp_ray.report.tables.cells import FEW, tone_of
+
+    for prompts, tone in ((FEW - 1, ""), (FEW, "better")):
+        rows = [made_row("best_of_n", i, 0) for i in range(prompts)]
+        rows += [row | {"method": "aisp", "reward": row["reward"] + 1 + 0.01 * i} for i, row in enumerate(rows)]
+        (section,) = sections(pa.Table.from_pylist(rows, schema=ROW_SCHEMA), {})
+        assert tone_of(section.records[1].paired.difference) == tone
+        page = render([section], {}, {}, [], {})
+        assert ('<td class="better">' in page) == bool(tone)
+        assert any("intervals are rough" in text for text in notices([section], {})) == (not tone)
+
+
+@pytest.mark.parametrize("width", [40, 80, 200])
+def test_no_line_is_wider_than_the_terminal_and_no_column_is_lost(out, width):
+    records = summary_table(read_rows(str(out)))
+    table = result_table(records)
+    shown = text(table, width)
+    assert max(map(len, shown.splitlines())) <= width
+    if width >= 80:
+        for row in table.rows:
+            assert all(cell.text in shown for cell in row)
+
+
+def test_names_cannot_steer_the_terminal():
+    table = table_of("\x1b]0;owned\x07 title", [texts("method", ["\x1b[31mred"]), texts("x", ["1"])])
+    assert "\x1b" not in text(table)
+    assert "\x07" not in text(table)
+    assert r"\x1b[31mred" in text(table)
+    assert "\x1b[1m" in text(table, colour=True), "colours where they are wanted"
+
+
+@pytest.mark.parametrize("name", ["=1+1", "+cmd|x", "-2+3", "@SUM(A1)", "\tx"])
+def test_no_text_of_a_csv_is_a_formula_and_numbers_stay_numbers(name):
+    rows = list(csv.reader(io.StringIO(csv_text(["a", name], [{"a": name, name: -0.5}, {"a": "-1.5e3", name: None}]))))
+    assert rows == [["a", f"'{name}"], [f"'{name}", "-0.5"], ["-1.5e3", ""]]

@@ -218,3 +218,12 @@ def test_a_page_of_too_many_prompts_says_so(out, no_figures, monkeypatch):
     assert len(payload(measured(out))["prompts"]) == 5
     page = Path(make_report(str(out), str(out / "short")).page).read_text()
     assert "The first 5 of 13 prompts are here" in page
+
+
+def test_the_command_to_repeat_a_run_is_one_line_for_a_shell(tmp_path, no_figures):
+    out = write_output(tmp_path / "o", [made_row("aisp", 0, 0)])
+    words = ["jobs/eval.py", "policy.stop_strings=[User:, <b>]", "limit=6"]
+    (out / "manifest.json").write_text(json.dumps({"runs": [{"command": ["old"]}, {"command": words}]}))
+    page = Path(make_report(str(out)).page).read_text()
+    assert "python jobs/eval.py &#39;policy.stop_strings=[User:, &lt;b&gt;]&#39; limit=6</pre>" in page
+    assert "1 prompt, 1 method<" in page

@@ -12,6 +12,7 @@ import math
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from html import escape
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -53,7 +54,8 @@ class Picture:
         """SVG to embed in a page: no XML head, ids of its own, a name for readers, ink in the page's text colour."""
         body = self.svg[self.svg.index("<svg") :]
         body = re.sub(r'(id="|xlink:href="#|url\(#)', lambda found: f"{found[0]}{prefix}{self.name}-", body)
-        body = re.sub(r'width="[\d.]+pt" height="[\d.]+pt"', 'role="img"', body, count=1)
+        role = f'role="img" aria-label="{escape(f"{self.name}: {self.caption}")}"'
+        body = re.sub(r'width="[\d.]+pt" height="[\d.]+pt"', lambda _: role, body, count=1)
         return re.sub(re.escape(INK), "currentColor", body, flags=re.IGNORECASE)
 
 
@@ -65,7 +67,7 @@ def pictures(panels: Iterable[Panel]) -> list[Picture] | None:
         log.warning("no figures: matplotlib is not installed (pip install 'aisp-ray[report]')")
         return None
     names = ("text.color", "axes.edgecolor", "axes.labelcolor", "xtick.color", "ytick.color")
-    look = {**dict.fromkeys(names, INK), "font.size": 10, "font.family": "sans-serif", "svg.fonttype": "none"}
+    look: Any = {**dict.fromkeys(names, INK), "font.size": 10, "font.family": "sans-serif", "svg.fonttype": "none"}
     look["text.parse_math"] = False  # names of settings are texts: a dollar is a dollar
     found = []
     for panel in panels:
@@ -158,7 +160,7 @@ def finish(axis: Axes, x: str, y: str, legend: bool = True, whole: bool = False)
     names = axis.get_legend_handles_labels()[1]
     if legend and names:
         beside = len(names) > 6  # more would cover what is drawn
-        place = {"loc": "upper left", "bbox_to_anchor": (1, 1)} if beside else {}
+        place: dict[str, Any] = {"loc": "upper left", "bbox_to_anchor": (1, 1)} if beside else {}
         axis.legend(frameon=False, fontsize="small", **place)
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterator, Mapping
 from functools import partial
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -198,7 +198,7 @@ def sensitivity(section: Section) -> Iterator[Panel]:
 
 def _swept(section: Section, name: str, lines: Mapping[str, Points], axis: Axes) -> None:
     for i, (label, points) in enumerate(lines.items()):
-        look = {"color": COLOURS[1 + i % (len(COLOURS) - 1)]}
+        look: dict[str, Any] = {"color": COLOURS[1 + i % (len(COLOURS) - 1)]}
         for x, value in points:
             draw_point(axis, (x, None), (value.mean, ends(value)), "o", look)
         axis.plot([x for x, _ in points], [value.mean for _, value in points], linewidth=1.4, label=label, **look)

@@ -133,7 +133,7 @@ def draw_key(rows: Sequence[Row], key: str, what: str, axis: Axes) -> None:
         for x, row in points:
             draw_point(axis, (x, None), (row[what], _span(row, what)), "o", look)
         if len(points) > 1:
-            name = {"label": rest} if len(joined) > 1 and not many else {}
+            name: dict[str, Any] = {"label": rest} if len(joined) > 1 and not many else {}
             axis.plot([x for x, _ in points], [row[what] for _, row in points], linewidth=1.4, **look, **name)
     finish(axis, key.removeprefix("key."), _axis_name(rows, what), legend=len(joined) < 2 or many)
     if len(joined) > 1 and not many:

@@ -29,7 +29,7 @@ def format_table(records: Sequence[MethodSummary], style: str = "text") -> str:
     """
     if style == "csv":
         rows = [flat(record) for record in records]
-        return csv_text(list(max(rows, key=len)) if rows else (), rows)
+        return csv_text(list(dict.fromkeys(name for row in rows for name in row)), rows)
     if style not in STYLES:
         raise ValueError(f"style is {style!r}; it is one of {', '.join((*STYLES, 'csv'))}")
     parts = []

@@ -27,9 +27,9 @@ def text(table: Table, width: int | None = None, colour: bool | None = None) -> 
     width = terminal.width if width is None else width
     colour = terminal.is_terminal and not terminal.no_color if colour is None else colour
     target = io.StringIO()
-    system = "standard" if colour else None
-    console = Console(file=target, width=width, force_terminal=colour, color_system=system, highlight=False)
-    console.print(Text(visible(table.title), style="bold"))
+    console = Console(file=target, width=width, force_terminal=colour, no_color=not colour, highlight=False)
+    if table.title:
+        console.print(Text(visible(table.title), style="bold"))
     widths = _widths(table, width)
     for block in _blocks(table, widths, width):
         grid = Grid(box=None, pad_edge=False, padding=(0, _GAP, 0, 0), header_style="bold")
@@ -53,7 +53,7 @@ def _widths(table: Table, width: int) -> list[int]:
     for i, head in enumerate(table.heads):
         cells = [len(visible(row[i].text)) for row in table.rows if i < len(row) and row[i].span == 1]
         found.append(max([*cells, *(len(word) for word in visible(head).split(" "))]))
-    return [min(found[0], max(12, width // 3)), *(min(each, width // 2) for each in found[1:])]
+    return [min(found[0], max(12, width * 3 // 10)), *(min(each, width // 2) for each in found[1:])]
 
 
 def _blocks(table: Table, widths: Sequence[int], width: int) -> list[list[int]]:
@@ -74,7 +74,7 @@ def _blocks(table: Table, widths: Sequence[int], width: int) -> list[list[int]]:
 
 
 def _span(widths: Sequence[int], block: Sequence[int]) -> int:
-    return sum(widths[i] for i in block) + _GAP * len(block)
+    return sum(widths[i] for i in block) + _GAP * (len(block) - 1)
 
 
 def visible(words: str) -> str:

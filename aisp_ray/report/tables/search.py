@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from aisp_ray.metrics.base import Estimate
@@ -26,8 +26,9 @@ def settings_text(row: Row) -> str:
 
 def estimate_of(row: Row, name: str) -> Estimate:
     """`value` or `gain` of a trial with its interval."""
-    ends = (row[f"{name}{end}"] for end in ("", "_low", "_high"))
-    return Estimate(*(math.nan if x is None else x for x in ends), count=row["num_prompts"])
+    mean, low, high = (row[f"{name}{end}"] for end in ("", "_low", "_high"))
+    mean, low, high = (math.nan if x is None else x for x in (mean, low, high))
+    return Estimate(mean, low, high, row["num_prompts"])
 
 
 def choice_table(search: Search, tuning: Confirmation, heldout: Confirmation | None) -> Table:
@@ -45,43 +46,64 @@ def choice_table(search: Search, tuning: Confirmation, heldout: Confirmation | N
     return Table(f"Chosen: {settings_text(search.best)}", heads, tuple(rows), note)
 
 
-def trials_table(search: Search, most: int | None = None) -> Table:
-    """The trials, best first; most: for a terminal, with all searched keys in one column and no costs."""
-    rows, best = ranked(search.trials), search.best
-    keys = search.keys if most is None else ()
-    heads = ["trial", "state", *keys, "prompts", search.objective, "gain over the preset"]
-    heads += _COSTS.values() if most is None else ["settings"]
-    lines = [_trial(search, row, most is not None) for row in rows[:most]]
+def trials_table(search: Search) -> Table:
+    """All trials, best first."""
+    rows = ranked(search.trials)
+    heads = ("trial", "state", *search.keys, "prompts", search.objective, "gain over the preset", *_COSTS.values())
     note = (
         "Means over the prompts that a setting saw, with their 95 % bootstrap interval. Gain: mean paired difference "
         "to the preset on the same prompts, coloured where its interval leaves zero out. Settings that were stopped "
         "saw the first prompts only: compare them by their gain. Costs are sums over these prompts."
     )
-    if most is not None:
-        note = f"... and {len(rows) - most} more in trials.parquet" if len(rows) > most else ""
-    chosen = next((i for i, row in enumerate(rows[:most]) if best is not None and row["trial"] == best["trial"]), None)
-    return Table("Trials", tuple(heads), tuple(lines), note, chosen=chosen)
+    return Table("Trials", heads, tuple(_trial(search, row) for row in rows), note, chosen=_chosen(search, rows))
 
 
-def _trial(search: Search, row: Row, short: bool) -> tuple[Cell, ...]:
+def _trial(search: Search, row: Row) -> tuple[Cell, ...]:
+    settings = json.loads(row["settings"])
     state = "preset" if row["trial"] == 0 else row["state"]
     if search.best is not None and row["trial"] == search.best["trial"]:
-        state += ", chosen" if search.finished else ", best so far"
-    settings = json.loads(row["settings"])
-    found = [str(row["trial"]), state]
-    found += [shown(settings[key]) if key in settings else NONE for key in search.keys] if not short else []
-    cells = [Cell(text) for text in found]
-    if row["reason"] is not None and not short:
+        state += f", {_best(search)}"
+    found = [str(row["trial"]), state, *(shown(settings[key]) if key in settings else NONE for key in search.keys)]
+    cells = tuple(map(Cell, found))
+    if row["reason"] is not None:
         return (*cells, Cell(row["reason"], span=3 + len(_COSTS)))
     failed = f" ({row['num_failed']} without a value)" if row["num_failed"] else ""
+    costs = (
+        format(row[n], ",.1f" if n.endswith("seconds") else ",.0f") if row[n] is not None else NONE for n in _COSTS
+    )
+    value = Cell(with_ends(estimate_of(row, "value")))
+    return (*cells, Cell(f"{row['num_prompts']}{failed}"), value, _gain(row), *map(Cell, costs))
+
+
+def short_trials_table(search: Search, most: int) -> Table:
+    """The best trials for a terminal."""
+    rows = ranked(search.trials)
+    lines = []
+    for row in rows[:most]:
+        best = search.best is not None and row["trial"] == search.best["trial"]
+        state = _best(search) if best else "preset" if row["trial"] == 0 else row["state"]
+        value = NONE if row["value"] is None else f"{row['value']:z.3f}"
+        name = f"{row['trial']}: {text_of(json.loads(row['settings']))}"
+        lines.append((Cell(name), Cell(state), Cell(str(row["num_prompts"])), Cell(value), _gain(row)))
+    reasons = dict.fromkeys(row["reason"] for row in rows[:most] if row["reason"])
+    notes = [f"... and {len(rows) - most} more in trials.parquet"] if len(rows) > most else []
+    notes += [f"invalid: {reason}" for reason in reasons]
+    heads = ("trial", "state", "prompts", search.objective, "gain over the preset")
+    return Table("", heads, tuple(lines), "\n".join(notes), chosen=_chosen(search, rows[:most]))
+
+
+def _chosen(search: Search, rows: Sequence[Row]) -> int | None:
+    best = search.best
+    return next((i for i, row in enumerate(rows) if best is not None and row["trial"] == best["trial"]), None)
+
+
+def _best(search: Search) -> str:
+    return "chosen" if search.finished else "best so far"
+
+
+def _gain(row: Row) -> Cell:
     gain = estimate_of(row, "gain")
-    cells += [Cell(f"{row['num_prompts']}{failed}"), Cell(with_ends(estimate_of(row, "value")))]
-    cells.append(Cell(with_ends(gain, sign=True), tone_of(gain)) if row["trial"] else Cell(""))
-    if short:
-        text = text_of(settings)
-        return (*cells, Cell(text if row["reason"] is None else f"{text}: {row['reason']}"))
-    forms = {name: ",.1f" if name.endswith("seconds") else ",.0f" for name in _COSTS}
-    return (*cells, *(Cell(NONE if row[name] is None else format(row[name], forms[name])) for name in _COSTS))
+    return Cell(with_ends(gain, sign=True), tone_of(gain)) if row["trial"] else Cell("")
 
 
 def shown(value: Any) -> str:
