@@ -15,7 +15,7 @@ PROMPTS = [
 
 def reward(prompt, responses):
     """Short answers that use many different words. Any numbers will do: a classifier's, a unit test's, a rule's."""
-    return [len(set(text.lower().split())) - 0.01 * len(text) for text in responses]
+    return [len(set(text.lower().split())) / 10 - len(text) / 1000 for text in responses]
 
 
 def main():
