@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 from aisp_ray.data._records import encode
-from aisp_ray.data._source import Source
+from aisp_ray.data._source import RowSource
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -20,7 +20,7 @@ READERS = 4  # tasks at a time; prompts are taken slowly, so more would only fil
 COLUMN = "record"
 
 
-def read_records(source: Source) -> ray.data.Dataset:
+def read_records(source: RowSource) -> ray.data.Dataset:
     """The records of a source as Ray Data: one read task a shard, blocks of `BLOCK_ROWS` rows."""
     import ray.data
 
@@ -44,7 +44,7 @@ def be_quiet(dataset: ray.data.Dataset) -> None:
     logging.getLogger("ray.data._internal.progress").setLevel(logging.ERROR)
 
 
-def task_options(source: Source) -> dict[str, Any]:
+def task_options(source: RowSource) -> dict[str, Any]:
     """Resources of a task. Files of this node's disk are read on this node, if it can run tasks at all."""
     import ray
     import ray.data
@@ -57,7 +57,7 @@ def task_options(source: Source) -> dict[str, Any]:
     return task | {"label_selector": here, "fallback_strategy": [{"label_selector": {}}]}
 
 
-def _datasource(source: Source) -> Any:
+def _datasource(source: RowSource) -> Any:
     import pyarrow as pa
     from ray.data import Datasource
     from ray.data.block import BlockMetadata

@@ -46,7 +46,7 @@ class Shard(Protocol):
     def records(self) -> Iterator[_records.Record]: ...
 
 
-class Source(Protocol):
+class RowSource(Protocol):
     """Rows somewhere, in a fixed order. `local`: on a disk of this node, perhaps of no other."""
 
     @property
@@ -64,7 +64,7 @@ class Source(Protocol):
     def fingerprint(self) -> dict[str, Any]: ...
 
 
-def find(spec: DataSpec) -> Source:
+def find(spec: DataSpec) -> RowSource:
     """The source of a dataset's settings.
 
     Raises:

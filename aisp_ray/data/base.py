@@ -73,7 +73,7 @@ class DataSpec(ABC):
         """Rows hold at least one of these columns."""
         return self.columns
 
-    def source(self) -> _source.Source:
+    def source(self) -> _source.RowSource:
         """Where the rows are. Raises ValueError, one sentence, if nothing is there."""
         return _source.find(self)
 

@@ -34,8 +34,9 @@ def stream_prompts(spec: DataSpec, limit: int | None = None, report: DropReport 
     """
     _note_skipped(spec)
     dataset = spec.read()
+    rule: Any = parse_batch  # Ray's types know no Arrow tables
     parsed = dataset.map_batches(
-        parse_batch, fn_kwargs={"spec": spec}, batch_size=None, batch_format="pyarrow", **task_options(spec.source())
+        rule, fn_kwargs={"spec": spec}, batch_size=None, batch_format="pyarrow", **task_options(spec.source())
     )
     be_quiet(parsed)
     return select(_rows_of(parsed), spec, limit, report if report is not None else DropReport())
@@ -75,7 +76,7 @@ def parse_batch(batch: pa.Table, spec: DataSpec) -> pa.Table:
 
 
 def _rows_of(dataset: ray.data.Dataset) -> Iterator[Parsed]:
-    batches = dataset.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=1)
+    batches: Any = dataset.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=1)
     for batch in batches:
         for text in batch[COLUMN].to_pylist():
             yield _decode(json.loads(text))

@@ -13,17 +13,9 @@ import signal
 import sys
 
 from aisp_ray.rewards import _answers
-from aisp_ray.rewards.sandbox.child import enter_seccomp
+from aisp_ray.rewards.sandbox.child import enter_seccomp, out_of_time
 
 MEMORY = 2 << 30  # bytes of address space
-
-
-class OutOfTimeError(BaseException):
-    """A comparison took more than its share of processor time."""
-
-
-def _out_of_time(signum, frame):
-    raise OutOfTimeError
 
 
 def _compare(question, seconds):
@@ -45,7 +37,7 @@ def main():
     answers = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)  # what a library prints is no answer
     logging.disable(logging.CRITICAL)
-    signal.signal(signal.SIGPROF, _out_of_time)
+    signal.signal(signal.SIGPROF, out_of_time)
     resource.setrlimit(resource.RLIMIT_AS, (MEMORY, MEMORY))
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     _answers.same("0.5", "\\frac12", 1e-6, True)  # loads the library

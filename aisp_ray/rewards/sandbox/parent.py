@@ -48,7 +48,7 @@ class Limits:
 
 
 @dataclass(frozen=True, slots=True)
-class Outcome:
+class ProgramResult:
     """What became of a program: whether it ran, and for each test True or a text that says what went wrong."""
 
     program: bool | str
@@ -59,7 +59,7 @@ class Outcome:
         return sum(result is True for result in self.tests)
 
 
-def run(program: str | Sequence[str], tests: Sequence[str], limits: Limits) -> Outcome:
+def run(program: str | Sequence[str], tests: Sequence[str], limits: Limits) -> ProgramResult:
     """Run a program, one source or several in order, and its tests in a process of their own.
 
     Never raises for what the program does.
@@ -84,7 +84,7 @@ def run(program: str | Sequence[str], tests: Sequence[str], limits: Limits) -> O
             results[reported[0]] = reported[1]
     ran = results.get("program", ending)
     missing = "the program did not run" if ran is not True else ending
-    return Outcome(ran, tuple(results.get(at, missing) for at in range(len(tests))))
+    return ProgramResult(ran, tuple(results.get(at, missing) for at in range(len(tests))))
 
 
 def _reported(line: bytes, key: str) -> tuple[int | str, bool | str] | None:
