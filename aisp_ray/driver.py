@@ -62,7 +62,7 @@ def _named(task: Task) -> Iterator[None]:
         yield
     except DataError:
         raise
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         last = traceback.extract_tb(error.__traceback__)[-1]
         place = f"{last.filename.rsplit('/', 1)[-1]}:{last.lineno}"
         text = f"the method {task.name} failed: {type(error).__name__}: {error} ({place})"

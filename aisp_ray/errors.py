@@ -6,6 +6,8 @@ Also which exceptions mean an outage: waiting may help, and the request is not a
 from __future__ import annotations
 
 import contextlib
+import os
+import re
 import sys
 
 # Exit codes of every command: all rows are ok; failed; refused: the command, the configuration or the output is wrong;
@@ -41,8 +43,37 @@ def refuse(problems: Exception | list[str]) -> int:
     """Print each sentence as an error; returns the exit code."""
     for line in str(problems).split("\n") if isinstance(problems, Exception) else problems:
         with contextlib.suppress(OSError):  # nobody reads it any more
-            print(f"error: {line}", file=sys.stderr)
+            print(f"error: {visible(error_text(line))}", file=sys.stderr)
     return REFUSED
+
+
+_MOST_TEXT = 8000  # characters of an error text
+_USER = re.compile(r"(?<=://)[^/@\s'\"]+@")  # of a URI: scheme://user:password@host
+_SECRET = re.compile(r"KEY|TOKEN|SECRET|PASSWORD|CREDENTIAL", re.I)  # names of environment variables
+
+
+def redacted(text: str) -> str:
+    """The text without the user part of any URI, and without the value of any variable that is named like a secret."""
+    values = {value for name, value in os.environ.items() if _SECRET.search(name) and len(value) >= 8}
+    for value in sorted(values, key=len, reverse=True):
+        text = text.replace(value, "***")
+    return _USER.sub("***@", text)
+
+
+def encodable(text: str) -> str:
+    """The text with every lone surrogate, which no file can hold, replaced by U+FFFD."""
+    return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+
+
+def error_text(text: str) -> str:
+    """An error's text as it may leave the process: encodable, without secrets, and of bounded length."""
+    text = redacted(encodable(text))
+    return text if len(text) <= _MOST_TEXT else f"{text[:_MOST_TEXT]} ... [{len(text) - _MOST_TEXT} characters more]"
+
+
+def visible(text: str) -> str:
+    """The text with control characters, which a terminal would obey, shown as \\x1b; lines and tabs stay."""
+    return re.sub(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]", lambda match: f"\\x{ord(match[0]):02x}", text)
 
 
 def as_exception(error: BaseException) -> Exception:

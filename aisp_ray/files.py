@@ -20,6 +20,8 @@ import pyarrow as pa
 import pyarrow.fs as pafs
 import pyarrow.parquet as pq
 
+from aisp_ray.errors import RefusedError
+
 ROWS, PARTICLES, STATE = "rows", "particles", "_state"
 _PART = re.compile(r"^part-(?P<method>.+)-(?P<chunk>\d{8})\.parquet$")
 
@@ -150,7 +152,7 @@ class Output:
             return pq.ParquetFile(pa.BufferReader(data)).read(columns=columns)
         except (pa.ArrowException, OSError) as error:
             reason = str(error).split("\n")[0]
-            raise ValueError(
+            raise RefusedError(
                 f"{inside(self.out, name)} is not a readable Parquet file ({reason}); move it away"
             ) from error
 

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from aisp_ray.errors import encodable, error_text
 from aisp_ray.methods.base import Info, Method, State
 from aisp_ray.results import JUDGE_ERRORS, NUM_TRUNCATED
 from aisp_ray.types import Prompt, Rollouts, Scores
@@ -117,11 +118,11 @@ def row_of(outcome: Outcome, run: Mapping[str, Any]) -> dict[str, Any]:
         "ordinal": task.prompt.ordinal,
         "dataset": task.prompt.dataset,
         "method": task.name,
-        "prompt": task.prompt.text,
-        "response": best.response if best else None,
+        "prompt": encodable(task.prompt.text),
+        "response": encodable(best.response) if best else None,
         "reward": best.reward if best else None,
         "status": "ok" if best else "error",
-        "error": outcome.error,
+        "error": error_text(outcome.error) if outcome.error is not None else None,
         "finish_reason": best.finish_reason if best else None,
         **{name: getattr(trace, name) for name in _LEDGER},
         "num_prompt_tokens": trace.num_prompt_tokens if trace.num_samples else None,
@@ -144,9 +145,9 @@ def particle_rows(task: Task, rollouts: Rollouts, scores: Scores, run_id: str) -
             "method": task.name,
             "iteration": rollouts.iteration,
             "particle": item.particle,
-            "response": item.text,
+            "response": encodable(item.text),
             "reward": _null(reward),
-            "error": error,
+            "error": error_text(error) if error is not None else None,
             "finish_reason": item.finish_reason,
             "num_generated_tokens": item.num_generated_tokens,
             "logprob": _null(item.logprob),
@@ -178,5 +179,5 @@ def _extra_json(trace: Trace, judge_errors: Mapping[str, str]) -> str | None:
     if trace.num_truncated:
         found[NUM_TRUNCATED] = trace.num_truncated
     if judge_errors:
-        found[JUDGE_ERRORS] = dict(judge_errors)
+        found[JUDGE_ERRORS] = {name: error_text(text) for name, text in judge_errors.items()}
     return json.dumps(found) if found else None

@@ -6,6 +6,7 @@ import contextlib
 import logging
 import math
 import os
+import resource
 import socket
 import time
 import warnings
@@ -23,6 +24,7 @@ from aisp_ray.types import Placement
 _ANY = Node(1e6, 1e6, None)  # where it cannot be known what an autoscaler may start
 _START_ATTEMPTS = 3  # Ray gives a local node 30 s to start, which an overloaded machine may exceed
 _LOCAL_OBJECT_STORE = 256 * 2**20  # bytes; a run moves kilobytes
+_OPEN_FILES = 1024  # what a local Ray needs at least
 _KNOCKS = 3  # times that a head is looked for before it counts as gone; Ray itself would wait for minutes
 _KNOCK_SECONDS = 5.0
 
@@ -94,6 +96,19 @@ def local_node(asks: Mapping[str, Placement]) -> Node:
     return Node(max(os.cpu_count() or 1, math.ceil(cpus_of(asks, 0)) + 1), gpus)
 
 
+def _check_open_files() -> None:
+    """Raise this process's limit where it may; raises SessionError where Ray could not start under it."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft >= _OPEN_FILES or soft == resource.RLIM_INFINITY:
+        return
+    if hard != resource.RLIM_INFINITY and hard < _OPEN_FILES:
+        raise SessionError(
+            f"at most {hard} files may be open (ulimit -n), and a local Ray needs {_OPEN_FILES}; raise the limit, or "
+            f"join a cluster with run.address"
+        )
+    resource.setrlimit(resource.RLIMIT_NOFILE, (_OPEN_FILES, hard))
+
+
 def connect(address: str | None, asks: Mapping[str, Placement], json_logs: bool = False) -> bool:
     """Join the cluster at `address` (None: RAY_ADDRESS or a running one) or start a local one.
 
@@ -114,6 +129,7 @@ def connect(address: str | None, asks: Mapping[str, Placement], json_logs: bool 
     if head is not None:
         _knock(head, address)
     else:
+        _check_open_files()
         options |= {
             "num_cpus": int(local_node(asks).num_cpus),
             "include_dashboard": False,

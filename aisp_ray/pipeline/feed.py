@@ -6,6 +6,7 @@ import asyncio
 import threading
 from collections.abc import Callable, Iterator
 
+from aisp_ray.errors import as_exception
 from aisp_ray.types import Prompt
 
 
@@ -43,8 +44,8 @@ class Feed:
                 if not self._put(prompt):
                     return
                 count += 1
-        except Exception as error:
-            self._put(error)
+        except BaseException as error:  # an exit in somebody's own parsing rule would leave the taker waiting
+            self._put(as_exception(error))
             return
         self.total = count
         self._put(None)

@@ -13,7 +13,7 @@ from typing import Any
 
 from aisp_ray import __version__
 from aisp_ray.cluster.pool import Pool, Replica
-from aisp_ray.errors import RefusedError
+from aisp_ray.errors import RefusedError, redacted
 from aisp_ray.files import ROWS, Output, differences, inside
 from aisp_ray.plan import Plan
 from aisp_ray.results import SCHEMA_VERSION
@@ -34,7 +34,7 @@ def open_manifest(plan: Plan, output: Output, run_id: str) -> dict[str, Any]:
         before = output.read_json(MANIFEST)
     except ValueError as error:
         raise RefusedError(str(error)) from error
-    if before is not None and "methods" not in before:
+    if before is not None and (not isinstance(before, dict) or "methods" not in before):
         raise RefusedError(f"{plan.out} holds a search of settings (jobs/tune.py); give another out")
     if before is not None:
         now = _go_on(plan, output, before, now)
@@ -42,9 +42,15 @@ def open_manifest(plan: Plan, output: Output, run_id: str) -> dict[str, Any]:
         raise RefusedError(
             f"{inside(plan.out, ROWS)} holds files but there is no {MANIFEST} beside them; give another out"
         )
+    command = [redacted(word) for word in sys.argv]
     now["runs"] = [
         *now["runs"],
-        {"run_id": run_id, "started": time.time(), "host": socket.gethostname(), "command": sys.argv},
+        {
+            "run_id": run_id,
+            "started": time.time(),
+            "host": socket.gethostname(),
+            "command": command,
+        },
     ]
     return now
 
@@ -65,6 +71,11 @@ def _manifest(plan: Plan) -> dict[str, Any]:
 
 
 def _go_on(plan: Plan, output: Output, before: Mapping[str, Any], now: dict[str, Any]) -> dict[str, Any]:
+    if before.get("schema_version") != SCHEMA_VERSION or not {"fingerprint", "data", "chunk_rows", "runs"} <= {*before}:
+        raise RefusedError(
+            f"{plan.out} was written with schema_version {before.get('schema_version')}, and this version writes "
+            f"{SCHEMA_VERSION}; give another out, or run the version that wrote it ({before.get('aisp_ray')})"
+        )
     lines = differences(before["fingerprint"], _as_json(now["fingerprint"]))
     lines += differences(before["data"], _as_json(now["data"]), "data")
     if lines and plan.run.on_mismatch == "overwrite":

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
 import math
@@ -11,6 +12,8 @@ import time
 from collections import deque
 from collections.abc import Mapping
 from typing import Any, TextIO
+
+from aisp_ray.errors import redacted, visible
 
 _WINDOW = 60.0  # seconds over which rates are taken
 _STALL = 60.0  # seconds without a finished call after which the line says so
@@ -129,27 +132,26 @@ class Screen:
 
     def say(self, text: str, **fields: Any) -> None:
         """A line that stays. fields: what a JSON log carries beside it."""
+        text = visible(redacted(text))
         if self.as_json:
             text = json.dumps({"time": round(time.time(), 3), "message": text, **fields}, default=str)
-        self._clear()
-        self.stream.write(text + "\n")
-        self.stream.flush()
+        self._write(text + "\n")
 
     def show(self, line: str) -> None:
         """The progress line, over the one before where there is a terminal."""
         if not self.live:
             self.say(line)
             return
-        self._clear()
         line = line[: shutil.get_terminal_size().columns - 1]
-        self.stream.write(line)
-        self.stream.flush()
+        self._write(line)
         self._shown = len(line)
 
-    def _clear(self) -> None:
-        if self._shown:
-            self.stream.write("\r" + "\x1b[2K")
-            self._shown = 0
+    def _write(self, text: str) -> None:
+        """Over the live line, if one is there. That nobody reads it any more is no failure of the run."""
+        clear, self._shown = "\r\x1b[2K" if self._shown else "", 0
+        with contextlib.suppress(OSError, ValueError):
+            self.stream.write(clear + text)
+            self.stream.flush()
 
 
 class ScreenHandler(logging.Handler):

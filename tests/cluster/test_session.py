@@ -55,3 +55,9 @@ def test_a_cluster_of_another_version_is_said_with_the_way_out(monkeypatch):
 def test_a_local_cluster_is_started_whatever_the_environment_says(monkeypatch):
     monkeypatch.setenv("RAY_ADDRESS", "http://nowhere:8265")
     assert starts_local("local")
+
+
+def test_too_few_open_files_are_refused_with_the_number_needed(monkeypatch):
+    monkeypatch.setattr(session.resource, "getrlimit", lambda what: (64, 64))
+    with pytest.raises(SessionError, match=r"at most 64 files .*needs 1024"):
+        connect("local", {})

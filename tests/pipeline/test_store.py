@@ -156,3 +156,25 @@ def test_a_run_with_a_smaller_limit_keeps_what_another_one_wrote_meanwhile(tmp_p
     assert finish(short, range(3)) == [0, 1, 2]
     assert list(statuses(output)) == list(range(8))
     assert output.read_part("a", 0, ["ordinal"], "particles")["ordinal"].to_pylist() == list(range(8))
+
+
+def test_a_torn_part_is_named_and_a_foreign_file_is_ignored(output, tmp_path):
+    path = tmp_path / "rows" / "part-a-00000000.parquet"
+    path.with_name("other.parquet").write_bytes(path.read_bytes())
+    path.write_bytes(path.read_bytes()[:-20])
+    store = Store(plan(tmp_path), output, 8)
+    with pytest.raises(RefusedError, match=r"rows/part-a-00000000\.parquet is not a readable"):
+        store.resume("now")
+    path.unlink()
+    assert [found["ordinal"] for found in store.resume("now")[1]] == [2, 3, 4]
+    store.close()
+
+
+@pytest.mark.parametrize("change", [{"schema_version": 1}, {"schema_version": None}, {"fingerprint": None}])
+def test_an_output_of_another_schema_is_refused_before_anything_is_computed(tmp_path, change):
+    output = Output(str(tmp_path))
+    manifest = open_manifest(plan(tmp_path), output, "r1")
+    kept = {name: value for name, value in {**manifest, **change}.items() if value is not None}
+    output.write_json("manifest.json", kept)
+    with pytest.raises(RefusedError, match="schema_version"):
+        open_manifest(plan(tmp_path), output, "r2")
