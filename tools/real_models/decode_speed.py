@@ -1,0 +1,91 @@
+"""CPU seconds of one AISP iteration on SmolLM2: the fast engine against `generate` with a hook on the LM head.
+
+python -m tools.real_models.decode_speed [build/real/policy] [repeats]
+
+16 particles, a prompt of about 150 tokens, 64 new tokens, greedy under noise, float32, one thread. Both sides are timed
+in CPU seconds of this process, by turns, so that other work on the machine counts little.
+"""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+import torch
+
+from aisp_ray.controls.laws import OpenLoop
+from aisp_ray.policy.causal_lm import CausalLM, LoadedCausalLM
+from aisp_ray.types import Message, Prompt, Proposal
+
+PARTICLES, NEW_TOKENS, SIGMA = 16, 64, 0.4
+QUESTION = (
+    "My landlord wants to paint the stairs next week and asks everybody to keep the hall free from Monday"
+    " to Wednesday. I have two bicycles, a pram and a large plant there, my cellar is full, and I am away"
+    " on Tuesday. My neighbour has offered to help, but last time he forgot. Write down what I should do "
+    "on which day, whom I should ask for what, and how I should word a short and friendly message to the "
+    "landlord in which I ask him for one more day if that is possible without any trouble for the "
+    "painters."
+)
+
+
+def engine_side(policy: LoadedCausalLM, prompt: Prompt) -> int:
+    """One rollout of a prompt that the engine has not seen; returns the tokens that it decoded."""
+    control = OpenLoop(horizon=NEW_TOKENS, mean=None, sigma=SIGMA)
+    request = policy.request(prompt, Proposal(0, PARTICLES, control), 0)
+    ticket = policy.engine.submit(replace(request, stop=replace(request.stop, token_ids=())))
+    while True:
+        for number, result in policy.engine.step():
+            if number == ticket:
+                if isinstance(result, Exception):
+                    raise result
+                return sum(len(item.token_ids) for item in result.items)
+
+
+def generate_side(model: Any, ids: list[int]) -> int:
+    """The same by `generate`: a batch of the prompt, noise added before the LM head at every step."""
+    hook = model.lm_head.register_forward_pre_hook(lambda _, args: (args[0] + SIGMA * torch.randn_like(args[0]),))
+    rows = torch.tensor([ids] * PARTICLES)
+    with torch.inference_mode():
+        out = model.generate(
+            rows,
+            attention_mask=torch.ones_like(rows),
+            do_sample=False,
+            max_new_tokens=NEW_TOKENS,
+            min_new_tokens=NEW_TOKENS,
+            use_cache=True,
+        )
+    hook.remove()
+    return int(out[:, rows.shape[1] :].numel())
+
+
+def timed(work: Callable[[], int]) -> tuple[float, int]:
+    """(CPU seconds of this process, tokens)."""
+    started = time.process_time()
+    tokens = work()
+    return time.process_time() - started, tokens
+
+
+def main(checkpoint: str = "build/real/policy", repeats: int = 2) -> None:
+    torch.set_num_threads(1)
+    policy = CausalLM(model=checkpoint, max_new_tokens=NEW_TOKENS).load("cpu")
+    from transformers import AutoModelForCausalLM
+
+    model = AutoModelForCausalLM.from_pretrained(checkpoint, dtype=torch.float32).eval()
+    best: dict[str, float] = {}
+    for turn in range(repeats):
+        text = f"Number {turn}. {QUESTION}"  # a new prompt: the engine reads it anew, as generate does
+        prompt = Prompt(f"speed/test/{turn}", turn, "speed", text, (Message("user", text),))
+        ids = policy.renderer.ids(prompt)
+        sides = {"engine": lambda p=prompt: engine_side(policy, p), "generate": lambda i=ids: generate_side(model, i)}
+        for name, work in sides.items():
+            seconds, tokens = timed(work)
+            best[name] = min(best.get(name, seconds), seconds)
+            print(f"{name}: {len(ids)} prompt tokens, {tokens} new in {seconds:.2f} CPU s", flush=True)
+    print(f"generate / engine: {best['generate'] / best['engine']:.2f}")
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:2], *(int(word) for word in sys.argv[2:3]))
