@@ -60,7 +60,7 @@ class ImportanceSampled(Iterative):
 
     @property
     def want(self) -> frozenset[str]:
-        return frozenset({"token_kl"}) if self.diagnostics else frozenset()
+        return self.needed | ({"token_kl"} if self.diagnostics else set())
 
     def control(self, state: AispState, decay: float = 1.0) -> OpenLoop:
         """v_t ~ N(u_t, sigma^2 I) at positions below the horizon, u the mean of this state."""

@@ -29,7 +29,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from aisp_ray.methods._importance import AispState, ImportanceSampled
-from aisp_ray.methods.base import Info, best_candidate, require
+from aisp_ray.methods.base import Info, require
 from aisp_ray.types import Proposal, Rollouts, Sampling, Scores
 
 
@@ -61,15 +61,14 @@ class Aisp(ImportanceSampled):
 
     def ask(self, state: AispState) -> Proposal:
         if state.iteration < self.base_rounds:
-            return Proposal(state.iteration, self.n, sampling=Sampling(self.base_temperature or 1.0))
+            return Proposal(state.iteration, self.n, sampling=Sampling(self.base_temperature or 1.0), want=self.needed)
         n = self.n if state.iteration < self.kappa else self.final_draws
         control = self.control(state, self.sigma_decay)
         return Proposal(state.iteration, n, control, self.sampling, want=self.want)
 
     def tell(self, state: AispState, rollouts: Rollouts, scores: Scores) -> tuple[AispState, Info]:
-        best = best_candidate(state.best, rollouts, scores)
         if not self.base_rounds <= state.iteration < self.kappa:
-            return self.advance(state, scores, best)
+            return self.advance(state, rollouts, scores)
         log, update = self.updated(state.log, rollouts, scores)
-        carried, info = self.advance(state, scores, best, log=log)
+        carried, info = self.advance(state, rollouts, scores, log=log)
         return carried, {**update, **info}

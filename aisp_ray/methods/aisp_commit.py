@@ -17,7 +17,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from aisp_ray.methods._importance import AispState, ImportanceSampled
-from aisp_ray.methods.base import Info, best_candidate, require
+from aisp_ray.methods._selection import PREFIX_SELECTIONS
+from aisp_ray.methods.base import Info, require
 from aisp_ray.types import Proposal, Rollouts, Scores
 
 _OPEN = 2  # tokens of the best response that are never committed: the end token, and one before it
@@ -32,6 +33,8 @@ class AispCommit(ImportanceSampled):
     commit: float = 0.75  # share of the best response that the last iteration begins with, in (0, 1]
     free_iterations: int = 2  # first iterations that begin with nothing
     power: float = 1.0  # of the schedule: 1 commits linearly, above 1 later, below 1 earlier
+
+    selections = PREFIX_SELECTIONS
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -55,6 +58,5 @@ class AispCommit(ImportanceSampled):
     def tell(self, state: AispState, rollouts: Rollouts, scores: Scores) -> tuple[AispState, Info]:
         committed = len(self.prefix(state))
         log, update = self.updated(state.log, rollouts, scores, start=committed)
-        best = best_candidate(state.best, rollouts, scores)
-        carried, info = self.advance(state, scores, best, log=log)
+        carried, info = self.advance(state, rollouts, scores, log=log)
         return carried, {"committed_tokens": float(committed), **update, **info}

@@ -22,7 +22,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from aisp_ray.controls.laws import OpenLoop
-from aisp_ray.methods.base import Info, Iterative, State, best_candidate, check_horizon, check_sampling, require
+from aisp_ray.methods._selection import PREFIX_SELECTIONS
+from aisp_ray.methods.base import Info, Iterative, State, check_horizon, check_sampling, require
 from aisp_ray.rng import generator
 from aisp_ray.types import Control, Proposal, Rollouts, Sampling, Scores
 from aisp_ray.weights import effective_sample_size, importance_weights, systematic, temperature_for_ess
@@ -58,6 +59,7 @@ class AispPopulation(Iterative):
     fresh: float = 0.0  # share of each round's children without an ancestor, in [0, 1)
 
     state_class = PopulationState
+    selections = PREFIX_SELECTIONS
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -79,8 +81,7 @@ class AispPopulation(Iterative):
 
     def tell(self, state: PopulationState, rollouts: Rollouts, scores: Scores) -> tuple[PopulationState, Info]:
         members = remember(state.members, rollouts, scores, self.memory)
-        best = best_candidate(state.best, rollouts, scores)
-        carried, info = self.advance(state, scores, best, members=members)
+        carried, info = self.advance(state, rollouts, scores, members=members)
         return carried, info if not members else {"ess": effective_sample_size(self._weights(members)), **info}
 
     def _weights(self, members: Sequence[Member]) -> np.ndarray:

@@ -16,6 +16,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, TypeVar
 
+import numpy as np
+
+from aisp_ray.methods._selection import NEEDS_BETA, SELECTIONS, poisson_draws, selection_scores
 from aisp_ray.methods._stopping import expected_gain
 from aisp_ray.types import Prompt, Proposal, Rollouts, Sampling, Scores
 
@@ -42,6 +45,7 @@ class State:
     iteration: int = 0
     done: bool = False
     best: Candidate | None = None  # what the method would return if it stopped now
+    selection_score: float = -math.inf  # of `best`, by the rule that selects it
 
 
 AnyState = TypeVar("AnyState", bound=State)
@@ -102,13 +106,19 @@ class Method:
 
 @dataclass(frozen=True, kw_only=True)
 class Iterative(Method):
-    """`n` responses in each of `kappa` iterations; the best one is returned."""
+    """`n` responses in each of `kappa` iterations; one of them is returned."""
 
     n: int = 16  # responses an iteration
     kappa: int = 16  # iterations
     early_stop: float = 0.0  # stop when all remaining draws are expected to gain less, reward units; 0: never
     stop_at: float | None = None  # stop when the best reward is at least this, reward units; null: never
+    draw_cost: float = 0.0  # stop when one more draw is expected to gain less, reward units; 0: never
+    select: str = "best"  # which response is returned: best | soft | regularised | poisson | random
+    select_beta: float | None = (
+        None  # soft: reward units; regularised: reward units a nat; poisson: mean number of draws - 1
+    )
 
+    selections: ClassVar[tuple[str, ...]] = SELECTIONS  # values of `select`
     budget_key: ClassVar[str | None] = "kappa"  # what a budget sets
     state_class: ClassVar[type[State]] = State  # what `init` makes
 
@@ -119,6 +129,19 @@ class Iterative(Method):
         require(self.early_stop == 0 or self.n > 1, "early_stop needs n above 1: one reward has no spread")
         given = self.stop_at
         require(given is None or math.isfinite(given), f"stop_at is {given}; give a reward or null")
+        require(self.draw_cost >= 0, f"draw_cost is {self.draw_cost}; it is a reward, 0 never stops")
+        require(self.draw_cost == 0 or self.n > 1, "draw_cost needs n above 1: one reward has no spread")
+        self._check_selection()
+
+    def _check_selection(self) -> None:
+        select, beta = self.select, self.select_beta
+        require(select in self.selections, f"select is {select!r}; it is one of {', '.join(self.selections)}")
+        if select in NEEDS_BETA:
+            require(beta is not None and beta > 0, f"select_beta is {beta}; select={select} needs it > 0")
+        else:
+            require(
+                beta is None, f"select_beta has no effect with select={select}; set select to {', '.join(NEEDS_BETA)}"
+            )
 
     @property
     def num_samples(self) -> int:
@@ -131,22 +154,42 @@ class Iterative(Method):
     def init(self, prompt: Prompt, seed: int) -> Any:
         return self.state_class(prompt.prompt_id, seed)
 
+    @property
+    def needed(self) -> frozenset[str]:
+        """What the selection reads of a rollout: the `want` of a proposal."""
+        return frozenset({"logprob"}) if self.select == "regularised" else frozenset()
+
     def advance(
-        self, state: AnyState, scores: Scores, best: Candidate | None, **changes: Any
+        self, state: AnyState, rollouts: Rollouts, scores: Scores, **changes: Any
     ) -> tuple[AnyState, dict[str, float]]:
         """The state after one more iteration, done at the last one or when the search should stop, and its info.
 
-        best: what the method would now return. changes: the method's own fields of the state.
+        changes: the method's own fields of the state; `best` among them overrides `select`.
         """
-        iteration = state.iteration + 1
-        done, info = iteration >= self.num_iterations, {}
-        if self.early_stop > 0 and best is not None:
+        iteration, first = state.iteration + 1, state.iteration * self.n
+        rule, name = (self.select, float(self.select_beta or 0.0)), (state.seed, state.prompt_id)
+        ranks = selection_scores(rule, name, first, (rollouts, scores))
+        best, score = select_candidate((state.best, state.selection_score), rollouts, scores, ranks)
+        changes = {"best": best, "selection_score": score, **changes}
+        done, info = self._stops(iteration, changes["best"], scores)
+        done = done or (self.select == "poisson" and iteration * self.n >= poisson_draws(rule[1], name))
+        return dataclasses.replace(state, iteration=iteration, done=done, **changes), info
+
+    def _stops(self, iteration: int, best: Candidate | None, scores: Scores) -> tuple[bool, dict[str, float]]:
+        """Whether the search ends after so many iterations, and what is expected of going on."""
+        info: dict[str, float] = {}
+        done = iteration >= self.num_iterations
+        if best is None:
+            return done, info
+        if self.early_stop > 0:
             gain = expected_gain(scores.rewards, best.reward, max(0, self.num_samples - iteration * self.n))
             done = done or gain < self.early_stop
             info["expected_gain"] = gain
-        if self.stop_at is not None and best is not None:
-            done = done or best.reward >= self.stop_at
-        return dataclasses.replace(state, iteration=iteration, done=done, best=best, **changes), info
+        if self.draw_cost > 0:
+            gain = expected_gain(scores.rewards, best.reward, 1)
+            done = done or gain < self.draw_cost
+            info["expected_gain_of_a_draw"] = gain
+        return done or (self.stop_at is not None and best.reward >= self.stop_at), info
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -239,6 +282,20 @@ def best_candidate(best: Candidate | None, rollouts: Rollouts, scores: Scores) -
                 logprob=rollout.logprob,
             )
     return best
+
+
+def select_candidate(
+    held: tuple[Candidate | None, float], rollouts: Rollouts, scores: Scores, ranks: np.ndarray
+) -> tuple[Candidate | None, float]:
+    """The candidate of the highest selection score and that score; ranks: those of these rollouts, [n]."""
+    best, score = held
+    # the same rule as for rewards, on selection scores; then the reward is put back
+    before = dataclasses.replace(best, reward=score) if best else None
+    chosen = best_candidate(before, rollouts, dataclasses.replace(scores, rewards=tuple(ranks.tolist())))
+    if chosen is None or chosen is before:
+        return best, score
+    rewards = dict(zip((item.particle for item in rollouts.items), scores.rewards, strict=True))
+    return dataclasses.replace(chosen, reward=rewards[chosen.particle]), chosen.reward
 
 
 def require(condition: bool, message: str) -> None:

@@ -29,7 +29,7 @@ import numpy as np
 
 from aisp_ray.controls.laws import OpenLoop
 from aisp_ray.controls.score_log import FISHERS, PENALTIES, ScoreEntry, ScoreLog
-from aisp_ray.methods.base import Info, Iterative, State, best_candidate, check_horizon, require
+from aisp_ray.methods.base import Info, Iterative, State, check_horizon, require
 from aisp_ray.types import Proposal, Rollouts, Sampling, Scores
 
 
@@ -73,19 +73,18 @@ class Misvo(Iterative):
 
     def ask(self, state: MisvoState) -> Proposal:
         control = OpenLoop(horizon=self.horizon, mean=self.mean(state))
-        return Proposal(state.iteration, self.n, control, Sampling(self.temperature))
+        return Proposal(state.iteration, self.n, control, Sampling(self.temperature), want=self.needed)
 
     def tell(self, state: MisvoState, rollouts: Rollouts, scores: Scores) -> tuple[MisvoState, Info]:
-        best = best_candidate(state.best, rollouts, scores)
         rewards = np.asarray(scores.rewards, dtype=np.float64)
         usable = np.flatnonzero(np.isfinite(rewards))
         if len(usable) < 2:
-            return self.advance(state, scores, best)
+            return self.advance(state, rollouts, scores)
         advantages = leave_one_out(rewards[usable])
         if self.standardise and (spread := float(rewards[usable].std())) > 0:
             advantages = advantages / spread
         entry = ScoreEntry(tuple(rollouts.items[i].token_ids for i in usable), tuple(advantages.tolist()))
-        return self.advance(state, scores, best, entries=(*state.entries, entry))
+        return self.advance(state, rollouts, scores, entries=(*state.entries, entry))
 
 
 def leave_one_out(rewards: np.ndarray) -> np.ndarray:

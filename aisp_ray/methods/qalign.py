@@ -17,7 +17,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from aisp_ray.methods.base import Candidate, Info, Iterative, State, best_candidate, require
+from aisp_ray.methods._selection import PREFIX_SELECTIONS
+from aisp_ray.methods.base import Candidate, Info, Iterative, State, require
 from aisp_ray.rng import generator
 from aisp_ray.types import Prompt, Proposal, Rollouts, Sampling, Scores
 
@@ -35,15 +36,15 @@ class QAlign(Iterative):
 
     beta: float = 0.5  # reward units; the paper uses 0.5 to 1
     temperature: float = 1.0  # of the policy that is tilted, above 0
-    select: str = "best"  # best: highest reward seen | last: the first chain's last state
+    select: str = "best"  # best | soft | poisson | random of all draws, or last: the first chain's last state
 
     state_class = QAlignState
+    selections = (*PREFIX_SELECTIONS, "last")
 
     def __post_init__(self) -> None:
         super().__post_init__()
         require(self.beta > 0, f"beta is {self.beta}; it must be above 0 (reward units)")
         require(self.temperature > 0, f"temperature is {self.temperature}; the chain needs sampling, above 0")
-        require(self.select in ("best", "last"), f"select is {self.select!r}; it is best or last")
 
     def init(self, prompt: Prompt, seed: int) -> QAlignState:
         return QAlignState(prompt.prompt_id, seed, chains=(None,) * self.n)
@@ -65,11 +66,8 @@ class QAlign(Iterative):
             moved = uniform[i] < acceptance(chain, new, self.beta)
             chains.append(new if moved else chain)
             accepted.append(bool(moved))
-        if self.select == "best":
-            best = best_candidate(state.best, rollouts, scores)
-        else:
-            best = next((chain for chain in chains if chain is not None), None)
-        carried, info = self.advance(state, scores, best, chains=tuple(chains))
+        last = {"best": next((chain for chain in chains if chain is not None), None)} if self.select == "last" else {}
+        carried, info = self.advance(state, rollouts, scores, chains=tuple(chains), **last)
         return carried, {"accept_rate": float(np.mean(accepted)), **info}
 
 

@@ -17,7 +17,7 @@ from pathlib import Path
 
 from aisp_ray.controls.laws import Feedback
 from aisp_ray.methods._value_file import training_cost
-from aisp_ray.methods.base import Info, Iterative, State, best_candidate, check_horizon, check_sampling, require
+from aisp_ray.methods.base import Info, Iterative, State, check_horizon, check_sampling, require
 from aisp_ray.types import Prompt, Proposal, Rollouts, Sampling, Scores
 
 
@@ -73,9 +73,10 @@ class ReControl(Iterative):
     def ask(self, state: ReControlState) -> Proposal:
         options = (("path", self.value), ("step_size", self.step_size), ("steps", self.steps))
         law = Feedback(horizon=self.horizon, target="aisp_ray.engine.value:gradient_feedback", options=options)
-        return Proposal(state.iteration, self.n, law, Sampling(self.temperature, self.top_p))
+        sampling = Sampling(self.temperature, self.top_p)
+        return Proposal(state.iteration, self.n, law, sampling, want=self.needed)
 
     def tell(self, state: ReControlState, rollouts: Rollouts, scores: Scores) -> tuple[ReControlState, Info]:
-        carried, info = self.advance(state, scores, best_candidate(state.best, rollouts, scores))
+        carried, info = self.advance(state, rollouts, scores)
         first = state.iteration == 0
         return carried, {**{f"training_{unit}": share for unit, share in state.training if first}, **info}

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import math
 from collections import Counter
 from dataclasses import replace
 
@@ -7,7 +8,14 @@ import numpy as np
 import pytest
 from toy_world import ToyPolicy, drive, prompt, scores_of
 
+from aisp_ray.methods._selection import poisson_draws
+from aisp_ray.methods.aisp import Aisp
+from aisp_ray.methods.aisp_commit import AispCommit
+from aisp_ray.methods.aisp_population import AispPopulation
 from aisp_ray.methods.best_of_n import BestOfN
+from aisp_ray.methods.misvo import Misvo
+from aisp_ray.methods.qalign import QAlign
+from aisp_ray.types import Scores
 
 
 def reward(ids):
@@ -54,7 +62,7 @@ def pool_of(history):
 
 def test_soft_selection_has_the_softmax_frequencies():
     policy, beta = ToyPolicy(max_new_tokens=2), 1.5
-    method = BestOfN(n=3, kappa=2, top_p=1.0, select="soft", beta=beta)
+    method = BestOfN(n=3, kappa=2, top_p=1.0, select="soft", select_beta=beta)
     start = method.init(prompt(), 0)
     rounds = [policy.rollout(prompt(), replace(method.ask(start), iteration=k), 0) for k in range(2)]
     scores = [scores_of(rollouts, reward) for rollouts in rounds]
@@ -72,7 +80,7 @@ def test_soft_selection_has_the_softmax_frequencies():
 
 
 def test_regularised_selection_prefers_likely_responses():
-    method = BestOfN(n=8, kappa=3, top_p=1.0, select="regularised", beta=0.8)
+    method = BestOfN(n=8, kappa=3, top_p=1.0, select="regularised", select_beta=0.8)
     state, history = drive(method, ToyPolicy(), reward)
     r, item = max(pool_of(history), key=lambda pair: pair[0] + 0.8 * pair[1].logprob)
     assert state.best.token_ids == item.token_ids
@@ -80,8 +88,57 @@ def test_regularised_selection_prefers_likely_responses():
     assert "logprob" in history[0][0].want
 
 
+def test_a_random_selection_is_uniform_over_what_has_a_reward():
+    policy, method = ToyPolicy(max_new_tokens=2), BestOfN(n=3, kappa=2, top_p=1.0, select="random")
+    start = method.init(prompt(), 0)
+    drawn = [policy.rollout(prompt(), replace(method.ask(start), iteration=k), 0) for k in range(2)]
+    scores = [scores_of(drawn[0], reward), Scores((math.nan, 1.0, 2.0))]
+    picked = Counter()
+    for seed in range(1000):
+        state = method.init(prompt(), seed)
+        for rollouts, each in zip(drawn, scores, strict=True):
+            state, _ = method.tell(state, rollouts, each)
+        assert state.best.reward == scores[state.best.iteration].rewards[state.best.particle]
+        picked[state.best.iteration, state.best.particle] += 1
+    assert set(picked) == {(0, 0), (0, 1), (0, 2), (1, 1), (1, 2)}
+    assert all(abs(count - 200) < 4 * 200**0.5 for count in picked.values())
+
+
+def test_best_of_poisson_is_the_best_of_a_poisson_number_of_draws_and_makes_no_more():
+    policy, method = ToyPolicy(), BestOfN(n=4, kappa=6, top_p=1.0, select="poisson", select_beta=9.0)
+    pool = pool_of(drive(replace(method, select="best", select_beta=None), policy, reward)[1])
+    counts = [poisson_draws(9.0, (seed, prompt().prompt_id)) for seed in range(500)]
+    assert np.mean(counts) == pytest.approx(10, abs=4 * (9 / 500) ** 0.5)
+    assert np.var(counts) == pytest.approx(9, rel=0.3)
+    state, history = drive(method, policy, reward)
+    allowed = counts[0]
+    assert len(history) == -(-min(allowed, 24) // 4)
+    assert state.best.reward == max(r for r, _ in pool[:allowed])
+
+
+@pytest.mark.parametrize("select", ["soft", "poisson", "random"])
+def test_every_iterative_method_selects_by_the_same_rules(select):
+    beta = None if select == "random" else 2.0
+    for cls in (Aisp, AispCommit, AispPopulation, Misvo, QAlign):
+        state, history = drive(cls(n=4, kappa=3, select=select, select_beta=beta), ToyPolicy(), reward)
+        assert state.best.token_ids in {item.token_ids for _, rollouts, _, _ in history for item in rollouts.items}
+        assert state.best.reward == reward(state.best.token_ids)
+    with pytest.raises(ValueError, match="it is one of best, soft, poisson, random"):
+        AispPopulation(select="regularised", select_beta=1.0)
+
+
+def test_a_draw_that_costs_more_than_it_gains_is_not_made():
+    costly, history = drive(BestOfN(n=4, kappa=8, draw_cost=0.5), ToyPolicy(), reward)
+    gains = [info["expected_gain_of_a_draw"] for *_, info in history]
+    assert costly.done
+    assert len(history) < 8
+    assert gains[-1] < 0.5
+    assert all(gain >= 0.5 for gain in gains[:-1])
+    assert len(drive(BestOfN(n=4, kappa=8), ToyPolicy(), reward)[1]) == 8
+
+
 def test_beta_belongs_to_the_selections_that_use_it():
     with pytest.raises(ValueError, match="no effect"):
-        BestOfN(beta=1.0)
+        BestOfN(select_beta=1.0)
     with pytest.raises(ValueError, match="needs it"):
         BestOfN(select="soft")

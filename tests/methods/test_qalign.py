@@ -113,5 +113,5 @@ def test_last_passes_over_a_chain_that_never_got_a_reward():
 def test_bad_settings_say_what_is_allowed():
     with pytest.raises(ValueError, match="beta is 0"):
         QAlign(beta=0.0)
-    with pytest.raises(ValueError, match="best or last"):
+    with pytest.raises(ValueError, match="one of best, soft, poisson, random, last"):
         QAlign(select="mean")
