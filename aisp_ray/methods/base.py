@@ -114,9 +114,7 @@ class Iterative(Method):
     stop_at: float | None = None  # stop when the best reward is at least this, reward units; null: never
     draw_cost: float = 0.0  # stop when one more draw is expected to gain less, reward units; 0: never
     select: str = "best"  # which response is returned: best | soft | regularised | poisson | random
-    select_beta: float | None = (
-        None  # soft: reward units; regularised: reward units a nat; poisson: mean number of draws - 1
-    )
+    select_beta: float | None = None  # soft: reward units; regularised: reward units a nat; poisson: draws - 1
 
     selections: ClassVar[tuple[str, ...]] = SELECTIONS  # values of `select`
     budget_key: ClassVar[str | None] = "kappa"  # what a budget sets
