@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
+from aisp_ray.errors import DataError
 from aisp_ray.types import Proposal, Rollouts
 
 Decode = Callable[[Sequence[int]], str]  # token ids of a response -> its text
@@ -48,6 +49,14 @@ class RolloutRequest:
             raise ValueError("stop strings need a `decode` function")
         if any(len(prefix) >= self.max_new_tokens for prefix in self.proposal.prefixes or ()):
             raise ValueError(f"a prefix to continue from is not shorter than max_new_tokens={self.max_new_tokens}")
+
+
+def broken_logits(dtype: str, particle: int, position: int) -> DataError:
+    """What a request ends with when the model's logits are no numbers any more."""
+    fix = "" if dtype == "torch.float32" else "; policy.dtype=float32 has more room"
+    return DataError(
+        f"the policy's logits are NaN or infinite in {dtype} at token {position} of particle {particle}{fix}"
+    )
 
 
 class Engine(Protocol):

@@ -6,6 +6,7 @@ Drawing S steps in one call spreads the cost of the counter-based generator; the
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any, cast
 
@@ -18,6 +19,8 @@ from aisp_ray.engine.rows import Row
 from aisp_ray.noise import normal, split_key, uniform
 from aisp_ray.types import Sampling
 
+BROKEN = -1  # in place of a token: the row's logits are NaN or infinite
+_BLOCK = 512  # entries that are summed at once to draw a token
 _CHUNK = 16384  # Philox counters of one call: its temporaries stay in the cache of a core
 
 
@@ -92,45 +95,69 @@ def uniforms(rows: Sequence[Row], width: int, device: Any) -> Tensor:
 
 
 def pick(logits: Tensor, sampling: Sampling, uniform: Tensor | None) -> Tensor:
-    """One token a row: the most likely one at temperature 0, else by inverse CDF.
+    """One token per row: the most likely one at temperature 0, else by inverse CDF; `BROKEN` where there is no number.
 
     logits: float32 [rows, vocabulary], forbidden tokens at -inf. uniform: float64 [rows] in (0, 1), unused at
     temperature 0. Returns int64 [rows].
     """
     if sampling.temperature == 0.0:
-        return most_likely(logits)
+        token = most_likely(logits)[:, None]
+        return torch.where(logits.gather(1, token).isfinite(), token, BROKEN)[:, 0]
     assert uniform is not None, "sampling needs uniform numbers"
-    scaled = logits / sampling.temperature
+    scaled = logits if sampling.temperature == 1.0 else logits / sampling.temperature
     width = sampling.top_k if 0 < sampling.top_k < logits.shape[-1] else logits.shape[-1]
-    if width < logits.shape[-1] or sampling.top_p < 1.0:
-        # most likely first; a stable sort breaks ties by token id on every device
-        ranked, order = scaled.sort(dim=-1, descending=True, stable=True)
-        ranked, order = ranked[:, :width], order[:, :width]
-        mass = ranked.softmax(-1).double()
-        if sampling.top_p < 1.0:
-            before = mass.cumsum(-1) - mass
-            mass = torch.where(before < sampling.top_p, mass, 0.0)
-        return order.gather(1, _inverse_cdf(mass, uniform)).squeeze(1)
-    return _inverse_cdf(scaled.softmax(-1).double(), uniform).squeeze(1)
+    if width == logits.shape[-1] and sampling.top_p == 1.0:
+        return _inverse_cdf(scaled.softmax(-1), uniform)[:, 0]
+    # most likely first; a stable sort breaks ties by token id on every device
+    ranked, order = scaled.sort(dim=-1, descending=True, stable=True)
+    ranked, order = ranked[:, :width], order[:, :width]
+    mass = ranked.softmax(-1)
+    if sampling.top_p < 1.0:
+        exact = mass.double()
+        mass = torch.where(exact.cumsum(-1) - exact < sampling.top_p, mass, 0.0)
+    index = _inverse_cdf(mass, uniform)
+    chosen = order.gather(1, index.clamp(min=0))
+    return torch.where((index >= 0) & ranked[:, :1].isfinite(), chosen, BROKEN)[:, 0]
 
 
 def most_likely(logits: Tensor) -> Tensor:
-    """The first of the highest logits, int64 [rows]."""
+    """The first of the highest logits, int64 [rows]; of a row with NaN, the first NaN."""
     # PyTorch's own takes about ten times as long on a CPU
     return torch.from_numpy(logits.numpy().argmax(-1)) if logits.is_cpu else logits.argmax(-1)
 
 
 def _inverse_cdf(mass: Tensor, uniform: Tensor) -> Tensor:
-    """Index of the first entry whose cumulative mass exceeds uniform * total. mass: float64 [rows, k] -> [rows, 1]."""
-    cdf = mass.cumsum(-1)
-    target = uniform.unsqueeze(1) * cdf[:, -1:]
-    index = torch.searchsorted(cdf, target, right=True)
-    # rounding may land on an entry of no mass behind the last one that has some
-    last = (mass > 0).int().cumsum(-1).argmax(-1, keepdim=True)
-    return torch.minimum(index, last)
+    """Index of the first entry whose cumulative mass exceeds uniform * total, `BROKEN` where the total is no number.
+
+    mass: float32 [rows, k], summed in float64: first in blocks, then within the block that the number falls into.
+    Returns int64 [rows, 1].
+    """
+    size = math.gcd(mass.shape[-1], _BLOCK)
+    if size < _BLOCK // 8:
+        size, mass = _BLOCK, torch.nn.functional.pad(mass, (0, -mass.shape[-1] % _BLOCK))
+    blocks = mass.view(len(mass), -1, size)
+    ends = blocks.sum(-1, dtype=torch.float64).cumsum(-1)  # [rows, blocks]
+    total = ends[:, -1:]
+    target = uniform[:, None] * total
+    block = _first_beyond(ends, target)  # [rows, 1]
+    before = torch.where(block > 0, ends.gather(1, (block - 1).clamp(min=0)), 0.0)
+    inside = blocks.gather(1, block[:, :, None].expand(-1, 1, size))[:, 0].double()  # [rows, size]
+    index = block * size + _first_beyond(before + inside.cumsum(-1), target, inside > 0)
+    return torch.where(total.isfinite(), index, BROKEN)
+
+
+def _first_beyond(cdf: Tensor, target: Tensor, live: Tensor | None = None) -> Tensor:
+    """The first entry of an ascending row that exceeds its target, but none behind the last one that adds mass, where
+    rounding may land. live: which entries have mass; None: those at which the row grows."""
+    if live is None:
+        live = torch.cat([cdf[:, :1] > 0, cdf[:, 1:] > cdf[:, :-1]], 1)
+    last = live.int().cumsum(-1).argmax(-1, keepdim=True)
+    return torch.minimum(torch.searchsorted(cdf.contiguous(), target, right=True), last)
 
 
 def branch(logits: Tensor, ranks: Tensor) -> Tensor:
-    """Row i's token is its `ranks[i]`-th most likely one (0: the most likely). Returns int64 [rows]."""
-    order = logits.argsort(dim=-1, descending=True, stable=True)
-    return order.gather(1, ranks.unsqueeze(1)).squeeze(1)
+    """Row i's token is its `ranks[i]`-th most likely one (0: the most likely); `BROKEN` where it has no number.
+    Returns int64 [rows]."""
+    ranked, order = logits.sort(dim=-1, descending=True, stable=True)
+    token = torch.where(ranked[:, :1].isfinite(), order.gather(1, ranks[:, None]), BROKEN)
+    return token[:, 0]

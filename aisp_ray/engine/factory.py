@@ -52,6 +52,7 @@ def build_engine(
     """
     if kind not in KINDS:
         raise ValueError(f"engine {kind!r} is not known; it is one of {', '.join(KINDS)}")
+    _require_numbers(model)
     engine: Any = None
     if kind == "fast":
         settings = {"stack": _stack(model, longest_prompt), "kernels": kernels}
@@ -60,6 +61,17 @@ def build_engine(
         engine = (PlainEngine if kind == "plain" else ExpandedEngine)(model, decode)
     verify_head(model, engine.head)
     return engine
+
+
+@torch.no_grad()
+def _require_numbers(model: Any) -> None:
+    """Raises ValueError for a model that has no numbers for a prompt of two tokens."""
+    logits = model(input_ids=torch.tensor([[0, 0]], device=model.device), use_cache=False).logits
+    if logits.isnan().any() or not logits.isfinite().any(-1).all():  # -inf forbids a token
+        raise ValueError(
+            f"the logits of {type(model).__name__} are NaN or infinite in {logits.dtype}: its weights are damaged, or "
+            "need another policy.dtype (float32 has the most room)"
+        )
 
 
 def _stack(model: Any, longest_prompt: int | None) -> int | None:

@@ -19,8 +19,8 @@ from torch import Tensor
 
 from aisp_ray.config import locate
 from aisp_ray.controls.laws import Feedback, OpenLoop
-from aisp_ray.engine.base import Engine, RolloutRequest, StopRules
-from aisp_ray.engine.draws import branch, pick
+from aisp_ray.engine.base import Engine, RolloutRequest, StopRules, broken_logits
+from aisp_ray.engine.draws import BROKEN, branch, pick
 from aisp_ray.engine.means import Source
 from aisp_ray.engine.memory import free_bytes
 from aisp_ray.lm.head import Head
@@ -183,8 +183,11 @@ class PlainEngine(Engine):
             first = torch.tensor([len(row.prefix) == t for row in rows], device=self.device)
             picked = torch.where(first, branch(allowed, who), picked)
         forced = [row.prefix[t] if t < len(row.prefix) else None for row in rows]
-        tokens = picked.tolist()
-        tokens = [p if f is None else f for p, f in zip(tokens, forced, strict=True)]
+        tokens = [p if f is None else f for p, f in zip(picked.tolist(), forced, strict=True)]
+        for row, token in zip(rows, tokens, strict=True):
+            if token == BROKEN and row.finish is None:
+                raise broken_logits(str(self.head.dtype), row.particle, t)
+        tokens = [max(token, 0) for token in tokens]  # rows that ended run on
         picked = torch.tensor(tokens, device=self.device)
         sums = _sums(u, v, logits, base, picked, proposal.want)
         for i, row in enumerate(rows):

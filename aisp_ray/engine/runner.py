@@ -247,10 +247,10 @@ class Tile:
             early = (mine & (at < minimum))[:, None]
             allowed[:, ids] = torch.where(early, -torch.inf, allowed[:, ids])
         token = self._token(allowed, phase, at)
-        self.token[: self.width].copy_(token)
+        self.token[: self.width].copy_(token.clamp(min=0))  # of a row whose logits are no numbers: any
         found["token"] = token
         if plan.wants_base:
-            chosen = base.gather(1, token[:, None])
+            chosen = base.gather(1, token.clamp(min=0)[:, None])
             log_mass = base.logsumexp(-1, keepdim=True)
             found["logit"] = chosen[:, 0]
             found["logprob"] = (chosen - log_mass)[:, 0]

@@ -16,8 +16,8 @@ import transformers
 
 from aisp_ray.config import locate
 from aisp_ray.controls.laws import Feedback
-from aisp_ray.engine.base import Engine, RolloutRequest
-from aisp_ray.engine.draws import controls, uniforms
+from aisp_ray.engine.base import Engine, RolloutRequest, broken_logits
+from aisp_ray.engine.draws import BROKEN, controls, uniforms
 from aisp_ray.engine.means import Means, Source, teacher_force
 from aisp_ray.engine.memory import free_bytes
 from aisp_ray.engine.rows import Active, Readout, Row, take
@@ -134,6 +134,8 @@ class FastEngine(Engine):
             self.slots.compact()
         stepped = [row.active for tile in self.slots.live for _, row in tile.live]
         for tile in self.slots.live:
+            if not tile.live:
+                continue  # its rows' request has failed meanwhile
             try:
                 if self._phase == 0:
                     tile.refresh()
@@ -267,6 +269,11 @@ class FastEngine(Engine):
         waiting, before = self._waiting, self._useful_row_steps
         for step in range(len(readout)):
             for slot, row in tile.live:
+                if row.active.ticket not in self._active:
+                    continue  # its request failed
+                if readout.tokens[step][slot] == BROKEN:
+                    self._fail(row.active, broken_logits(str(self.head.dtype), row.particle, row.step))
+                    continue
                 take(row, readout, step, slot, self._decode_text)
                 self._useful_row_steps += 1
                 if row.finish is not None:
@@ -277,6 +284,16 @@ class FastEngine(Engine):
         self._row_steps += count
         self._busy_row_steps += count * waiting
         self._busy_useful_row_steps += (self._useful_row_steps - before) * waiting
+
+    def _fail(self, active: Active, error: Exception) -> None:
+        """End a request in flight with an exception; its rows leave their slots."""
+        for tile in self.slots.tiles:
+            for slot, row in tile.live:
+                if row.active is active:
+                    tile.retire(slot)
+        self._active.pop(active.ticket)
+        self.store.release(active.prefix)
+        self._finished.append((active.ticket, error))
 
     def _save(self, tile: Tile, slot: int, row: Row) -> None:
         """Keep the row's suffix if its method may continue it."""

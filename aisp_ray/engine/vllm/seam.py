@@ -87,7 +87,8 @@ class Seam:
         tokens = torch.zeros(len(hidden), dtype=torch.int64, device=hidden.device)
         for sampling, members in _by_sampling(groups).items():
             index = torch.cat([group.index(hidden.device) for group in members])
-            tokens[index] = _choose(_allowed(logits[index], members), sampling, members)
+            chosen = _choose(_allowed(logits[index], members), sampling, members)
+            tokens[index] = chosen.clamp(min=0)  # BROKEN is no index
         for group in groups:
             index = group.index(hidden.device)
             steered = group.steered

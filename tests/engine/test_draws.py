@@ -1,0 +1,106 @@
+"""Tokens drawn from logits: the inverse CDF of the whole vocabulary, and no token where there are no numbers."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from tiny_models import drive, request, tiny
+
+from aisp_ray.controls.laws import OpenLoop
+from aisp_ray.engine.draws import BROKEN, branch, pick
+from aisp_ray.engine.factory import build_engine
+from aisp_ray.engine.plain import PlainEngine
+from aisp_ray.engine.scheduler import FastEngine
+from aisp_ray.errors import DataError
+from aisp_ray.types import Sampling
+
+KINDS = (Sampling(0.0), Sampling(1.0), Sampling(0.7), Sampling(1.0, top_p=0.8), Sampling(1.3, top_k=3))
+
+
+def some_logits(rows: int, size: int) -> torch.Tensor:
+    logits = 3 * torch.randn(rows, size, generator=torch.Generator().manual_seed(size))
+    logits[:, ::3] = -torch.inf
+    return logits
+
+
+@pytest.mark.parametrize("size", [2, 101, 512, 515, 1024, 4096 + 64, 49152])
+def test_a_token_is_the_inverse_cdf_of_the_whole_vocabulary(size: int) -> None:
+    logits = some_logits(16, size)
+    uniform = torch.linspace(1e-9, 1 - 1e-9, 16, dtype=torch.float64)
+    cdf = logits.softmax(-1).double().cumsum(-1)
+    expected = torch.searchsorted(cdf, uniform[:, None] * cdf[:, -1:], right=True)[:, 0]
+    found = pick(logits, Sampling(1.0), uniform)
+    assert found.tolist() == expected.tolist()
+    alone = [int(pick(logits[i : i + 1], Sampling(1.0), uniform[i : i + 1])) for i in range(16)]
+    assert found.tolist() == alone
+
+
+@pytest.mark.parametrize("size", [101, 2048])
+def test_a_uniform_at_either_end_finds_a_token_that_has_mass(size: int) -> None:
+    logits = torch.full((2, size), -torch.inf)
+    logits[:, size // 2] = 0.0
+    for number in (5e-324, 1 - 2**-53, 1.0):
+        uniform = torch.full((2,), number, dtype=torch.float64)
+        assert pick(logits, Sampling(1.0), uniform).tolist() == [size // 2] * 2
+
+
+@pytest.mark.parametrize("sampling", KINDS)
+@pytest.mark.parametrize("bad", [torch.nan, torch.inf])
+def test_where_logits_are_no_numbers_there_is_no_token(sampling: Sampling, bad: float) -> None:
+    logits = some_logits(4, 1030)
+    logits[1, 700] = bad
+    logits[2] = torch.nan
+    found = pick(logits, sampling, torch.full((4,), 0.4, dtype=torch.float64))
+    assert (found == BROKEN).tolist() == [False, True, True, False]
+    ranks = torch.zeros(4, dtype=torch.int64)
+    assert (branch(logits, ranks) == BROKEN).tolist() == [False, True, True, False]
+
+
+def breaking(position: int) -> Any:
+    """A model whose pre-logits are NaN at this position and from then on."""
+    model = tiny("llama")
+
+    def spoil(_: Any, args: tuple, kwargs: dict, out: Any) -> Any:
+        if "position_ids" in kwargs:  # not while a prompt is read
+            out.last_hidden_state[kwargs["position_ids"] >= position] = torch.nan
+        return out
+
+    model.base_model.register_forward_hook(spoil, with_kwargs=True)
+    return model
+
+
+@pytest.mark.parametrize("kind", ["fast", "stacked", "plain"])
+@pytest.mark.parametrize("sampling", [Sampling(0.0), Sampling(1.0)])
+def test_logits_that_break_while_decoding_end_the_request_and_no_other(kind: str, sampling: Sampling) -> None:
+    def engine(model: Any) -> Any:
+        if kind == "plain":
+            return PlainEngine(model)
+        return FastEngine(model, 8, max_new_tokens=10, tile=8, stack=32 if kind == "stacked" else None)
+
+    long = request(20, 4, 10, OpenLoop(10, None, 1.0), sampling=sampling)
+    short = request(7, 4, 10, OpenLoop(10, None, 1.0), sampling=sampling, seed=1)
+    (expected,) = drive(engine(tiny("llama")), [short])
+    broken = engine(breaking(24))
+    tickets = [broken.submit(one) for one in (long, short)]
+    found: dict[int, Any] = {}
+    while broken.num_pending:
+        found |= dict(broken.step())
+    error = found[tickets[0]]
+    assert isinstance(error, DataError)
+    assert "NaN or infinite in torch.float32 at token 5 of particle 0" in str(error)
+    assert [item.token_ids for item in found[tickets[1]].items] == [item.token_ids for item in expected.items]
+    if kind != "plain":  # every slot and prompt is free again
+        assert not broken.slots.live
+        assert all(prefix.users == 0 for prefix in broken.store._held.values())
+
+
+@pytest.mark.parametrize("kind", ["fast", "expanded", "plain"])
+def test_a_model_without_numbers_is_refused_in_one_sentence(kind: str, caplog: pytest.LogCaptureFixture) -> None:
+    model = tiny("llama")
+    with torch.no_grad():
+        model.model.norm.weight[3] = torch.nan
+    with pytest.raises(ValueError, match=r"NaN or infinite in torch\.float32.*policy\.dtype"):
+        build_engine(model, kind, 4, max_new_tokens=10)
+    assert not caplog.records
