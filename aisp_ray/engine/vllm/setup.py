@@ -88,6 +88,8 @@ def make_engine(settings: VllmSettings) -> Any:
         if os.environ.get(name, value) != value:
             raise ValueError(f"policy.engine=vllm: the environment has {name}={os.environ[name]}; it must be {value}")
         os.environ[name] = value
+    if settings.num_gpus == 0 and settings.tensor_parallel > 1:
+        os.environ.setdefault("TORCHDYNAMO_DISABLE", "1")  # the ranks would each compile the split embedding with g++
     from vllm import EngineArgs
     from vllm.v1.engine.llm_engine import LLMEngine
 
