@@ -19,6 +19,8 @@ from pathlib import Path
 from typing import Any
 
 import yaml
+from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
 
 from aisp_ray.errors import RefusedError
 
@@ -167,12 +169,27 @@ def _required(field: dataclasses.Field) -> bool:
     return field.init and field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING
 
 
+def interpolated(value: Any, where: str) -> Any:
+    """The value with `${oc.env:NAME}` and OmegaConf's other resolvers filled in; what has none comes back as it is.
+
+    Raises:
+        ConfigError: there is no such resolver, or the environment has no such variable.
+    """
+    if not (isinstance(value, str) and "${oc." in value):
+        return value
+    try:
+        return OmegaConf.create({"value": value})["value"]
+    except OmegaConfBaseException as error:
+        raise ConfigError(f"{where}={value}: {str(error).splitlines()[0]}") from error
+
+
 def convert(value: Any, hint: Any, where: str) -> Any:
-    """A YAML value as the type of a field.
+    """A YAML value as the type of a field, interpolations filled in.
 
     Raises:
         ConfigError: the value is of another type.
     """
+    value = interpolated(value, where)
     origin, args = typing.get_origin(hint), typing.get_args(hint)
     if origin in (typing.Union, types.UnionType):
         return _convert_union(value, args, where)

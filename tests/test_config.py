@@ -228,3 +228,12 @@ def test_conversions_keep_to_the_type():
         config.convert([1], tuple[int, int], "x")
     with pytest.raises(config.ConfigError, match="true or false"):
         config.convert(1, bool, "x")
+
+
+def test_values_come_from_the_environment_by_interpolation(monkeypatch):
+    monkeypatch.setenv("AISP_TEST_SCRATCH", "/scratch/me")
+    made = plan("out=${oc.env:AISP_TEST_SCRATCH}/run", "run.chunk_rows=7")
+    assert made.out == "/scratch/me/run"
+    with pytest.raises(config.ConfigError, match=r"out=.*AISP_TEST_MISSING"):
+        plan("out=${oc.env:AISP_TEST_MISSING}/run")
+    assert config.convert("a price of ${x}", str, "policy.system") == "a price of ${x}"  # a text, not a resolver
