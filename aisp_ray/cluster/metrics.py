@@ -15,6 +15,7 @@ aisp_best_reward                      highest reward so far
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 from ray.util.metrics import Counter, Gauge, Histogram
@@ -56,7 +57,7 @@ class RunMetrics:
     def event(self, pool: str, event: str, kind: str) -> None:
         (self._retries if event == "retry" else self._ended).inc(1, {"pool": pool, "kind": kind})
 
-    def state(self, pools: dict[str, Any], in_flight: int, best: float | None) -> None:
+    def state(self, pools: Mapping[str, Any], in_flight: int, best: float | None) -> None:
         """Gauges, a few times a minute."""
         self._in_flight.set(in_flight)
         if best is not None:

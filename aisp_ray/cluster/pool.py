@@ -235,7 +235,8 @@ class Pool:
         try:
             return await reply
         except asyncio.CancelledError:
-            if not reply.cancelled() or asyncio.current_task().cancelling():
+            own = asyncio.current_task()
+            if not reply.cancelled() or (own is not None and own.cancelling()):
                 raise
             if self.failure:
                 raise self.failure from None
@@ -267,21 +268,20 @@ class Pool:
         if self._num_good:
             self._deaths = 0
         if self._convicted > _HOPELESS:
-            self._fail(PoolError(f"{self._convicted} prompts in a row ended {self.settings.name} actors: {text}"))
-            return self.failure
+            return self._fail(
+                PoolError(f"{self._convicted} prompts in a row ended {self.settings.name} actors: {text}")
+            )
         return DataError(f"{strikes} {self.settings.name} actors ended while they had this prompt: {text}")
 
     def _fail_if_hopeless(self, text: str) -> None:
         self._num_unknown += 1
         if not self._num_good and self._num_unknown >= _HOPELESS:
-            self._fail(PoolError(f"the {self.settings.name} answers no call: {text}"))
-            raise self.failure
+            raise self._fail(PoolError(f"the {self.settings.name} answers no call: {text}"))
 
     async def _wait_for_service(self, since: float, text: str) -> None:
         waited = time.monotonic() - since
         if waited > self.settings.starvation_timeout:
-            self._fail(StarvationError(f"the {self.settings.name}'s service was away for {waited:.0f} s: {text}"))
-            raise self.failure
+            raise self._fail(StarvationError(f"the {self.settings.name}'s service was away for {waited:.0f} s: {text}"))
         if waited == 0 or self.events["retry service"] in (1, 10, 100):
             log.warning("%s: its service is away, waiting: %s", self.settings.name, text)
         await asyncio.sleep(min(30.0, max(0.2, waited / 2), self.settings.starvation_timeout / 4))
@@ -442,12 +442,14 @@ class Pool:
             else:
                 waiter.set_result(None)
 
-    def _fail(self, error: Exception) -> None:
-        self.failure = self.failure or error
+    def _fail(self, error: Exception) -> Exception:
+        """End the pool; returns the error that ends it, which is the first one."""
+        self.failure = first = self.failure or error
         self._notify()
         for replica in self.replicas:
             for reply in list(replica.calls):
                 reply.cancel()
+        return first
 
     def _waited_for(self, seconds: float, key: str) -> str:
         s, states = self.settings, Counter(replica.state for replica in self.replicas)

@@ -89,7 +89,8 @@ async def open_pools(plan: ModelPlan, say: Callable[[str], None]) -> AsyncIterat
             raise SessionError("\n".join(problems))
         most = most_actors(asks, sum(node.num_cpus * node.copies for node in nodes))
         in_flight = choose_in_flight(plan, most["policy"])
-        specs = {"policy": plan.policy, "reward": plan.reward, **{f"judges.{n}": j for n, j in plan.judges.items()}}
+        judging = {f"judges.{name}": judge for name, judge in plan.judges.items()}
+        specs: dict[str, PolicySpec | RewardSpec] = {"policy": plan.policy, "reward": plan.reward, **judging}
         pools = {
             name: make_pool(name, spec, most[name], plan.run, min(in_flight, _MOST_CALLS))
             for name, spec in specs.items()

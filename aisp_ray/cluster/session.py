@@ -62,7 +62,7 @@ def _head_of(address: str | None) -> str | None:
     from ray._private.services import canonicalize_bootstrap_address
 
     try:
-        return canonicalize_bootstrap_address(address)
+        return canonicalize_bootstrap_address(address)  # type: ignore[arg-type]  # None looks for a head, too
     except Exception as error:  # an unknown form, a host that does not resolve
         raise SessionError(
             f"{origin(address)} is not host:port of a Ray head ({error}); for a cluster elsewhere submit the command "
@@ -122,7 +122,7 @@ def connect(address: str | None, asks: Mapping[str, Placement], json_logs: bool 
 
     if ray.is_initialized():
         return False
-    options: dict[str, object] = {"log_to_driver": False, "logging_level": logging.ERROR}
+    options: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
     if json_logs:
         options["logging_config"] = ray.LoggingConfig(encoding="JSON", log_level="INFO")
     head = _head_of(address)

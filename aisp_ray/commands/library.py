@@ -18,7 +18,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, TypeVar, overload
 
 from aisp_ray import config
-from aisp_ray.cluster.models import open_models
+from aisp_ray.cluster.opening import open_models
 from aisp_ray.driver import Driver
 from aisp_ray.ledger import Outcome, Task, row_of
 from aisp_ray.methods.base import Method, fit_budgets

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import logging
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
@@ -73,7 +74,7 @@ def _datasource(source: RowSource) -> Any:
 
         def get_read_tasks(self, parallelism: int, *_: Any, **__: Any) -> list[ReadTask]:
             unknown = BlockMetadata(num_rows=None, size_bytes=None, input_files=None, exec_stats=None)
-            return [ReadTask(lambda shard=shard: _blocks(shard), unknown, schema) for shard in source.shards()]
+            return [ReadTask(functools.partial(_blocks, shard), unknown, schema) for shard in source.shards()]
 
     return Records()
 

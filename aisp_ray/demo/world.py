@@ -365,6 +365,7 @@ def parse(prompt_text: str, reply: str) -> ParsedReply:
         if meaning is not None and meaning in seen:
             kind = "repeated"
         elif kind == "step":
+            assert meaning is not None
             steps.append(meaning[2])
         seen.add(meaning)
         kinds.append(kind)

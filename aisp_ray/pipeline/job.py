@@ -125,6 +125,7 @@ class Job:
             for name in self.store.chunks.expect(prompt.ordinal):
                 yield Task(prompt, name, self.plan.methods[name])
         self.store.chunks.end()
+        assert feed.total is not None  # the feed has ended
         self.meter.num_rows_total = feed.total * len(self.plan.methods)
 
     def _iterated(self, task: Task, progress: Progress, rollouts: Rollouts, scores: Scores) -> None:

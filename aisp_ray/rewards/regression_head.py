@@ -40,7 +40,7 @@ class RegressionHead(NeuralReward):
         return model.model, lambda hidden: model.regression_head(hidden.float())[:, 0]
 
 
-def model_class(model_type: str) -> type:
+def model_class(model_type: str) -> Any:
     """The class of a body with a regression head.
 
     Raises:
@@ -54,6 +54,8 @@ def model_class(model_type: str) -> type:
         raise ValueError(
             f"this checkpoint has a {model_type!r} body; regression heads are known on {' and '.join(families)}"
         )
+    base: Any
+    body: Any
     base, body = families[model_type]
 
     class RegressionHeadModel(base):

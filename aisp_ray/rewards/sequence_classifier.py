@@ -57,6 +57,7 @@ def _check_labels(name: str, count: int, reduction: str | None) -> None:
             f"{name} has {count} labels; say what the reward is: reduction=label:K, probability:K, mean or expected"
         )
     match = _REDUCTIONS.fullmatch(reduction or "mean")
+    assert match is not None, reduction  # checked when the settings were made
     if match[2] is not None and int(match[2]) >= count:
         raise ValueError(f"reduction={reduction}, but {name} has labels 0 to {count - 1}")
 

@@ -74,7 +74,8 @@ class OptunaProposer:
             self._study.add_trial(frozen)
 
     def ask(self, count: int) -> list[Mapping[str, Any]]:
-        self._asked, found = [], []
+        self._asked = []
+        found: list[Mapping[str, Any]] = []
         repeats = 0
         while len(found) < min(count, self._left) and repeats < _MOST_REPEATS:
             asked = self._study.ask(self._distributions)
