@@ -192,9 +192,11 @@ class CausalLM(PolicySpec):
         """The policy of a model that is loaded already, on the device and in the dtype it has."""
         from aisp_ray.engine.factory import build_engine
 
+        if self.engine == "vllm":
+            raise ValueError("engine=vllm loads a model itself, so it cannot take one that is loaded; use engine=fast")
         engine = build_engine(
             model,
-            kind=self.engine_for(model.device.type),
+            kind="fast" if self.engine == "auto" else self.engine,
             slots=self.slots,
             decode=_decoder(tokenizer),
             max_new_tokens=self.max_new_tokens,

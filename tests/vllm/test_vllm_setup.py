@@ -6,6 +6,7 @@ import pytest
 
 from aisp_ray.controls.laws import OpenLoop
 from aisp_ray.controls.weight_log import WeightEntry, WeightLog
+from aisp_ray.engine import factory
 from aisp_ray.engine.vllm import setup
 from aisp_ray.policy.causal_lm import CausalLM
 from tests.vllm.small_models import request
@@ -70,3 +71,14 @@ def test_what_vllm_cannot_do_is_said_before_anything_loads(monkeypatch):
     monkeypatch.setattr(setup, "installed_version", lambda: "0.31.0")
     (problem,) = CausalLM(model="x", engine="vllm").check()
     assert "0.31.0" in problem
+
+
+def test_a_loaded_model_is_not_for_vllm(monkeypatch):
+    with pytest.raises(ValueError, match="engine=fast"):
+        CausalLM(model="x", engine="vllm").around(None, None)
+    monkeypatch.setattr(setup, "installed_version", lambda: "0.32.0")
+    asked = []
+    monkeypatch.setattr(factory, "build_engine", lambda model, **settings: asked.append(settings["kind"]))
+    with pytest.raises(AttributeError):  # there is no model
+        CausalLM(model="x", num_gpus=1).around(None, None)
+    assert asked == ["fast"]

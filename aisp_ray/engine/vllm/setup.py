@@ -79,6 +79,7 @@ def make_engine(settings: VllmSettings) -> Any:
 
     Raises:
         ValueError: no vLLM of a tested version, or vLLM refuses the model or the settings.
+        MemoryError: it lacks memory, which another try may find.
     """
     if (why := problem()) is not None:
         raise ValueError(why)
@@ -111,7 +112,12 @@ def make_engine(settings: VllmSettings) -> Any:
         seed=0,
         **_place(settings),
     )
-    return LLMEngine.from_engine_args(arguments)
+    try:
+        return LLMEngine.from_engine_args(arguments)
+    except ValueError as error:
+        if "memory" in str(error).lower():
+            raise MemoryError(str(error).strip().splitlines()[0]) from error
+        raise
 
 
 def _place(settings: VllmSettings) -> dict[str, Any]:
