@@ -30,8 +30,8 @@ import transformers
 from aisp_ray.controls.laws import OpenLoop
 from aisp_ray.controls.weight_log import WeightEntry, WeightLog
 from aisp_ray.engine.base import RolloutRequest, StopRules
-from aisp_ray.engine.memory import give_back
 from aisp_ray.engine.scheduler import FastEngine
+from aisp_ray.lm.memory import give_back
 from aisp_ray.types import Proposal, Sampling
 
 NUM_SAMPLES = 16

@@ -21,7 +21,7 @@ import torch
 from transformers import LlamaConfig, LlamaForSequenceClassification
 
 from aisp_ray.rewards._reader import Reader
-from aisp_ray.rewards._tokens import Row
+from aisp_ray.rewards._tokens import TokenRow
 from aisp_ray.rewards.sequence_classifier import SequenceClassifier
 
 
@@ -63,7 +63,7 @@ def make_model(layers: int, width: int) -> LlamaForSequenceClassification:
     return LlamaForSequenceClassification(config).eval().requires_grad_(False)
 
 
-def make_groups(case: Case, seed: int) -> list[tuple[tuple[int, ...], list[Row]]]:
+def make_groups(case: Case, seed: int) -> list[tuple[tuple[int, ...], list[TokenRow]]]:
     """kappa rounds of n rows after one prompt, longest first."""
     rng = random.Random(seed)
     head = tuple(rng.choices(range(8192), k=case.prompt))
@@ -72,7 +72,7 @@ def make_groups(case: Case, seed: int) -> list[tuple[tuple[int, ...], list[Row]]
         rows = []
         for _ in range(case.n):
             length = rng.randint(case.response // 2, case.response * 3 // 2) if case.vary else case.response
-            rows.append(Row(head + tuple(rng.choices(range(8192), k=length)), case.prompt))
+            rows.append(TokenRow(head + tuple(rng.choices(range(8192), k=length)), case.prompt))
         rounds.append((head, sorted(rows, key=lambda row: -len(row.ids))))
     return rounds
 

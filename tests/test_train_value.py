@@ -96,7 +96,7 @@ def test_keys_of_the_parts_reach_them():
 
 @pytest.mark.slow
 def test_the_demo_policy_gets_a_value_function_that_predicts_and_steers(tmp_path):
-    from aisp_ray.engine.value import ValueFunction
+    from aisp_ray.controls.value import ValueFunction
 
     path = tmp_path / "value.safetensors"
     assert main(["local=true", "limit=24", "epochs=8", "samples=4", f"out={path}"]) == 0

@@ -22,8 +22,8 @@ from aisp_ray.controls.laws import Feedback, OpenLoop
 from aisp_ray.engine.base import Engine, RolloutRequest, StopRules, broken_logits
 from aisp_ray.engine.draws import BROKEN, branch, pick
 from aisp_ray.engine.means import Source
-from aisp_ray.engine.memory import free_bytes
 from aisp_ray.lm.head import Head
+from aisp_ray.lm.memory import free_bytes
 from aisp_ray.lm.prefixes import Prefix, PrefixStore, bytes_of, read_cache
 from aisp_ray.noise import normal, split_key, uniform
 from aisp_ray.types import Rollout, Rollouts

@@ -25,7 +25,7 @@ from aisp_ray.types import Sampling
 
 
 @dataclass(slots=True)
-class Plan:
+class StepPlan:
     """What this step's rows need; rebuilt when rows change."""
 
     samplings: list[tuple[Sampling, Tensor]] = field(default_factory=list)  # with the rows [B] it holds for
@@ -40,7 +40,7 @@ class Plan:
     forced: Tensor | None = None  # [B, length] given tokens, -1 where free
 
     @classmethod
-    def of(cls, rows: Sequence[Row | None], device: Any, length: int) -> Plan:
+    def of(cls, rows: Sequence[Row | None], device: Any, length: int) -> StepPlan:
         """length: the longest response. All that a captured step depends on is in an order, and of a size, that does
         not depend on which row sits where."""
         live = [(slot, row) for slot, row in enumerate(rows) if row is not None]
@@ -126,7 +126,7 @@ class Tile:
         self.token = torch.zeros(size, dtype=torch.int64, device=device)  # [B]
         self.widths = widths or (size,)  # ascending, the last is B
         self.width = size
-        self.plan = Plan()
+        self.plan = StepPlan()
         self._plan_is_old = self._lanes_are_old = True
 
     @property
@@ -218,7 +218,7 @@ class Tile:
     def plan_rows(self) -> None:
         """Bring the plan up to date, which `pick` goes by."""
         if self._plan_is_old:
-            self.plan = Plan.of(self.rows[: self.width], self.device, self.suffixes.length)
+            self.plan = StepPlan.of(self.rows[: self.width], self.device, self.suffixes.length)
             self._plan_is_old = False
 
     def place_lanes(self) -> None:

@@ -19,11 +19,11 @@ from aisp_ray.controls.laws import Feedback
 from aisp_ray.engine.base import Engine, RolloutRequest, broken_logits
 from aisp_ray.engine.draws import BROKEN, controls, uniforms
 from aisp_ray.engine.means import Means, Source, teacher_force
-from aisp_ray.engine.memory import free_bytes
 from aisp_ray.engine.rows import Active, Readout, Row, take
 from aisp_ray.engine.runner import Tile
 from aisp_ray.engine.slots import RING, Slots
 from aisp_ray.lm.head import Head
+from aisp_ray.lm.memory import free_bytes
 from aisp_ray.lm.prefixes import PrefixStore, continued, prefill
 from aisp_ray.lm.support import require_supported
 from aisp_ray.types import Rollouts

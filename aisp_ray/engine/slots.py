@@ -11,13 +11,13 @@ import torch
 from aisp_ray.engine.cpu.attention import KernelAttention, can_attend
 from aisp_ray.engine.cpu.kernels import usable
 from aisp_ray.engine.cpu.packing import Packing
-from aisp_ray.engine.cuda.capture import Capture, Pool
-from aisp_ray.engine.memory import free_bytes, give_back
+from aisp_ray.engine.cuda.capture import Capture, GraphPool
 from aisp_ray.engine.rowcache import RowAttention, RowCache, Suffixes
 from aisp_ray.engine.rows import Row
 from aisp_ray.engine.runner import Body, Tile
 from aisp_ray.engine.stacked import LANE, SPAN, StackedAttention, stacked_tokens
 from aisp_ray.lm.head import Head
+from aisp_ray.lm.memory import free_bytes, give_back
 from aisp_ray.lm.prefixes import LayerLayout, Prefix, layouts_of, prefill
 from aisp_ray.lm.shims import attention_configs
 from aisp_ray.lm.support import UnsupportedModelError
@@ -61,7 +61,7 @@ class Slots:
         self.body = Body(model, attention_configs(model), Packing(model, self.kernels), captures)
         self.tiles: list[Tile] = []
         self.captures: dict[Tile, Capture] = {}
-        self._pool = Pool()
+        self._pool = GraphPool()
         self._first()
 
     @property

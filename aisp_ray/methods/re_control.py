@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from aisp_ray.controls.laws import Feedback
-from aisp_ray.methods._value_file import training_cost
+from aisp_ray.controls.value_file import training_cost
 from aisp_ray.methods.base import Info, Iterative, State, check_horizon, check_sampling, require
 from aisp_ray.types import Prompt, Proposal, Rollouts, Sampling, Scores
 
@@ -72,7 +72,7 @@ class ReControl(Iterative):
 
     def ask(self, state: ReControlState) -> Proposal:
         options = (("path", self.value), ("step_size", self.step_size), ("steps", self.steps))
-        law = Feedback(horizon=self.horizon, target="aisp_ray.engine.value:gradient_feedback", options=options)
+        law = Feedback(horizon=self.horizon, target="aisp_ray.controls.value:gradient_feedback", options=options)
         sampling = Sampling(self.temperature, self.top_p)
         return Proposal(state.iteration, self.n, law, sampling, want=self.needed)
 

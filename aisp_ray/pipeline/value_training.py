@@ -1,7 +1,7 @@
 """Training a value function of pre-logits: responses from the policy, labels from the reward, one small network.
 
 Prompts are read as for an evaluation; the policy draws responses and hands back their base pre-logits; the reward
-scores them; `engine.value.fit` does the rest. The file it writes is what method=re_control reads; its header holds the
+scores them; `controls.value.fit` does the rest. The file it writes is what method=re_control reads; its header has the
 held-out curve and the whole cost, because a method that learnt before the test has spent that too. Kong et al., 2024,
 arXiv 2406.05954.
 """
@@ -19,9 +19,9 @@ from typing import TYPE_CHECKING, Any
 
 from aisp_ray.cluster.models import Models
 from aisp_ray.cluster.opening import open_models
+from aisp_ray.controls.value_file import value_file
 from aisp_ray.data.base import DataSpec
 from aisp_ray.errors import OK, DataError
-from aisp_ray.methods._value_file import value_file
 from aisp_ray.pipeline.exits import Ending
 from aisp_ray.pipeline.progress import Screen
 from aisp_ray.plan import RunSettings
@@ -31,7 +31,7 @@ from aisp_ray.rng import derive_seed
 from aisp_ray.types import Policy, Prompt, Proposal, Reward, Sampling
 
 if TYPE_CHECKING:
-    from aisp_ray.engine.value import Example
+    from aisp_ray.controls.value import Example
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -174,7 +174,7 @@ async def _one(prompt: Prompt, models: tuple[Policy, Reward], settings: ValueTra
     """Draw, score and file the responses of one prompt."""
     import numpy as np
 
-    from aisp_ray.engine.value import Example
+    from aisp_ray.controls.value import Example
 
     policy, reward = models
     if prompt.error is not None:
@@ -222,7 +222,7 @@ def fit_and_write(found: Collected, settings: ValueTraining) -> dict[str, Any]:
     Raises:
         ValueError: too few usable responses.
     """
-    from aisp_ray.engine.value import Fit, fit
+    from aisp_ray.controls.value import Fit, fit
 
     train, held_out = found.train, found.held_out
     if not train or not held_out:

@@ -80,7 +80,7 @@ class Response:
 
 
 @dataclass(frozen=True, slots=True)
-class Pool:
+class PromptPool:
     """A prompt with what was drawn for it."""
 
     prompt_id: str
@@ -133,7 +133,7 @@ def check_methods(settings: ExportSettings) -> None:
 # ---------------------------------------------------------------- rows of each format
 
 
-def preference_rows(pool: Pool, settings: ExportSettings) -> Iterator[dict[str, Any]]:
+def preference_rows(pool: PromptPool, settings: ExportSettings) -> Iterator[dict[str, Any]]:
     """`prompt chosen rejected`: the best responses against the worst, or against the plain policy's answer."""
     ranked = distinct(pool.responses, settings)
     if settings.rejected == "base":
@@ -156,7 +156,7 @@ def preference_rows(pool: Pool, settings: ExportSettings) -> Iterator[dict[str, 
             }
 
 
-def sft_rows(pool: Pool, settings: ExportSettings) -> Iterator[dict[str, Any]]:
+def sft_rows(pool: PromptPool, settings: ExportSettings) -> Iterator[dict[str, Any]]:
     """`prompt completion`: the best response of each prompt."""
     for best in distinct(pool.responses, settings)[:1]:
         if _good(best, settings):
@@ -169,7 +169,7 @@ def sft_rows(pool: Pool, settings: ExportSettings) -> Iterator[dict[str, Any]]:
             }
 
 
-def candidate_rows(pool: Pool, settings: ExportSettings) -> Iterator[dict[str, Any]]:
+def candidate_rows(pool: PromptPool, settings: ExportSettings) -> Iterator[dict[str, Any]]:
     """`prompt completion reward` of every scored response, best first, repeats of a text left out."""
     for response in distinct(pool.responses, settings):
         if _good(response, settings):
@@ -216,7 +216,7 @@ def _good(response: Response, settings: ExportSettings) -> bool:
     return settings.min_reward is None or response.reward >= settings.min_reward
 
 
-def _origin(pool: Pool) -> dict[str, Any]:
+def _origin(pool: PromptPool) -> dict[str, Any]:
     return {"prompt_id": pool.prompt_id, "dataset": pool.dataset}
 
 
@@ -242,13 +242,13 @@ def schema_of(settings: ExportSettings) -> pa.Schema:
 # ---------------------------------------------------------------- prompts with their responses
 
 
-def pools(settings: ExportSettings, particles: bool) -> Iterator[Pool]:
+def pools(settings: ExportSettings, particles: bool) -> Iterator[PromptPool]:
     """Every prompt with its scored responses, output by output, a chunk of prompts in memory at a time."""
     for out in output_list(settings.out):
         yield from _particle_pools(out, settings) if particles else _row_pools(out, settings)
 
 
-def _row_pools(out: str, settings: ExportSettings) -> Iterator[Pool]:
+def _row_pools(out: str, settings: ExportSettings) -> Iterator[PromptPool]:
     """Pools of the selected responses, from the rows."""
     names = ("prompt_id", "dataset", "prompt", "method", "response", "reward", "status", "finish_reason")
     found: dict[tuple[str, str, str], list[Response]] = {}
@@ -258,10 +258,10 @@ def _row_pools(out: str, settings: ExportSettings) -> Iterator[Pool]:
             response = Response(row["response"], row["reward"], row["method"], row["finish_reason"])
             found.setdefault(at, []).append(response)
     for (prompt_id, dataset, prompt), responses in found.items():
-        yield Pool(prompt_id, dataset, prompt, tuple(responses))
+        yield PromptPool(prompt_id, dataset, prompt, tuple(responses))
 
 
-def _particle_pools(out: str, settings: ExportSettings) -> Iterator[Pool]:
+def _particle_pools(out: str, settings: ExportSettings) -> Iterator[PromptPool]:
     """Pools of all particles. Files that hold the same positions of the input are read together."""
     rows = read_rows(out).select(["prompt_id", "dataset", "prompt"]).to_pylist()
     prompts = {row["prompt_id"]: (row["dataset"], row["prompt"]) for row in rows}
@@ -277,7 +277,7 @@ def _particle_pools(out: str, settings: ExportSettings) -> Iterator[Pool]:
 
 def _group_pools(
     particles: Sequence[Mapping[str, Any]], prompts: Mapping[str, tuple[str, str]], settings: ExportSettings
-) -> Iterator[Pool]:
+) -> Iterator[PromptPool]:
     by_prompt: dict[str, list[Mapping[str, Any]]] = {}
     for row in particles:
         if row["prompt_id"] in prompts and row["reward"] is not None and math.isfinite(row["reward"]):
@@ -286,7 +286,7 @@ def _group_pools(
         drawn = (row for row in rows if row["method"] == settings.base)
         base = next((row for row in drawn if (row["iteration"], row["particle"]) == (0, 0)), None)
         responses = tuple(_response(row) for row in rows if _wanted(row, settings))
-        yield Pool(prompt_id, *prompts[prompt_id], responses, _response(base) if base is not None else None)
+        yield PromptPool(prompt_id, *prompts[prompt_id], responses, _response(base) if base is not None else None)
 
 
 def _wanted(row: Mapping[str, Any], settings: ExportSettings) -> bool:
@@ -305,7 +305,7 @@ def _response(row: Mapping[str, Any]) -> Response:
     )
 
 
-def split_of(pool: Pool, test_share: float) -> str:
+def split_of(pool: PromptPool, test_share: float) -> str:
     """train or test, by the prompt's text: the same prompt of another run, seed or method goes to the same side."""
     return "test" if derive_seed("export split", pool.prompt) / 2**64 < test_share else "train"
 

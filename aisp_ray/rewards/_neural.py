@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING, Any
 from aisp_ray.lm import gguf
 from aisp_ray.lm.checkpoints import damage, dtype_for
 from aisp_ray.lm.text import require_fitting_tokenizer, unread
-from aisp_ray.rewards._templates import CHAT, TEMPLATES, Renderer, make_renderer
-from aisp_ray.rewards._tokens import Encoded, Row, encode, encode_pairs
+from aisp_ray.rewards._templates import CHAT, TEMPLATES, RewardRenderer, make_renderer
+from aisp_ray.rewards._tokens import Encoded, TokenRow, encode, encode_pairs
 from aisp_ray.rewards.base import RewardSpec, Scorer, ScoreRequest
 from aisp_ray.types import Prompt, Scores
 
@@ -146,7 +146,7 @@ class _Work:
 
     encoded: Encoded
     unique: dict[tuple[int, ...], int]
-    rows: list[Row]
+    rows: list[TokenRow]
     rewards: list[float]
     errors: list[str | None]
 
@@ -154,7 +154,7 @@ class _Work:
 class NeuralScorer(Scorer):
     """`rewards.base.Scorer` of a model with weights."""
 
-    def __init__(self, spec: NeuralReward, tokenizer: Any, renderer: Renderer, reader: Reader):
+    def __init__(self, spec: NeuralReward, tokenizer: Any, renderer: RewardRenderer, reader: Reader):
         self.spec = spec
         self.tokenizer = tokenizer
         self.reader = reader

@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from aisp_ray.rewards._tokens import Row
+from aisp_ray.rewards._tokens import TokenRow
 
 
 class Padded:
@@ -28,7 +28,7 @@ class Padded:
         self.score = score
         self.device = next(model.parameters()).device
 
-    def __call__(self, rows: Sequence[Row]) -> torch.Tensor:
+    def __call__(self, rows: Sequence[TokenRow]) -> torch.Tensor:
         """Rewards [n] float32 on the CPU."""
         width = max(len(row.ids) for row in rows)
         ids = torch.zeros(len(rows), width, dtype=torch.long)  # [n, width]; what fills the padding is never read

@@ -16,13 +16,13 @@ from aisp_ray.rewards._packed import Group as PackedGroup
 from aisp_ray.rewards._packed import Packed
 from aisp_ray.rewards._padded import Padded, batches
 from aisp_ray.rewards._stems import BLOCK, Stem, stem_of
-from aisp_ray.rewards._tokens import Row
+from aisp_ray.rewards._tokens import TokenRow
 
 if TYPE_CHECKING:
     from aisp_ray.rewards._neural import NeuralReward
 
 logger = logging.getLogger(__name__)
-Group = tuple[tuple[int, ...], Sequence[Row]]  # (prompt tokens, rows longest first)
+Group = tuple[tuple[int, ...], Sequence[TokenRow]]  # (prompt tokens, rows longest first)
 Item = tuple[int, int]  # (group, row)
 
 
@@ -128,7 +128,7 @@ class Reader:
     @torch.inference_mode()
     def _require_finite(self, model: Any, name: str) -> None:
         """Raises ValueError where not even a short text has a reward."""
-        value = float(self.padded([Row(tuple(probe(9, self.num_embeddings)), 0)])[0])
+        value = float(self.padded([TokenRow(tuple(probe(9, self.num_embeddings)), 0)])[0])
         if math.isfinite(value):
             return
         broken = [part for part, weight in model.named_parameters() if not weight.isfinite().all()]
@@ -170,11 +170,11 @@ def _packed(model: Any, body: Any, spec: NeuralReward) -> Packed:
     return packed
 
 
-def _rows(groups: Sequence[Group], items: Sequence[Item]) -> list[Row]:
+def _rows(groups: Sequence[Group], items: Sequence[Item]) -> list[TokenRow]:
     return [groups[g][1][r] for g, r in items]
 
 
-def _behind(stem: Stem | None, rows: Sequence[Row]) -> Sequence[Row]:
+def _behind(stem: Stem | None, rows: Sequence[TokenRow]) -> Sequence[TokenRow]:
     """The rows with all of the stem as what they share."""
     return rows if stem is None else [replace(row, shared=len(stem.ids)) for row in rows]
 

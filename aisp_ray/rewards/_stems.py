@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from aisp_ray.rewards._tokens import Row
+from aisp_ray.rewards._tokens import TokenRow
 
 BLOCK = 4  # tokens by which a stem grows; all of its rows read the up to BLOCK - 1 common tokens behind it
 REST = 8  # tokens at most that a row may have of its own: more is not a text that grows, but a sample
@@ -32,7 +32,7 @@ class Stem:
         return range(len(self.ids), self.start, -BLOCK)
 
 
-def stem_of(rows: Sequence[Row]) -> Stem | None:
+def stem_of(rows: Sequence[TokenRow]) -> Stem | None:
     """The stem of a request's distinct rows; None where they are not one growing text."""
     if len(rows) < 2 or any(row.truncated or row.shared != rows[0].shared for row in rows):
         return None

@@ -16,7 +16,7 @@ CHAT = "chat"  # the tokenizer's own chat template
 
 
 @dataclass(frozen=True, slots=True)
-class Template:
+class RewardTemplate:
     """A plain text format. `{}` stands for a turn's content; the response follows `opening` and is closed by `closing`.
 
     The beginning-of-sequence token is never part of these strings: it is put before the text where the tokenizer has
@@ -34,16 +34,16 @@ class Template:
 
 # UltraRM is used with three formats that give three different scores; the model card describes the first, its own
 # worked examples (and RE-Control, arXiv 2406.05954) use the second, reward-bench (arXiv 2403.13787) scores the third.
-TEMPLATES: dict[str, Template] = {
-    "ultrarm_card": Template("Human: {}\n\n", "Assistant: {}\n\n", "Assistant: ", system="{}\n\n"),
-    "ultrarm_examples": Template("Human: {}\n", "Assistant: {}\n", "Assistant: ", system="{}\n"),
-    "ultrarm_reward_bench": Template(
+TEMPLATES: dict[str, RewardTemplate] = {
+    "ultrarm_card": RewardTemplate("Human: {}\n\n", "Assistant: {}\n\n", "Assistant: ", system="{}\n\n"),
+    "ultrarm_examples": RewardTemplate("Human: {}\n", "Assistant: {}\n", "Assistant: ", system="{}\n"),
+    "ultrarm_reward_bench": RewardTemplate(
         "User: {}\n\n", "Assistant: {}\n\n", "Assistant: ", closing="\n\n", system="{}\n\n", eos=True
     ),
-    "eurus": Template("[INST] {} [/INST]", " {}</s>", " "),
-    "transcript": Template("\n\nHuman: {}", "\n\nAssistant: {}", "\n\nAssistant: ", system="{}"),
-    "plain": Template("{}\n", "{}\n", "", system="{}\n"),
-    "pair": Template("{}\n", "{}\n", "", system="{}\n", bos=False),  # two segments of an encoder
+    "eurus": RewardTemplate("[INST] {} [/INST]", " {}</s>", " "),
+    "transcript": RewardTemplate("\n\nHuman: {}", "\n\nAssistant: {}", "\n\nAssistant: ", system="{}"),
+    "plain": RewardTemplate("{}\n", "{}\n", "", system="{}\n"),
+    "pair": RewardTemplate("{}\n", "{}\n", "", system="{}\n", bos=False),  # two segments of an encoder
 }
 
 
@@ -52,7 +52,7 @@ def turns(prompt: Prompt) -> tuple[Message, ...]:
     return prompt.messages or (Message("user", prompt.text),)
 
 
-class Renderer(Protocol):
+class RewardRenderer(Protocol):
     """Text for a tokenizer that must add no special token of its own, unless `adds_bos` or `adds_eos` says so."""
 
     adds_bos: bool
@@ -69,7 +69,7 @@ class Renderer(Protocol):
 class NamedRenderer:
     """Text by one of `TEMPLATES`."""
 
-    def __init__(self, template: Template):
+    def __init__(self, template: RewardTemplate):
         self.template = template
         self.adds_bos, self.adds_eos = template.bos, template.eos
 
@@ -105,7 +105,7 @@ class ChatRenderer:
         return head, texts
 
 
-def make_renderer(template: str, tokenizer: Any) -> Renderer:
+def make_renderer(template: str, tokenizer: Any) -> RewardRenderer:
     """The renderer of a template name.
 
     Raises:

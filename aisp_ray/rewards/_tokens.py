@@ -6,12 +6,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from aisp_ray.rewards._templates import Renderer
+from aisp_ray.rewards._templates import RewardRenderer
 from aisp_ray.types import Prompt
 
 
 @dataclass(frozen=True, slots=True)
-class Row:
+class TokenRow:
     """One response with its prompt, as tokens.
 
     ids: the whole sequence. shared: how many leading tokens it has in common with the prompt's own tokens `head`.
@@ -28,11 +28,13 @@ class Encoded:
     """The rows of one request, in response order; None with an error text where a response cannot be read."""
 
     head: tuple[int, ...]
-    rows: tuple[Row | None, ...]
+    rows: tuple[TokenRow | None, ...]
     errors: tuple[str | None, ...]
 
 
-def encode(tokenizer: Any, renderer: Renderer, prompt: Prompt, responses: Sequence[str], max_tokens: int) -> Encoded:
+def encode(
+    tokenizer: Any, renderer: RewardRenderer, prompt: Prompt, responses: Sequence[str], max_tokens: int
+) -> Encoded:
     """Token rows of a prompt's responses.
 
     Each text is tokenised as a whole, so tokens that straddle the border of prompt and response are what the model was
@@ -50,7 +52,9 @@ def encode(tokenizer: Any, renderer: Renderer, prompt: Prompt, responses: Sequen
     return Encoded(tuple(head), rows, errors)
 
 
-def encode_pairs(tokenizer: Any, renderer: Renderer, prompt: Prompt, responses: Sequence[str], limit: int) -> Encoded:
+def encode_pairs(
+    tokenizer: Any, renderer: RewardRenderer, prompt: Prompt, responses: Sequence[str], limit: int
+) -> Encoded:
     """Token rows of an encoder that reads (prompt, response) as two segments with its own special tokens."""
     first = renderer.render(prompt, ())[0].rstrip("\n")
     results = [_pair(tokenizer, first, response, limit) for response in responses]
@@ -58,7 +62,7 @@ def encode_pairs(tokenizer: Any, renderer: Renderer, prompt: Prompt, responses: 
     return Encoded((), rows, errors)
 
 
-def _pair(tokenizer: Any, first: str, second: str, limit: int) -> tuple[Row | None, str | None]:
+def _pair(tokenizer: Any, first: str, second: str, limit: int) -> tuple[TokenRow | None, str | None]:
     whole = tokenizer(first, second, truncation=False, verbose=False)
     excess = len(whole["input_ids"]) - limit
     if excess > 0:
@@ -68,7 +72,7 @@ def _pair(tokenizer: Any, first: str, second: str, limit: int) -> tuple[Row | No
         tokenizer.truncation_side = "left"  # the end of the prompt is next to the response
         whole = tokenizer(first, second, truncation="only_first", max_length=limit)
     segments = whole.get("token_type_ids")
-    return Row(tuple(whole["input_ids"]), 0, excess > 0, None if segments is None else tuple(segments)), None
+    return TokenRow(tuple(whole["input_ids"]), 0, excess > 0, None if segments is None else tuple(segments)), None
 
 
 def _tokenise(tokenizer: Any, texts: list[str]) -> list[list[int]]:
@@ -85,7 +89,7 @@ def _tokenise(tokenizer: Any, texts: list[str]) -> list[list[int]]:
     )["input_ids"]
 
 
-def _closed(tokenizer: Any, renderer: Renderer, ids: list[int]) -> list[int]:
+def _closed(tokenizer: Any, renderer: RewardRenderer, ids: list[int]) -> list[int]:
     """Start and end token where the template leaves them to us; exactly one start token, whoever wrote it."""
     bos = tokenizer.bos_token_id
     if renderer.adds_bos and bos is not None:
@@ -105,17 +109,17 @@ def _common(first: Sequence[int], second: Sequence[int]) -> int:
     return next(at for at in range(length) if first[at] != second[at])
 
 
-def _fit(ids: tuple[int, ...], shared: int, limit: int, bos: int | None) -> tuple[Row | None, str | None]:
+def _fit(ids: tuple[int, ...], shared: int, limit: int, bos: int | None) -> tuple[TokenRow | None, str | None]:
     """The row cut to `limit` tokens: from the left of the prompt, behind its start token."""
     if not ids:
         return None, "the response has no tokens under this template"
     if len(ids) <= limit:
-        return Row(ids, shared), None
+        return TokenRow(ids, shared), None
     start = 1 if ids[0] == bos else 0
     excess = len(ids) - limit
     if start + excess > shared:
         return None, _too_long(len(ids) - shared, limit)
-    return Row(ids[:start] + ids[start + excess :], shared=start, truncated=True), None
+    return TokenRow(ids[:start] + ids[start + excess :], shared=start, truncated=True), None
 
 
 def _too_long(count: int, limit: int) -> str:

@@ -14,7 +14,7 @@ from tiny_models import drive, request, tiny
 
 from aisp_ray.engine.base import StopRules
 from aisp_ray.engine.cuda import capture
-from aisp_ray.engine.cuda.capture import Capture, Pool
+from aisp_ray.engine.cuda.capture import Capture, GraphPool
 from aisp_ray.engine.scheduler import FastEngine
 from aisp_ray.types import Sampling
 
@@ -68,7 +68,7 @@ def test_a_tile_keeps_the_graphs_used_last(monkeypatch: pytest.MonkeyPatch) -> N
 
     monkeypatch.setattr(Capture, "_record", record)
     tile = SimpleNamespace(plan=SimpleNamespace(laws=[], signature=tuple, tensors=list))
-    mine = Capture(tile, True, Pool())
+    mine = Capture(tile, True, GraphPool())
     asked = [1, 2, 3, 1, 4, 1, 2]
     for num_blocks in asked:
         mine.run(8, num_blocks)
@@ -80,7 +80,7 @@ def test_a_tile_keeps_the_graphs_used_last(monkeypatch: pytest.MonkeyPatch) -> N
 def test_graphs_share_a_pool_that_ends_with_the_last_of_them(monkeypatch: pytest.MonkeyPatch) -> None:
     handles = iter(range(9))
     monkeypatch.setattr(torch.cuda, "graph_pool_handle", lambda: next(handles))
-    pool = Pool()
+    pool = GraphPool()
     graphs = [capture._Captured(None, None, {}) for _ in range(2)]
     found = []
     for graph in graphs:

@@ -15,8 +15,8 @@ from aisp_ray.types import Prompt
 def test_greedy_decoding_follows_the_value_function(tmp_path):
     from transformers import LlamaConfig, LlamaForCausalLM
 
+    from aisp_ray.controls.value import ValueFunction
     from aisp_ray.engine.plain import PlainEngine
-    from aisp_ray.engine.value import ValueFunction
 
     torch.manual_seed(1)
     config = LlamaConfig(
@@ -51,7 +51,7 @@ def test_equal_greedy_decodes_are_refused():
 def test_the_training_cost_is_shared_out_over_the_prompts(tmp_path):
     from toy_world import ToyPolicy, drive
 
-    from aisp_ray.engine.value import ValueFunction
+    from aisp_ray.controls.value import ValueFunction
 
     cost = {"num_samples": 80, "num_generated_tokens": 4000, "num_reward_calls": 80, "num_backward_passes": 20}
     ValueFunction(3, 4).save(tmp_path / "v.safetensors", {"cost": cost})

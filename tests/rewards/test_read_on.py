@@ -11,7 +11,7 @@ from small_models import ask, write_llama3_classifier
 from test_shared_prefix import SHARING, difference, group, make
 
 from aisp_ray.rewards._stems import BLOCK, REST, Stem, stem_of
-from aisp_ray.rewards._tokens import Row
+from aisp_ray.rewards._tokens import TokenRow
 from aisp_ray.rewards.base import ScoreRequest
 from aisp_ray.rewards.sequence_classifier import SequenceClassifier
 
@@ -26,30 +26,32 @@ def growing(seed: int, prompt: int, steps: int, start: int | None = None) -> lis
     text, groups = head[:start], []
     for _ in range(steps):
         new = rng.sample(range(1, 200), K)
-        groups.append((head, sorted((Row((*text, token), start) for token in new), key=lambda row: row.ids)))
+        groups.append((head, sorted((TokenRow((*text, token), start) for token in new), key=lambda row: row.ids)))
         text += (new[0],)
     return groups
 
 
 def test_a_stem_is_the_common_beginning_in_whole_blocks():
     head, text = (1, 2, 3), tuple(range(10, 10 + 2 * BLOCK))
-    rows = [Row((*head, *text, 7, last), 3) for last in (50, 51, 52)]
+    rows = [TokenRow((*head, *text, 7, last), 3) for last in (50, 51, 52)]
     assert stem_of(rows) == Stem((*head, *text), 3)
     assert stem_of(rows[::-1]) == stem_of(rows)
     assert list(stem_of(rows).sizes()) == [3 + 2 * BLOCK, 3 + BLOCK]
     # a row that ends where the others go on keeps a last token
-    assert stem_of([*rows, Row((*head, *text), 3)]) == Stem((*head, *text[:BLOCK]), 3)
+    assert stem_of([*rows, TokenRow((*head, *text), 3)]) == Stem((*head, *text[:BLOCK]), 3)
 
 
 @pytest.mark.parametrize(
     "rows",
     [
-        [Row((1, 2, *range(10, 30)), 2)],  # one row has no others to share with
-        [Row((1, 2, *range(10, 30), last), 2, truncated=True) for last in (5, 6)],
-        [Row((1, 2, *range(10, 30), last), last - 4) for last in (5, 6)],  # of the prompt they share different parts
-        [Row((1, 2, *range(10, 30), last), 0) for last in (5, 6)],  # nothing of the prompt
-        [Row((1, 2, *range(10, 10 + BLOCK - 1), last), 2) for last in (5, 6)],  # not yet a block
-        [Row((1, 2, *range(10, 30), *[last] * (REST + 1)), 2) for last in (5, 6)],  # samples that began alike
+        [TokenRow((1, 2, *range(10, 30)), 2)],  # one row has no others to share with
+        [TokenRow((1, 2, *range(10, 30), last), 2, truncated=True) for last in (5, 6)],
+        [
+            TokenRow((1, 2, *range(10, 30), last), last - 4) for last in (5, 6)
+        ],  # of the prompt they share different parts
+        [TokenRow((1, 2, *range(10, 30), last), 0) for last in (5, 6)],  # nothing of the prompt
+        [TokenRow((1, 2, *range(10, 10 + BLOCK - 1), last), 2) for last in (5, 6)],  # not yet a block
+        [TokenRow((1, 2, *range(10, 30), *[last] * (REST + 1)), 2) for last in (5, 6)],  # samples that began alike
     ],
 )
 def test_what_is_no_growing_text_has_no_stem(rows):

@@ -11,7 +11,7 @@ from aisp_ray.lm.prefixes import PrefixStore
 from aisp_ray.rewards import _packed
 from aisp_ray.rewards._packed import Keys, Packed
 from aisp_ray.rewards._reader import Reader
-from aisp_ray.rewards._tokens import Row
+from aisp_ray.rewards._tokens import TokenRow
 from aisp_ray.rewards.sequence_classifier import SequenceClassifier, _in_float32
 
 SIZES = {
@@ -72,7 +72,8 @@ def group(seed, prompt, lengths, shared=None):
     head = tuple(rng.choices(range(1, 200), k=prompt))
     keep = shared or [prompt] * len(lengths)
     rows = [
-        Row(head[:k] + tuple(rng.choices(range(1, 200), k=length)), k) for k, length in zip(keep, lengths, strict=True)
+        TokenRow(head[:k] + tuple(rng.choices(range(1, 200), k=length)), k)
+        for k, length in zip(keep, lengths, strict=True)
     ]
     return head, rows
 
@@ -105,7 +106,7 @@ def test_rows_may_share_different_parts_of_the_prompt_or_nothing():
 def test_a_row_that_is_the_whole_prompt_still_has_a_last_token():
     reader = make(SHARING["llama"])
     head = tuple(range(1, 12))
-    assert difference(reader, [(head, [Row(head, 11), Row((*head, 5), 11)])])[0] < 1e-4
+    assert difference(reader, [(head, [TokenRow(head, 11), TokenRow((*head, 5), 11)])])[0] < 1e-4
 
 
 @pytest.mark.parametrize("batch_tokens", [1, 13, 64, 100_000])

@@ -8,10 +8,10 @@ import torch
 
 from aisp_ray.controls.laws import Feedback, OpenLoop
 from aisp_ray.controls.score_log import ScoreEntry, ScoreLog
+from aisp_ray.controls.value import ValueFunction
 from aisp_ray.controls.weight_log import WeightEntry, WeightLog
 from aisp_ray.engine.base import StopRules
 from aisp_ray.engine.plain import PlainEngine
-from aisp_ray.engine.value import ValueFunction
 from aisp_ray.types import Sampling
 from tests.vllm.conftest import letters
 from tests.vllm.small_models import DIM, drive, request
@@ -100,7 +100,7 @@ def test_feedback(engines, tmp_path):
     torch.manual_seed(1)
     ValueFunction(DIM, 32).save(tmp_path / "value.safetensors", {})
     options = (("path", str(tmp_path / "value.safetensors")), ("step_size", 0.5), ("steps", 3))
-    law = Feedback(horizon=9, target="aisp_ray.engine.value:gradient_feedback", options=options)
+    law = Feedback(horizon=9, target="aisp_ray.controls.value:gradient_feedback", options=options)
     requests = [request(length=9, tokens=14, control=law, want=ALL), request(tokens=14, control=OpenLoop(8, sigma=1.0))]
     assert not differing(model, engine, requests)[1]
     assert drive(engine, requests)[0].items[0].control_square > 0
@@ -211,7 +211,7 @@ def test_what_cannot_fit_is_refused_and_others_go_through(engines):
     with pytest.raises(ValueError, match="96 tokens"):
         engine.submit(request(length=90, tokens=10))
     options = (("path", "nowhere"), ("step_size", 1.0), ("steps", 1))
-    law = Feedback(4, "aisp_ray.engine.value:gradient_feedback", options)
+    law = Feedback(4, "aisp_ray.controls.value:gradient_feedback", options)
     with pytest.raises(ValueError, match="nowhere"):
         engine.submit(request(control=law))
     assert engine.num_pending == 0

@@ -15,8 +15,8 @@ import torch
 from torch import Tensor, nn
 
 from aisp_ray.engine.cpu.kernels import Kernels, PackedWeight
-from aisp_ray.engine.memory import free_bytes
 from aisp_ray.lm.attention import VECTORS
+from aisp_ray.lm.memory import free_bytes
 
 _GRAIN = 32768  # elements below which PyTorch gives an elementwise operation to one thread
 

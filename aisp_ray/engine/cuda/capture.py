@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from aisp_ray.engine.runner import Plan, Tile
+from aisp_ray.engine.runner import StepPlan, Tile
 
 log = logging.getLogger(__name__)
 
@@ -26,11 +26,11 @@ MOST = 32  # graphs of one tile: each holds what its steps found
 @dataclass(slots=True, eq=False, weakref_slot=True)
 class _Captured:
     graph: Any
-    plan: Plan  # its tensors are what the graph reads
+    plan: StepPlan  # its tensors are what the graph reads
     found: dict[str, Tensor]
 
 
-class Pool:
+class GraphPool:
     """Memory that the graphs of an engine share: one replays at a time, and what it found is read before the next."""
 
     def __init__(self) -> None:
@@ -53,7 +53,7 @@ class Capture:
 
     tile: Tile
     enabled: bool
-    pool: Pool
+    pool: GraphPool
     _graphs: OrderedDict[tuple, _Captured] = field(default_factory=OrderedDict)
 
     def run(self, count: int, num_blocks: int) -> dict[str, Tensor]:

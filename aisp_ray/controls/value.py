@@ -20,7 +20,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from aisp_ray.methods._value_file import value_file
+from aisp_ray.controls.value_file import value_file
 
 TERMINALS = ("last", "first_compat")
 

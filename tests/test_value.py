@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from aisp_ray.engine.value import Example, Fit, ValueFunction, fit, gradient_feedback, value_loss
+from aisp_ray.controls.value import Example, Fit, ValueFunction, fit, gradient_feedback, value_loss
 
 
 def function_of(dim=3, hidden=5, seed=0):
