@@ -68,7 +68,7 @@ def timed(work: Callable[[], int]) -> tuple[float, int]:
     return time.process_time() - started, tokens
 
 
-def main(checkpoint: str = "build/real/policy", repeats: int = 2) -> None:
+def main(checkpoint: str, repeats: int) -> None:
     torch.set_num_threads(1)
     policy = CausalLM(model=checkpoint, max_new_tokens=NEW_TOKENS).load("cpu")
     from transformers import AutoModelForCausalLM
@@ -88,4 +88,5 @@ def main(checkpoint: str = "build/real/policy", repeats: int = 2) -> None:
 
 
 if __name__ == "__main__":
-    main(*sys.argv[1:2], *(int(word) for word in sys.argv[2:3]))
+    words = sys.argv[1:]
+    main(words[0] if words else "build/real/policy", int(words[1]) if len(words) > 1 else 2)

@@ -85,7 +85,7 @@ def make(name: str, train: Path, test: Path, out: Path) -> dict[str, object]:
     weight = fit(mine[:, 0] - mine[:, 1], PENALTY)
     values, last = mine.reshape(-1, mine.shape[-1]) @ weight, features.last[half::2].reshape(-1, mine.shape[-1])
     axis = int(last.std(0).argmin())
-    facts = {
+    facts: dict[str, object] = {
         "data": f"{len(mine)} pairs of {DATA}",
         "held_out_half": accuracy(weight, other),
         "test_file": accuracy(weight, held_out.pooled),
