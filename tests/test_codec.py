@@ -12,7 +12,7 @@ from aisp_ray.pipeline.codec import decode, encode
 
 def test_a_search_survives_json():
     log = WeightLog((WeightEntry(0, (0.1, 0.9), (3, 4), 0.5),))
-    state = AispState("d/test/1", 3, 1, False, Candidate("hé\n", 1.25, 0, 1, "stop", (1, 2)), log)
+    state = AispState("d/test/1", 3, 1, False, Candidate("hé\n", 1.25, 0, 1, "stop", (1, 2)), log=log)
     progress = Progress(
         state, Trace(reward_mean=(0.5,), ess=(math.nan,), extra={"step": (1.0,)}, num_samples_seen=(2,))
     )
