@@ -90,6 +90,7 @@ class Driver:
         self.hopeless: float = _HOPELESS  # math.inf: a method that never works ends as error rows, not the run
         self._num_told: Counter[str] = Counter()  # iterations, by method
         self._num_failed: Counter[str] = Counter()  # prompts on which a method failed, by method
+        self._reward_failed = False  # whether a traceback of the reward was shown
 
     async def run(
         self, tasks: AsyncIterator[Task], resume: Mapping[tuple[int, str], Progress] | None = None
@@ -182,5 +183,11 @@ class Driver:
     def _watch(self, task: Task, progress: Progress, rollouts: Rollouts, scores: Scores) -> None:
         self.progress[task.key] = progress
         self._num_told[task.name] += 1
+        if scores.traceback and not self._reward_failed:
+            self._reward_failed = True
+            where = f"{task.prompt.prompt_id}, iteration {rollouts.iteration}"
+            log.warning(
+                "the reward failed on %s; the affected responses are dropped:\n%s", where, scores.traceback.rstrip()
+            )
         if self.watch is not None:
             self.watch(task, progress, rollouts, scores)

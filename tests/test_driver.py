@@ -74,13 +74,13 @@ class FailingJudge:
         return Scores((math.nan,), ("the endpoint said 401",))
 
 
-def outcomes(tasks, in_flight=4, policy=None, resume=None, judges=None):
+def outcomes(tasks, in_flight=4, policy=None, resume=None, judges=None, reward=None):
     async def go():
         async def stream():
             for task in tasks:
                 yield task
 
-        driver = Driver(policy or FakePolicy(), FakeReward(), judges or {"judge": FakeReward()}, 0, in_flight)
+        driver = Driver(policy or FakePolicy(), reward or FakeReward(), judges or {"judge": FakeReward()}, 0, in_flight)
         return [outcome async for outcome in driver.run(stream(), resume)]
 
     return asyncio.run(go())
@@ -194,6 +194,19 @@ def test_a_method_that_fails_on_one_prompt_costs_one_row(caplog):
     assert "the method fragile failed: ZeroDivisionError: no weight is left (test_driver.py:" in rows[2]["error"]
     assert rows[2]["num_samples"] == 2  # what was drawn before counts
     assert "Traceback" in caplog.text
+
+
+def test_the_first_traceback_of_a_reward_is_shown_once(caplog):
+    class Failing(FakeReward):
+        async def score(self, prompt, responses):
+            scores = await super().score(prompt, responses)
+            return replace(scores, traceback="Traceback of my_scores.py:7\n")
+
+    tasks = [Task(prompt(i), "best_of_n", BestOfN(n=2, kappa=2)) for i in range(3)]
+    found = outcomes(tasks, reward=Failing())
+    assert [outcome.error for outcome in found] == [None] * 3
+    assert caplog.text.count("Traceback of my_scores.py:7") == 1
+    assert "the affected responses are dropped" in caplog.text
 
 
 def test_a_method_that_never_worked_ends_the_run_rather_than_making_error_rows():
