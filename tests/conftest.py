@@ -1,4 +1,4 @@
-"""The tests that take longest begin first, so that two processes end together."""
+"""The tests that take longest begin first, so that all processes end together."""
 
 
 def pytest_collection_modifyitems(items):
