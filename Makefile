@@ -13,9 +13,13 @@ VLLM_VENV := .venv-vllm
 setup: $(VENV)/.installed  ## make the virtual environment
 
 $(VENV)/.installed: pyproject.toml constraints.txt
-	test -x $(PY) || $(PYTHON) -m venv $(VENV)
-	$(PY) -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[all,dev]'
-	touch $@
+	@echo "setup, once: pinned packages into $(VENV), 2.4 GB on disk with torch for the CPU; about 2 to 5 minutes"
+	@echo "setup 1/2: the virtual environment"
+	@test -x $(PY) || $(PYTHON) -m venv $(VENV)
+	@echo "setup 2/2: pip installs the pinned versions of constraints.txt"
+	@$(PY) -m pip install --quiet --progress-bar off --disable-pip-version-check -c constraints.txt -e '.[all,dev]'
+	@touch $@
+	@echo "setup is done"
 
 eval: setup  ## run the main job on some prompts of the embedded demo; make eval LIMIT=100 ARGS="seed=1 out=outputs/seed1"
 	$(PY) jobs/eval.py limit=$(LIMIT) $(ARGS)

@@ -201,16 +201,45 @@ def dry_run(plan: Plan, steps: Sequence[tuple[str, str]] = ()) -> int:
             print(f"first, for {name}: {step}")
         print(f"would run {', '.join(plan.methods)} on {prompts} of {type(plan.data).__name__}, seed {plan.seed}")
         for name, method in plan.methods.items():
-            total = "" if plan.limit is None else f", {method.num_samples * plan.limit:,} in all"
-            print(f"  {name}: {method.num_samples:,} samples a prompt in {method.num_iterations} iterations{total}")
+            print(f"  {name}: {_cost_of([method], plan)} in {method.num_iterations} iterations")
             for remark in method.remarks(most_new_tokens(plan.policy)):
                 print(f"    {remark}")
+        for line in _total_cost(plan):
+            print(f"  {line}")
         for role, part in (("policy", plan.policy), ("reward", plan.reward), *plan.judges.items()):
             low, high = part.actors
             print(f"  {role}: {low} to {high} actors of {part.num_gpus:g} GPUs")
         print(f"  rows: {inside(plan.out, 'rows')}  (configuration {plan.config_hash})")
     problems = preflight(plan)
     return refuse(problems) if problems else OK
+
+
+def _cost_of(methods: Sequence[Method], plan: Plan) -> str:
+    samples, tokens = _most(methods, plan)
+    return f"{samples:,} samples and at most {tokens:,} tokens per prompt"
+
+
+def _most(methods: Sequence[Method], plan: Plan) -> tuple[int, int]:
+    """Samples and tokens that one prompt costs at most."""
+    longest = most_new_tokens(plan.policy)
+    return sum(m.num_samples for m in methods), sum(m.max_generated_tokens(longest) for m in methods)
+
+
+def _total_cost(plan: Plan) -> list[str]:
+    """What all of it costs at most, and about how long it takes where a run with these models has been timed."""
+    from aisp_ray.pipeline.estimate import earlier_rate
+
+    methods = list(plan.methods.values())
+    if plan.limit is None:
+        lines = [f"together: {_cost_of(methods, plan)}; the data say how many prompts there are"]
+    else:
+        samples, tokens = (each * plan.limit for each in _most(methods, plan))
+        lines = [f"together: {samples:,} samples and at most {tokens:,} tokens for {plan.limit} prompts"]
+    rate = earlier_rate(plan.out, describe(plan.policy), describe(plan.reward))
+    if rate is None:
+        unknown = "no run with this policy and reward lies beside this output; one with limit=2 measures it"
+        return [*lines, f"time: unknown, as {unknown}"]
+    return [*lines, f"time: {rate.says(_most(methods, plan)[1] * (plan.limit or 1), plan.limit or 1)}"]
 
 
 def evaluate(plan: Plan, baseline: str, report: bool) -> int:

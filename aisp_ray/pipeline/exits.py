@@ -53,6 +53,7 @@ class Ending:
             return self._code_of(error)
         finally:
             package.removeHandler(handler)
+            self.screen.close()
 
     async def guard(self, work: Coroutine[Any, Any, int]) -> int:
         """The exit code of `work`, which a signal cancels.

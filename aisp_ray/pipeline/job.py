@@ -26,7 +26,9 @@ from aisp_ray.pipeline import snapshot as snapshots
 from aisp_ray.pipeline.exits import Ending
 from aisp_ray.pipeline.feed import Feed
 from aisp_ray.pipeline.manifest import MANIFEST, SUMMARY, note_engines, open_manifest, shown_prompt, summary_of
-from aisp_ray.pipeline.progress import Meter, Screen
+from aisp_ray.pipeline.meter import Meter
+from aisp_ray.pipeline.progress import Screen
+from aisp_ray.pipeline.showcase import Showcase, Shown
 from aisp_ray.pipeline.snapshot import RunSnapshot
 from aisp_ray.pipeline.store import Store
 from aisp_ray.plan import Plan
@@ -35,6 +37,7 @@ from aisp_ray.types import Prompt, Rollouts, Scores
 log = logging.getLogger("aisp_ray.run")
 
 _DESCRIBE_ATTEMPTS = 3
+_SAMPLE_TICK = 1.0  # seconds between two looks at whether a response is to be shown
 
 
 class Job:
@@ -48,6 +51,7 @@ class Job:
         self.manifest = open_manifest(plan, output, self.run_id)
         self.store = Store(plan, output, self.manifest["chunk_rows"])
         self.meter = Meter(len(plan.methods))
+        self.showcase = Showcase(list(plan.methods))
         self.report = DropReport()
         self._ending = ending
         self._feed: Feed | None = None
@@ -104,6 +108,9 @@ class Job:
         self._every(self.screen.every, self._show)
         self.output.write_json(MANIFEST, self.manifest)
         await self.models.ready()
+        self.meter.begin()
+        self._say_what_runs()
+        self._every(_SAMPLE_TICK, self._sample)
         async for outcome in self.driver.run(self._tasks(self._feed), searches):
             self._finished(outcome)
         await self.store.finish()
@@ -130,8 +137,10 @@ class Job:
 
     def _iterated(self, task: Task, progress: Progress, rollouts: Rollouts, scores: Scores) -> None:
         tokens = rollouts.num_generated_tokens
-        best = progress.state.best.reward if progress.state.best else math.nan
-        self.meter.iteration(tokens, 1 / task.method.num_iterations, best)
+        best = progress.state.best
+        self.meter.iteration(tokens, 1 / task.method.num_iterations, best.reward if best else math.nan)
+        if best:
+            self._exhibit(task, Shown(best.response, best.reward, ended=False))
         self.metrics.iteration(task.name, tokens)
         if self.plan.run.particles:
             self.store.add_particles(task.key, particle_rows(task, rollouts, scores, self.run_id))
@@ -144,6 +153,8 @@ class Job:
         row = row_of(outcome, identity)
         self.store.add(row)
         self.meter.row(outcome.error is None)
+        response = row["response"] if outcome.error is None else None
+        self._exhibit(outcome.task, None if response is None else Shown(response, row["reward"]))
         self.metrics.row(outcome.task.name, row["status"])
         if outcome.error is not None:
             extra = {"prompt_id": row["prompt_id"], "method": row["method"]}
@@ -166,17 +177,34 @@ class Job:
             f"{name} {pool.settings.low}-{pool.settings.high} x {pool.settings.ask}"
             for name, pool in self.pools.items()
         )
-        self.screen.say(
-            f"run {self.run_id} ({plan.config_hash}): {', '.join(plan.methods)}; "
-            f"{self.models.in_flight} searches in flight"
-        )
-        self.screen.say(f"actors: {actors}; rows go to {inside(plan.out, ROWS)}")
+        self.screen.say(f"run {self.run_id} ({plan.config_hash}): {', '.join(plan.methods)}")
+        self.screen.say(f"2/3 loading the models onto actors: {actors}")
         if line := plan.policy.announcement():
             self.screen.say(line)
         limit = plan.policy.max_new_tokens
         for name, method in plan.methods.items() if limit else ():
             for remark in method.remarks(limit):
                 self.screen.say(f"{name}: {remark}")
+
+    def _say_what_runs(self) -> None:
+        plan, total = self.plan, self.meter.num_rows_total
+        most = plan.policy.max_new_tokens
+        samples = sum(method.num_samples for method in plan.methods.values())
+        cost = f"{samples:,} responses per prompt" + (f" of at most {most} tokens" if most else "")
+        prompts = "all prompts" if total is None else f"{total // len(plan.methods):,} prompts"
+        self.screen.say(
+            f"3/3 searching: {prompts}, {cost} over {len(plan.methods)} methods, "
+            f"{self.models.in_flight} searches at once; rows go to {inside(plan.out, ROWS)}"
+        )
+
+    def _exhibit(self, task: Task, shown: Shown | None) -> None:
+        self.showcase.note(task.prompt.prompt_id, task.prompt.text, task.name, shown)
+
+    async def _sample(self) -> None:
+        sample = self.showcase.take()
+        if sample is not None:
+            best = {name: shown and shown.response for name, shown in sample.best.items()}
+            self.screen.draw(sample.drawing(), prompt=sample.prompt, best=best)
 
     async def _describe(self, prompt: Prompt) -> None:
         """Show and keep what the models read of the first prompt: a wrong template is seen at once."""
@@ -203,7 +231,7 @@ class Job:
             self.output.write_json(MANIFEST, self.manifest)
 
     async def _show(self) -> None:
-        self.screen.show(self.meter.line(self.pools, self._under_way))
+        self.screen.show(self.meter.status(self.pools, self._under_way))
         self._gauge()
 
     def _gauge(self) -> None:

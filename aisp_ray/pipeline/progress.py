@@ -1,157 +1,133 @@
-"""What the person sees while a run goes on: one live line on a terminal, a line now and then in a log."""
+"""The screen: lines that stay above two live ones on a terminal, or a line now and then in a log."""
 
 from __future__ import annotations
 
 import contextlib
+import io
 import json
 import logging
-import math
-import shutil
 import sys
 import time
-from collections import deque
-from collections.abc import Mapping
 from typing import Any, TextIO
 
+from rich.cells import cell_len
+from rich.console import Console, Group, RenderableType
+from rich.live import Live
+from rich.progress_bar import ProgressBar
+from rich.table import Table
+from rich.text import Text
+
 from aisp_ray.errors import redacted, visible
+from aisp_ray.pipeline.meter import Status
 
-_WINDOW = 60.0  # seconds over which rates are taken
-_STALL = 60.0  # seconds without a finished call after which the line says so
-
-
-class Meter:
-    """Counts of the run so far. Rates are those of the last minute."""
-
-    def __init__(self, num_methods: int, clock: Any = time.monotonic):
-        self.num_methods = num_methods
-        self.num_rows_total: int | None = None  # known when the stream has ended, or by its limit
-        self.num_rows = 0
-        self.num_earlier = 0  # rows that an earlier run left
-        self.num_errors = 0
-        self.num_iterations = 0
-        self.num_tokens = 0
-        self.best = -math.inf
-        self._clock = clock
-        self.started = clock()
-        self.last_finished = self.started  # when an iteration last finished
-        self._marks: deque[tuple[float, int, int, float]] = deque()
-        self._work_done = 0.0  # in searches, unfinished ones by their share
-
-    def iteration(self, tokens: int, share: float, best: float) -> None:
-        """An iteration of a search that has `1 / share` of them ended."""
-        self.num_iterations += 1
-        self.num_tokens += tokens
-        self._work_done += share
-        self.last_finished = self._clock()
-        if math.isfinite(best):
-            self.best = max(self.best, best)
-
-    def row(self, ok: bool) -> None:
-        self.num_rows += 1
-        self.num_errors += not ok
-
-    def rates(self) -> tuple[float, float, float]:
-        """(iterations, tokens, searches) a second over the last minute."""
-        now = self._clock()
-        self._marks.append((now, self.num_iterations, self.num_tokens, self._work_done))
-        while len(self._marks) > 2 and now - self._marks[1][0] > _WINDOW:
-            self._marks.popleft()
-        then = self._marks[0] if now > self._marks[0][0] else (self.started, 0, 0, 0.0)
-        seconds = max(now - then[0], 1e-9)
-        return tuple((at - before) / seconds for at, before in zip(self._marks[-1][1:], then[1:], strict=True))
-
-    def seconds_left(self, searches_a_second: float) -> float | None:
-        """By the share of iterations done, so that the estimate is there before the first prompt is."""
-        if self.num_rows_total is None or searches_a_second <= 0:
-            return None
-        left = self.num_rows_total - self.num_earlier - max(self._work_done, self.num_rows)
-        return max(0.0, left / searches_a_second)
-
-    def line(self, pools: Mapping[str, Any], in_flight: int) -> str:
-        """The progress line."""
-        iterations, tokens, searches = self.rates()
-        done = _plain((self.num_rows + self.num_earlier) / self.num_methods)
-        total = "?" if self.num_rows_total is None else _plain(self.num_rows_total / self.num_methods)
-        parts = [f"prompts {done}/{total}", f"{iterations:.3g} iterations/s", f"{tokens:.0f} tokens/s"]
-        parts.append("best reward " + (f"{self.best:.4g}" if math.isfinite(self.best) else "-"))
-        if self.num_errors:
-            parts.append(f"{self.num_errors} error rows")
-        parts += [f"{name} {_actors(pool)}" for name, pool in pools.items()]
-        left = self.seconds_left(searches)
-        parts.append(
-            f"{clock(self._clock() - self.started)} gone, " + (f"{clock(left)} left" if left is not None else "? left")
-        )
-        quiet = self._clock() - self.last_finished
-        if in_flight and quiet > _STALL:
-            parts.append(f"nothing finished for {clock(quiet)}: {longest(pools)}")
-        return " · ".join(parts)
+_LOG_WIDTH = 120  # of a table in a log
+_LEAST_BAR = 8  # columns; narrower bars say nothing
 
 
-def _plain(count: float) -> str:
-    """12345.0 -> '12345', 2.5 -> '2.5'."""
-    return f"{count:.1f}".removesuffix(".0")
+class _Terminal(Console):
+    """rich's console, without what would outlive a killed process or end one whose reader has gone."""
 
+    def show_cursor(self, show: bool = True) -> bool:
+        return False
 
-def _actors(pool: Any) -> str:
-    counts = {state: sum(replica.state == state for replica in pool.replicas) for state in ("ready", "loading")}
-    words = f"{counts['ready']}/{len(pool.replicas)}"
-    return f"{words} ({counts['loading']} loading)" if counts["loading"] else words
-
-
-def longest(pools: Mapping[str, Any]) -> str:
-    """Who holds the oldest call: '2:10 rollout of shp/test/00000012, iteration 3 (policy-1)'."""
-    calls = [
-        (call.sent, call.what, replica.name)
-        for pool in pools.values()
-        for replica in pool.replicas
-        for call in replica.calls.values()
-    ]
-    if calls:
-        sent, what, name = min(calls)
-        return f"{clock(time.monotonic() - sent)} {what} ({name})"
-    empty = [name for name, pool in pools.items() if not any(replica.state == "ready" for replica in pool.replicas)]
-    return f"no actor is ready in {', '.join(empty)}" if empty else "no call is under way"
-
-
-def clock(seconds: float) -> str:
-    """75 -> '1:15', 3675 -> '1:01:15'."""
-    minutes, rest = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"
+    def on_broken_pipe(self) -> None:
+        self.quiet = True
 
 
 class Screen:
-    """Writes lines and one live line to a terminal, or plain lines to a log."""
+    """Writes lines that stay and live ones to a terminal, or plain lines to a log."""
 
-    def __init__(self, stream: TextIO | None = None, every: float = 15.0, as_json: bool = False):
+    def __init__(
+        self,
+        stream: TextIO | None = None,
+        every: float = 15.0,
+        as_json: bool = False,
+        width: int | None = None,
+    ):
+        """every: seconds between two progress lines of a log. width: columns; None is the terminal's."""
         self.stream = stream or sys.stderr
-        self.live = self.stream.isatty() and not as_json
-        self.every = 0.5 if self.live else every
         self.as_json = as_json
-        self._shown = 0
+        self._console = _Terminal(file=self.stream, width=width, highlight=False, markup=False, emoji=False)
+        self.live = self.stream.isatty() and not as_json and not self._console.is_dumb_terminal
+        self.every = 0.5 if self.live else every
+        self._region: Live | None = None
 
     def say(self, text: str, **fields: Any) -> None:
         """A line that stays. fields: what a JSON log carries beside it."""
         text = visible(redacted(text))
+        if self.live:
+            self._print(Text(text, style=_style_of(text), overflow="fold"))
+            return
         if self.as_json:
             text = json.dumps({"time": round(time.time(), 3), "message": text, **fields}, default=str)
-        self._write(text + "\n")
-
-    def show(self, line: str) -> None:
-        """The progress line, over the one before where there is a terminal."""
-        if not self.live:
-            self.say(line)
-            return
-        line = line[: shutil.get_terminal_size().columns - 1]
-        self._write(line)
-        self._shown = len(line)
-
-    def _write(self, text: str) -> None:
-        """Over the live line, if one is there. That nobody reads it any more is no failure of the run."""
-        clear, self._shown = "\r\x1b[2K" if self._shown else "", 0
-        with contextlib.suppress(OSError, ValueError):
-            self.stream.write(clear + text)
+        with contextlib.suppress(OSError, ValueError):  # nobody reads it any more: no failure of the run
+            self.stream.write(text + "\n")
             self.stream.flush()
+
+    def draw(self, drawing: RenderableType, **fields: Any) -> None:
+        """A table or the like that stays."""
+        if self.live:
+            self._print(drawing)
+        else:
+            self.say(plain(drawing, _LOG_WIDTH), **fields)
+
+    def show(self, status: Status) -> None:
+        """How far it is: over the one before where there is a terminal."""
+        if not self.live:
+            self.say(status.line())
+            return
+        with contextlib.suppress(OSError, ValueError):
+            if self._region is None:
+                self._region = Live(console=self._console, auto_refresh=False, transient=True)
+                self._region.start()
+            self._region.update(live_lines(status, self._console.width), refresh=True)
+
+    def close(self) -> None:
+        """Take the live lines away."""
+        region, self._region = self._region, None
+        if region is not None:
+            with contextlib.suppress(OSError, ValueError):
+                region.stop()
+
+    def _print(self, drawing: RenderableType) -> None:
+        with contextlib.suppress(OSError, ValueError):
+            self._console.print(drawing)
+
+
+def _style_of(text: str) -> str:
+    return {"error": "bold red", "warning": "yellow"}.get(text.partition(":")[0], "")
+
+
+def live_lines(status: Status, width: int) -> RenderableType:
+    """A bar between what is done and the time, then as many facts as fit in a line, then what is wrong."""
+    percent = "" if status.share is None else f"{status.share:.0%}"
+    top = Table.grid(padding=(0, 1), expand=True)
+    top.add_column(no_wrap=True)
+    cells: list[RenderableType] = [Text(status.head, style="bold")]
+    room = width - sum(cell_len(text) + 1 for text in (status.head, percent, status.time))
+    bar = status.share is not None and room >= _LEAST_BAR
+    if bar:
+        top.add_column(ratio=1)
+        cells.append(ProgressBar(total=1.0, completed=status.share or 0.0))
+    top.add_column(no_wrap=True)
+    top.add_column(no_wrap=True, justify="right", ratio=None if bar else 1)
+    top.add_row(*cells, percent, status.time)
+    lines: list[RenderableType] = [top]
+    facts = ""
+    for fact in status.facts:
+        longer = f"{facts} · {fact}" if facts else fact
+        if cell_len(longer) <= width:
+            facts = longer
+    lines += [Text(facts, style="dim", no_wrap=True)] if facts else []
+    lines += [Text(status.trouble, style="yellow", no_wrap=True, overflow="ellipsis")] if status.trouble else []
+    return Group(*lines)
+
+
+def plain(drawing: RenderableType, width: int) -> str:
+    """A drawing as text without colours."""
+    target = io.StringIO()
+    Console(file=target, width=width, no_color=True, force_terminal=False, highlight=False, _environ={}).print(drawing)
+    return "\n".join(line.rstrip() for line in target.getvalue().splitlines())
 
 
 class ScreenHandler(logging.Handler):

@@ -16,9 +16,10 @@ def run(plan: Plan) -> int:
     """Carry out the plan; returns the exit code (`pipeline.exits`). Uses a Ray session that is open here."""
     if problems := check_output(plan.out):
         return refuse(problems)
+    screen = Screen(every=plan.run.progress_seconds, as_json=plan.run.json_logs)
+    screen.say("1/3 importing Ray and joining or starting a cluster, about 10 seconds on one machine")
     from aisp_ray.pipeline.job import Job  # Ray Data is loaded only now
 
-    screen = Screen(every=plan.run.progress_seconds, as_json=plan.run.json_logs)
     ending = Ending(screen, plan.out)
 
     async def main() -> int:

@@ -10,6 +10,7 @@ from typing import Any
 
 from aisp_ray.files import ROWS, Output, inside, split_query
 from aisp_ray.metrics.base import TextMetric
+from aisp_ray.pipeline.showcase import first_whole
 from aisp_ray.report.figures import evaluation, search
 from aisp_ray.report.figures.draw import Picture, pictures
 from aisp_ray.report.measure import Section, sections
@@ -27,9 +28,8 @@ from aisp_ray.report.searches import (
     search_notices,
 )
 from aisp_ray.report.summary import DEFAULT_METRICS, MethodSummary, summary_json
-from aisp_ray.report.tables.cells import Table
-from aisp_ray.report.tables.evaluation import budget_table, format_table, published_first, result_table
-from aisp_ray.report.tables.render import csv_text, markdown, text, visible
+from aisp_ray.report.tables.evaluation import budget_table, format_table, how_to_read, published_first, result_table
+from aisp_ray.report.tables.render import csv_text, markdown, rendered, text, visible
 from aisp_ray.report.tables.search import short_trials_table
 from aisp_ray.tune.heldout import verdict
 
@@ -166,22 +166,30 @@ def _write_figures(report: Report, named: Mapping[str, Search], target: Output) 
 
 
 def report_text(report: Report, width: int | None = None) -> str:
-    """The report for a terminal: searches, results, published figures, and what to know before quoting them."""
+    """The report for a terminal: searches, results, one prompt's responses, and what to know before quoting them."""
     from rich.console import Console
 
     width = Console().width if width is None else width
     parts = [line for each in report.searches for line in _search_text(each, width)]
-    tables: list[Table | None] = []
-    for part in report.sections:
-        tables += [result_table(part.records), published_first(part, report.runs)]
-    parts += [text(table, width) for table in tables if table is not None]
+    for section in report.sections:
+        parts.append(text(result_table(section.records), width))
+        if table := published_first(section, report.runs):
+            parts.append(text(table, width))
+        if sample := first_whole(section.columns, section.labels):
+            parts.append(rendered(sample.drawing(), width).lstrip("\n"))
+    if report.records:
+        parts.append(_listed("Where to look:", how_to_read(report.records), width))
     if report.notices:
-        wrapped = [
-            textwrap.fill(visible(each), width, initial_indent="- ", subsequent_indent="  ", break_on_hyphens=False)
-            for each in report.notices
-        ]
-        parts.append("\n".join(["Before you quote this:", *wrapped, ""]))
+        parts.append(_listed("Before you quote this:", report.notices, width))
     return "\n".join(parts)
+
+
+def _listed(head: str, sentences: Sequence[str], width: int) -> str:
+    wrapped = [
+        textwrap.fill(visible(each), width, initial_indent="- ", subsequent_indent="  ", break_on_hyphens=False)
+        for each in sentences
+    ]
+    return "\n".join([head, *wrapped, ""])
 
 
 def _search_text(each: Search, width: int, most: int = 12) -> list[str]:

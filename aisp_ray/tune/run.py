@@ -22,6 +22,7 @@ from aisp_ray.errors import OK, SOME_ERRORS, RefusedError, refuse
 from aisp_ray.files import Output, inside
 from aisp_ray.methods.base import Method
 from aisp_ray.pipeline.exits import Ending
+from aisp_ray.pipeline.meter import Status
 from aisp_ray.pipeline.progress import Screen
 from aisp_ray.pipeline.run import check_output
 from aisp_ray.plan import describe
@@ -207,7 +208,7 @@ class Study:
             before, since = self.store.num_new, time.monotonic()
             await asyncio.sleep(self.screen.every)
             rate = (self.store.num_new - before) / (time.monotonic() - since)
-            self.screen.show(f"{self.store.num_new} new evaluations (setting x prompt), {rate:.2g} a second")
+            self.screen.show(Status(f"{self.store.num_new} new evaluations (setting x prompt), {rate:.2g} a second"))
 
     def _announce(self) -> None:
         plan = self.plan

@@ -84,6 +84,18 @@ def footnote(records: Sequence[MethodSummary], judges: Sequence[str] = ()) -> st
     return "; ".join(parts) + "."
 
 
+def how_to_read(records: Sequence[MethodSummary]) -> list[str]:
+    """Which columns to look at first, and what they say."""
+    found = ["reward: of the best response found, which is what the search maximises"]
+    if any(record.paired for record in records):
+        found.append(f"vs {records[0].baseline}: the comparison; where its ± is larger than the number, call it a tie")
+    judges = list(dict.fromkeys(name for record in records for name in record.judges))
+    if judges:
+        names = f"{', '.join(judges)}: scores" if len(judges) > 1 else f"{judges[0]}: a score"
+        found.append(f"{names} that the search did not see; a gain in reward that is not there is over-optimisation")
+    return found
+
+
 def _prompts(record: MethodSummary) -> str:
     return f"{record.num_prompts} ({record.num_errors} err)" if record.num_errors else str(record.num_prompts)
 
