@@ -22,7 +22,8 @@ class RunSettings:
     """How a run is carried out. None of these keys changes a number in the rows."""
 
     in_flight: int | None = None  # searches (prompts x methods) in flight; null chooses from slots and actors
-    chunk_rows: int = 32  # prompts a Parquet file; a file is written once all of its prompts are done
+    chunk_rows: int = 32  # prompts per Parquet file
+    flush_seconds: float = 60.0  # a finished row is in its file after at most this long, complete or not
     particles: bool = False  # also write every particle to <out>/particles/
     on_mismatch: str = "refuse"  # refuse | overwrite | ignore: what to do if <out> holds rows of another configuration
     retry_errors: bool = False  # redo the rows whose status is error

@@ -1,7 +1,8 @@
-"""Which rows are there, which are wanted, and when a part file can be written.
+"""Which rows are there, which are wanted, and which part files are to be written.
 
 chunk = ordinal // chunk_rows. A chunk of a method is complete once the stream has moved past it (or ended) and each of
-its prompts has a row. Rows that an earlier run committed are kept; a part is rewritten only if rows were added to it.
+its prompts has a row. Before that its part may be written with the rows that are there, as often as rows were added.
+Rows that an earlier run committed are kept.
 """
 
 from __future__ import annotations
@@ -16,11 +17,12 @@ Part = tuple[str, int]  # method, chunk
 
 
 @dataclass(frozen=True)
-class Complete:
-    """A part to write: its new rows by ordinal. What else its file holds stays."""
+class Batch:
+    """Rows to add to a part's file, by ordinal. What else the file holds stays."""
 
     part: Part
     rows: tuple[Row, ...]
+    complete: bool  # none will follow
 
 
 class Chunks:
@@ -32,7 +34,7 @@ class Chunks:
         self._committed: dict[Part, frozenset[int]] = {}  # in a file, from an earlier run
         self._rows: defaultdict[Part, dict[int, Row]] = defaultdict(dict)  # finished, in no file yet
         self._missing: defaultdict[Part, int] = defaultdict(int)  # expected, not finished
-        self._writing: dict[Part, tuple[Row, ...]] = {}
+        self._writing: dict[Part, Batch] = {}
         self._sealed_below = 0
         self.ended = False
 
@@ -77,16 +79,16 @@ class Chunks:
         """The stream has ended."""
         self.ended = True
 
-    def take_complete(self) -> list[Complete]:
-        """The parts to write now, each once. `written` says that one is there."""
-        ready = [part for part in self._rows if self._is_complete(part)]
-        taken = []
-        for part in ready:
-            rows = self._rows.pop(part)
-            self._missing.pop(part, None)
-            self._writing[part] = tuple(rows[ordinal] for ordinal in sorted(rows))
-            taken.append(Complete(part, self._writing[part]))
-        return taken
+    def take_complete(self) -> list[Batch]:
+        """What completes a part, each row once. `written` says that it is there."""
+        return self._take(part for part in self._rows if self._is_complete(part))
+
+    def take_all(self) -> list[Batch]:
+        """Every finished row that is in no file and not being written."""
+        return self._take(self._rows)
+
+    def being_written(self) -> list[Batch]:
+        return list(self._writing.values())
 
     def written(self, part: Part) -> None:
         del self._writing[part]
@@ -94,8 +96,24 @@ class Chunks:
     def pending_rows(self) -> list[Row]:
         """Finished rows that are in no file yet."""
         waiting = [row for rows in self._rows.values() for row in rows.values()]
-        return waiting + [row for rows in self._writing.values() for row in rows]
+        return waiting + [row for batch in self._writing.values() for row in batch.rows]
+
+    def is_done(self, part: Part) -> bool:
+        """Whether the part is complete and in its file."""
+        return self._is_complete(part) and part not in self._rows and part not in self._writing
 
     def _is_complete(self, part: Part) -> bool:
+        """Whether no row of the part is still to come."""
         sealed = self.ended or part[1] < self._sealed_below
-        return sealed and bool(self._rows[part]) and self._missing[part] == 0
+        return sealed and not self._missing.get(part)
+
+    def _take(self, parts: Iterable[Part]) -> list[Batch]:
+        """A part that is being written has to wait: two writers of one file would lose each other's rows."""
+        taken = []
+        for part in [part for part in parts if part not in self._writing]:
+            rows, complete = self._rows.pop(part), self._is_complete(part)
+            if complete:
+                self._missing.pop(part, None)
+            self._writing[part] = Batch(part, tuple(rows[ordinal] for ordinal in sorted(rows)), complete)
+            taken.append(self._writing[part])
+        return taken

@@ -105,6 +105,7 @@ class Job:
         self._say_what_is_there(len(searches))
         self._every(run.snapshot_seconds, self._snapshot)
         self._every(run.snapshot_seconds, self._list_engines)
+        self._every(run.flush_seconds, self._flush)
         self._every(self.screen.every, self._show)
         self.output.write_json(MANIFEST, self.manifest)
         await self.models.ready()
@@ -247,6 +248,9 @@ class Job:
     async def _snapshot(self) -> None:
         await asyncio.to_thread(self._save, self._state(ended=False))
 
+    async def _flush(self) -> None:
+        self.store.flush()
+
     def _save(self, state: RunSnapshot) -> None:
         """Write a snapshot; none after the one of the end, however long its writing thread was held up."""
         with self._saving:
@@ -267,10 +271,12 @@ class Job:
     async def _close(self, code: int) -> None:
         done = code in (OK, SOME_ERRORS)
         if self._resumed:
-            with self._said("the last snapshot could not be written; the same command goes on from the one before"):
+            with self._said("the last snapshot could not be written; the same command resumes from the one before"):
                 self._save(self._state(ended=True))
         for task in (*self._background, *filter(None, [self._describing])):
             task.cancel()
+        with self._said("finished rows could not be written; they are in the snapshot"):
+            await self.store.flush_at_the_end()
         if self._feed is not None:
             self._feed.close()
         if done:

@@ -1,12 +1,16 @@
-"""The rows of a run between the driver and the part files: what is there, what waits, what is being written."""
+"""The rows of a run between the driver and the part files: what is there, what waits, what is being written.
+
+Ray Data writes a part that is complete. One that grows is replaced by this process, whole, every `run.flush_seconds`.
+"""
 
 from __future__ import annotations
 
 import asyncio
+import functools
 import logging
 import time
 from collections import defaultdict
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -15,13 +19,15 @@ import pyarrow as pa
 from aisp_ray.files import PARTICLES, ROWS, Output, to_table
 from aisp_ray.ledger import Progress
 from aisp_ray.pipeline import snapshot as snapshots
-from aisp_ray.pipeline.chunks import Chunks, Complete
+from aisp_ray.pipeline.chunks import Batch, Chunks, Part
 from aisp_ray.pipeline.manifest import Tally
 from aisp_ray.pipeline.snapshot import Key
 from aisp_ray.plan import Plan
 from aisp_ray.results import PARTICLE_SCHEMA, ROW_SCHEMA
 
 log = logging.getLogger(__name__)
+
+WritePart = Callable[[pa.Table, str, int, str], None]  # table, method, chunk, folder
 
 _PAUSES = (1.0, 5.0, 20.0)  # seconds before a write is tried again
 _WRITERS = 2  # chunks written at once
@@ -39,9 +45,11 @@ class Store:
         self.num_kept = 0  # rows in files of earlier runs that stay, of prompts below the limit
         self.num_beyond = 0  # rows of earlier runs whose prompts are not below this run's smaller limit; they stay too
         self.particles: dict[Key, list[Mapping[str, Any]]] = defaultdict(list)
+        self._own: dict[tuple[Part, str], pa.Table] = {}  # what this run put into the files of parts not complete yet
         self._writers = ThreadPoolExecutor(_WRITERS, thread_name_prefix="write")
         self._writing: set[asyncio.Task[None]] = set()
         self._failure: BaseException | None = None
+        self._closed = False
 
     def resume(self, run_id: str) -> tuple[dict[Key, Progress], list[Mapping[str, Any]]]:
         """Look what earlier runs left: files, and from the snapshot searches under way and finished rows.
@@ -130,67 +138,108 @@ class Store:
     def pending_rows(self) -> list[Mapping[str, Any]]:
         return self.chunks.pending_rows()
 
+    def flush(self) -> None:
+        """Begin to write every finished row that is in no file yet."""
+        for batch in self.chunks.take_all():
+            self._begin(batch)
+
     async def finish(self) -> None:
         """Write what is complete and wait until all of it is there."""
         self._write_complete()
-        await asyncio.gather(*self._writing)
+        while self._writing:  # a part that was growing meanwhile is written once more
+            await asyncio.gather(*self._writing)
         if self._failure is not None:
             raise self._failure
         assert not self.chunks.pending_rows(), "rows were left over"
 
+    async def flush_at_the_end(self) -> None:
+        """Write every finished row that is in no file, now and without Ray, which may be what ended the run.
+
+        A write that is under way may be one that hangs; both write the same rows.
+        """
+        for batch in (*self.chunks.being_written(), *self.chunks.take_all()):
+            await asyncio.to_thread(self._write_files, batch, self._particles_of(batch), self.output.write_part)
+
     def close(self) -> None:
+        self._closed = True
         self._writers.shutdown(wait=False, cancel_futures=True)
 
     # ------------------------------------------------------------ files
 
     def _write_complete(self) -> None:
-        for complete in self.chunks.take_complete():
-            task = asyncio.create_task(self._write(complete))
-            self._writing.add(task)
-            task.add_done_callback(self._written)
+        for batch in self.chunks.take_complete():
+            self._begin(batch)
+
+    def _begin(self, batch: Batch) -> None:
+        task = asyncio.create_task(self._write(batch))
+        self._writing.add(task)
+        task.add_done_callback(self._written)
 
     def _written(self, task: asyncio.Task[None]) -> None:
         self._writing.discard(task)
         if not task.cancelled() and task.exception() is not None:
             self._failure = task.exception()
+        elif not self._closed:
+            self._write_complete()
 
-    async def _write(self, complete: Complete) -> None:
-        keys = [(row["ordinal"], row["method"]) for row in complete.rows]
-        particles = None
-        if self.plan.run.particles:
-            particles = [row for key in keys for row in self.particles.get(key, ())]
+    async def _write(self, batch: Batch) -> None:
+        particles = self._particles_of(batch)
         loop = asyncio.get_running_loop()
         for pause in (*_PAUSES, None):
             try:
-                await loop.run_in_executor(self._writers, self._write_files, complete, particles)
+                write = _write_by_ray_data(self.output) if batch.complete else self.output.write_part
+                own = await loop.run_in_executor(self._writers, self._write_files, batch, particles, write)
                 break
             except Exception as error:
                 if pause is None:
                     raise
-                log.warning("part %s could not be written, trying again: %s", complete.part, error)
+                log.warning("part %s could not be written, trying again: %s", batch.part, error)
                 await asyncio.sleep(pause)
-        for key in keys:
-            self.particles.pop(key, None)
-        self.chunks.written(complete.part)
+        for row in batch.rows:
+            self.particles.pop((row["ordinal"], row["method"]), None)
+        self._own |= own
+        self.chunks.written(batch.part)
+        for key in [key for key in self._own if self.chunks.is_done(key[0])]:
+            del self._own[key]
 
-    def _write_files(self, complete: Complete, particles: list[Mapping[str, Any]] | None) -> None:
-        """The particles first: a rows file says that its chunk is done."""
-        if particles is not None:
-            self._write_file(complete, particles, PARTICLES, PARTICLE_SCHEMA)
-        self._write_file(complete, complete.rows, ROWS, ROW_SCHEMA)
+    def _particles_of(self, batch: Batch) -> list[Mapping[str, Any]] | None:
+        if not self.plan.run.particles:
+            return None
+        return [row for of in batch.rows for row in self.particles.get((of["ordinal"], of["method"]), ())]
 
-    def _write_file(self, complete: Complete, rows: Any, folder: str, schema: pa.Schema) -> None:
-        """Write the part with these rows and the others that its file holds now, perhaps put there by another run."""
-        from aisp_ray.pipeline.sink import write_chunk
+    def _write_files(
+        self, batch: Batch, particles: list[Mapping[str, Any]] | None, write: WritePart
+    ) -> dict[tuple[Part, str], pa.Table]:
+        """Write the files of a part; returns what of them is of this run.
 
-        table = to_table(rows, schema)
+        The particles first: a row in a file says that its particles are there.
+        """
+        tables = {} if particles is None else {PARTICLES: to_table(particles, PARTICLE_SCHEMA)}
+        tables[ROWS] = to_table(batch.rows, ROW_SCHEMA)
+        new = {row["ordinal"] for row in batch.rows}
+        for folder, table in tables.items():  # another run may have replaced the file since this one wrote it
+            before = self._own.get((batch.part, folder))
+            tables[folder] = table if before is None else pa.concat_tables([_without(before, new), table])
+        own = {*tables[ROWS]["ordinal"].to_pylist()}
+        for folder, table in tables.items():
+            write(self._with_others(batch.part, folder, table, own), *batch.part, folder)
+        return {(batch.part, folder): table for folder, table in tables.items()}
+
+    def _with_others(self, part: Part, folder: str, table: pa.Table, own: set[int]) -> pa.Table:
+        """With the rows of other prompts that the file holds now, perhaps put there by another run."""
         try:
-            before = self.output.read_part(*complete.part, folder=folder).cast(schema)
+            before = self.output.read_part(*part, folder=folder).cast(table.schema)
         except FileNotFoundError:
-            pass
-        else:
-            new = {row["ordinal"] for row in complete.rows}
-            others = before.filter(pa.array([at not in new for at in before["ordinal"].to_pylist()], pa.bool_()))
-            order = ["ordinal"] if folder == ROWS else ["ordinal", "iteration", "particle"]
-            table = pa.concat_tables([others, table]).sort_by([(name, "ascending") for name in order])
-        write_chunk(self.output, table, *complete.part, folder)
+            return table
+        order = ["ordinal"] if folder == ROWS else ["ordinal", "iteration", "particle"]
+        return pa.concat_tables([_without(before, own), table]).sort_by([(name, "ascending") for name in order])
+
+
+def _without(table: pa.Table, ordinals: set[int]) -> pa.Table:
+    return table.filter(pa.array([at not in ordinals for at in table["ordinal"].to_pylist()], pa.bool_()))
+
+
+def _write_by_ray_data(output: Output) -> WritePart:
+    from aisp_ray.pipeline.sink import write_chunk
+
+    return functools.partial(write_chunk, output)

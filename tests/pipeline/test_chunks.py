@@ -1,4 +1,4 @@
-"""A part is written once, when all of its prompts have a row, whatever the order they finish in."""
+"""A part is written when all of its prompts have a row, or before, and no row is written twice, in any order."""
 
 import random
 
@@ -32,6 +32,31 @@ def test_parts_are_complete_once_and_in_order_for_any_schedule():
         expected = [[0, 1, 2, 3], [4, 5, 6, 7], [8, 9, 10]]
         assert written == {(method, c): expected[c] for method in "ab" for c in range(3)}
         assert chunks.pending_rows() == []
+
+
+def test_a_part_that_grows_is_written_row_by_row_and_by_one_writer_at_a_time():
+    for seed in range(50):
+        rng = random.Random(seed)
+        chunks, seen, waiting, under_way, written = Chunks(("a",), 4), 0, [], [], []
+        while seen < 11 or waiting or under_way:
+            if seen < 11 and rng.random() < 0.5:
+                waiting += [row(seen, method) for method in chunks.expect(seen)]
+                seen += 1
+                if seen == 11:
+                    chunks.end()
+            elif waiting and rng.random() < 0.6:
+                chunks.add(waiting.pop(rng.randrange(len(waiting))))
+            elif under_way and rng.random() < 0.6:
+                batch = under_way.pop(rng.randrange(len(under_way)))
+                chunks.written(batch.part)
+                assert not batch.complete or chunks.is_done(batch.part)
+            under_way += chunks.take_complete() if rng.random() < 0.7 else chunks.take_all()
+            assert len({batch.part for batch in under_way}) == len(under_way) == len(chunks.being_written())
+            written += [batch for batch in under_way if batch not in written]
+        assert sorted(at for batch in written for at in ordinals(batch)) == list(range(11))
+        assert [sum(batch.complete for batch in written if batch.part == ("a", c)) for c in range(3)] <= [1, 1, 1]
+        assert chunks.pending_rows() == []
+        assert all(chunks.is_done(("a", c)) for c in range(3))
 
 
 def test_nothing_is_complete_while_its_stream_may_go_on():

@@ -2,6 +2,7 @@
 
 import asyncio
 import sys
+import threading
 from types import SimpleNamespace
 
 import pytest
@@ -129,8 +130,72 @@ def finish(store, ordinals):
     return wanted
 
 
-def statuses(output):
-    return {found["ordinal"]: found["status"] for found in output.read_part("a", 0, ["ordinal", "status"]).to_pylist()}
+def particles_of(ordinals):
+    """One particle of each prompt, in the second table."""
+    return [dict.fromkeys(PARTICLE_SCHEMA.names) | {"ordinal": i, "iteration": 0, "method": "a"} for i in ordinals]
+
+
+def test_finished_rows_are_in_their_file_before_it_is_complete(tmp_path, without_ray):
+    output = Output(str(tmp_path))
+    store = Store(plan(tmp_path, particles=True), output, 4)
+
+    async def go():
+        for ordinal in range(4):
+            store.chunks.expect(ordinal)
+        for at, wanted in ((2, [2]), (0, [0, 2])):
+            store.add_particles((at, "a"), particles_of([at]))
+            store.add(row(at))
+            assert not (tmp_path / "rows").exists() or list(statuses(output)) != wanted
+            store.flush()
+            while store.pending_rows():
+                await asyncio.sleep(0.005)
+            assert list(statuses(output)) == wanted
+            assert output.read_part("a", 0, ["ordinal"], "particles")["ordinal"].to_pylist() == wanted
+        # another run replaced the file, with rows of its own: neither loses what the other wrote
+        output.write_part(to_table([row(3)], ROW_SCHEMA), "a", 0)
+        output.write_part(to_table(particles_of([3]), PARTICLE_SCHEMA), "a", 0, "particles")
+        store.add_particles((1, "a"), particles_of([1]))
+        store.add(row(1))
+        await store.flush_at_the_end()
+        assert list(statuses(output)) == [0, 1, 2, 3]
+        assert output.read_part("a", 0, ["ordinal"], "particles")["ordinal"].to_pylist() == [0, 1, 2, 3]
+        assert len(store.pending_rows()) == 1  # for the snapshot, whatever became of the file
+
+    asyncio.run(go())
+    store.close()
+
+
+def test_a_write_that_hangs_costs_no_row_at_the_end(tmp_path, monkeypatch):
+    """Ray Data waits for a head that is lost; the row that it was to write is written without it."""
+    asked, release = threading.Event(), threading.Event()
+
+    def hang(*_):
+        asked.set()
+        release.wait(30)
+
+    monkeypatch.setitem(sys.modules, "aisp_ray.pipeline.sink", SimpleNamespace(write_chunk=hang))
+    output = Output(str(tmp_path))
+    store = Store(plan(tmp_path), output, 2)
+
+    async def go():
+        for ordinal in range(4):
+            store.chunks.expect(ordinal)
+        store.chunks.end()
+        for ordinal in (0, 1, 2):
+            store.add(row(ordinal))
+        await asyncio.to_thread(asked.wait, 30)
+        await store.flush_at_the_end()
+        release.set()
+
+    asyncio.run(go())
+    store.close()
+    assert (list(statuses(output)), list(statuses(output, 1))) == ([0, 1], [2])
+
+
+def statuses(output, chunk=0):
+    return {
+        found["ordinal"]: found["status"] for found in output.read_part("a", chunk, ["ordinal", "status"]).to_pylist()
+    }
 
 
 def test_errors_that_are_retried_with_a_smaller_limit_lose_no_other_row(tmp_path, without_ray):
@@ -149,7 +214,7 @@ def test_a_run_with_a_smaller_limit_keeps_what_another_one_wrote_meanwhile(tmp_p
     short = Store(plan(tmp_path, limit=3, particles=True), output, 32)
     short.resume("now")
     output.write_part(to_table([row(i) for i in range(8)], ROW_SCHEMA), "a", 0)
-    particles = [dict.fromkeys(PARTICLE_SCHEMA.names) | {"ordinal": i, "iteration": 0} for i in range(8)]
+    particles = particles_of(range(8))
     output.write_part(to_table(particles, PARTICLE_SCHEMA), "a", 0, "particles")
     for ordinal in range(3):
         short.add_particles((ordinal, "a"), [particles[ordinal]])

@@ -78,7 +78,14 @@ def disturbed_equals_undisturbed(cluster, prompts, tmp_path, start_driver, chaos
         "kappa": 4,
         "policy": {"actors": (3, 3), "step_seconds": step_seconds},
         "reward": {"actors": (2, 2)},
-        "run": {"chunk_rows": 8, "snapshot_seconds": 0.5, "in_flight": 24, "infra_retries": 8, "particles": True},
+        "run": {
+            "chunk_rows": 8,
+            "snapshot_seconds": 0.5,
+            "in_flight": 24,
+            "infra_retries": 8,
+            "particles": True,
+            "flush_seconds": 0.4,
+        },
     }
     clean = {**settings, "out": str(tmp_path / "clean"), "policy": {}, "reward": {}}
     assert run(make_plan(clean)) == 0

@@ -4,11 +4,14 @@ import json
 import signal
 import threading
 import time
+from pathlib import Path
 
 import pytest
 from plans import make_plan, rows_of
 
 from aisp_ray.pipeline import run
+from aisp_ray.report.export import ExportSettings, export
+from aisp_ray.report.write import read_report, report_text
 
 pytestmark = pytest.mark.ray
 
@@ -114,12 +117,16 @@ def test_a_relative_output_is_refused_inside_a_job(settings, capsys, monkeypatch
 SLOW = {"step_seconds": 0.02}  # so that a run is still under way when it is killed
 
 
-def searches_under_way(settings):
+def snapshot_of(settings):
     try:
         with open(f"{settings['out']}/_state/inflight.json") as stream:
-            return [progress["state"]["iteration"] for _, _, progress in json.load(stream)["searches"]]
+            return json.load(stream)
     except FileNotFoundError:
-        return []
+        return {"searches": [], "rows": []}
+
+
+def searches_under_way(settings):
+    return [progress["state"]["iteration"] for _, _, progress in snapshot_of(settings)["searches"]]
 
 
 @pytest.mark.parametrize(
@@ -156,6 +163,36 @@ def test_a_killed_driver_loses_at_most_what_came_after_the_snapshot(settings, un
     assert rows_of(settings["out"]) == undisturbed()
 
 
+def rows_there(settings):
+    return len(rows_of(settings["out"])) if list(Path(settings["out"], "rows").glob("*.parquet")) else 0
+
+
+@pytest.mark.parametrize(("number", "flush"), [(signal.SIGKILL, 0.3), (signal.SIGTERM, 600.0)])
+def test_finished_rows_are_readable_while_the_run_goes_on_and_once_it_was_stopped(
+    settings, undisturbed, start_driver, cluster, number, flush
+):
+    run_settings = {"chunk_rows": 32, "snapshot_seconds": 0.3, "flush_seconds": flush, "in_flight": 2}
+    slow = {**settings, "policy": SLOW, "run": {**run_settings, "particles": True}}
+    driver = start_driver(slow, cluster.address)
+    if number == signal.SIGKILL:
+        driver.wait_for(lambda: rows_there(settings) >= 3)
+        assert driver.process.poll() is None
+        assert "the same command resumes it" in report_text(read_report(settings["out"]))
+    else:
+        driver.wait_for(lambda: len(snapshot_of(settings)["rows"]) >= 3)
+        assert rows_there(settings) == 0
+    driver.process.send_signal(number)
+    driver.wait()
+    if number == signal.SIGTERM:
+        assert rows_there(settings) == summary(settings)["methods"]["aisp"]["rows"] >= 3
+    there = rows_of(settings["out"])
+    assert export(ExportSettings(out=(settings["out"],), format="sft")) == {"train": len(there)}
+    assert export(ExportSettings(out=(settings["out"],), format="preference")) == {"train": len(there)}
+    assert run(make_plan({**slow, "policy": {}})) == 0
+    assert rows_of(settings["out"]) == undisturbed()
+    assert len(rows_of(settings["out"], "particles")) == 12 * 16
+
+
 def test_a_restart_that_cannot_begin_keeps_what_was_under_way(settings, start_driver, cluster, capsys):
     slow = {**settings, "policy": SLOW, "kappa": 8, "run": {"chunk_rows": 4, "snapshot_seconds": 0.3}}
     driver = start_driver(slow, cluster.address)
@@ -171,7 +208,7 @@ def test_a_restart_that_cannot_begin_keeps_what_was_under_way(settings, start_dr
 
 
 def test_two_runs_on_one_output_never_double_a_row(settings, undisturbed, start_driver, cluster):
-    slow = {**settings, "policy": {**SLOW, "slots": 4}}
+    slow = {**settings, "policy": {**SLOW, "slots": 4}, "run": {"chunk_rows": 4, "flush_seconds": 0.1}}
     other = start_driver(slow, cluster.address)
     other.wait_for(lambda: searches_under_way(settings))
     assert run(make_plan(slow)) == 0
