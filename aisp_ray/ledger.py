@@ -12,7 +12,7 @@ import numpy as np
 
 from aisp_ray.errors import encodable, error_text
 from aisp_ray.methods.base import Info, Method, State
-from aisp_ray.results import JUDGE_ERRORS, NUM_TRUNCATED
+from aisp_ray.results import JUDGE_ERRORS, LEDGER, NUM_TRUNCATED, TRACES
 from aisp_ray.types import Prompt, Rollouts, Scores
 
 
@@ -124,9 +124,9 @@ def row_of(outcome: Outcome, run: Mapping[str, Any]) -> dict[str, Any]:
         "status": "ok" if best else "error",
         "error": error_text(outcome.error) if outcome.error is not None else None,
         "finish_reason": best.finish_reason if best else None,
-        **{name: getattr(trace, name) for name in _LEDGER},
+        **{name: getattr(trace, name) for name in LEDGER},
         "num_prompt_tokens": trace.num_prompt_tokens if trace.num_samples else None,
-        **{name: _nulls(getattr(trace, name)) for name in _TRACES},
+        **{name: _nulls(getattr(trace, name)) for name in TRACES},
         "num_samples_seen": list(trace.num_samples_seen),
         "judge_names": list(outcome.judge_rewards),
         "judge_rewards": _nulls(outcome.judge_rewards.values()),
@@ -152,18 +152,6 @@ def particle_rows(task: Task, rollouts: Rollouts, scores: Scores, run_id: str) -
             "num_generated_tokens": item.num_generated_tokens,
             "logprob": _null(item.logprob),
         }
-
-
-_TRACES = ("reward_mean", "reward_max", "reward_best", "ess", "control_norm")
-_LEDGER = (
-    "num_samples",
-    "num_generated_tokens",
-    "num_reward_calls",
-    "num_failed_particles",
-    "policy_seconds",
-    "reward_seconds",
-    "wall_seconds",
-)
 
 
 def _null(value: float) -> float | None:

@@ -49,6 +49,12 @@ ROW_SCHEMA = pa.schema(
     ],
     metadata={"aisp_ray.schema": SCHEMA_VERSION},
 )
+# columns of what a search cost: whole numbers that are counted, and seconds
+LEDGER = tuple(
+    field.name
+    for field in ROW_SCHEMA
+    if field.name.endswith("_seconds") or (field.name.startswith("num_") and field.type == pa.int64())
+)
 
 PARTICLE_SCHEMA = pa.schema(
     [

@@ -43,12 +43,9 @@ def collected(count=12, in_flight=16, **settings):
 def test_every_response_is_labelled_with_its_own_reward_in_input_order():
     found = collected()
     assert found.num_skipped == 1
-    assert (found.num_prompts, found.num_samples, found.num_reward_calls, found.num_generated_tokens) == (
-        11,
-        33,
-        33,
-        66,
-    )
+    names = ("num_samples", "num_reward_calls", "num_generated_tokens")
+    assert (len(found.traces), *map(found.total, names)) == (11, 33, 33, 66)
+    assert found.total("policy_seconds") == 5.5
     assert len(found.train) + len(found.held_out) == 22, "a response without a reward is left out"
     for part in (found.train, found.held_out):
         origins = [float(example.prelogits[0, 0]) for example in part]

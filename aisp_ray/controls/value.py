@@ -22,8 +22,6 @@ from torch import Tensor, nn
 
 from aisp_ray.controls.value_file import value_file
 
-TERMINALS = ("last", "first_compat")
-
 
 class ValueFunction(nn.Module):
     """V(z), reward units: three linear layers with ReLUs between. [..., d] -> [...]."""

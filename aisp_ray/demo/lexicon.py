@@ -216,23 +216,13 @@ _OUTDOORS = (
 
 TOPICS: tuple[Topic, ...] = _HOUSE + _OUTDOORS
 
-# What a question is made of. {job} is the topic's job.
+# What tells a question apart. {job} is the topic's job.
 ASKS = (
     "how do I {job}",
     "can you tell me how to {job}",
     "what is the best way to {job}",
     "could you help me {job}",
     "do you know how to {job}",
-)
-GREETINGS = ("hello", "hi there", "good morning", "dear team", "good day")
-CONTEXTS = (
-    "this is my first time",
-    "I bought it last week",
-    "a friend gave it to me",
-    "I tried it once before",
-    "my sister said you know this",
-    "I do this twice a year",
-    "I live alone",
 )
 STAGES = (
     (),
@@ -241,8 +231,6 @@ STAGES = (
 )
 WORRIED = ("I am afraid to break it", "I am a bit worried", "I feel lost here")
 HURRIED = ("I have little time", "please be quick", "my guests come soon")
-THANKS = ("thank you", "thanks for that", "that was clear")
-FOLLOW_UPS = ("what comes next", "what should I do now", "how do I go on")
 
 # What a reply is made of, besides steps and answers to obstacles.
 TONES: dict[str, tuple[str, ...]] = {

@@ -29,7 +29,6 @@ class StepPlan:
     """What this step's rows need; rebuilt when rows change."""
 
     samplings: list[tuple[Sampling, Tensor]] = field(default_factory=list)  # with the rows [B] it holds for
-    draws_tokens: bool = False
     controlled: bool = False
     laws: list[tuple[Any, Tensor, Tensor]] = field(default_factory=list)  # law, rows [B], horizons [B]
     wants_base: bool = False
@@ -56,7 +55,6 @@ class StepPlan:
 
         for sampling in sorted({proposal.sampling for proposal in proposals}, key=astuple):
             plan.samplings.append((sampling, where(lambda row, s=sampling: row.active.request.proposal.sampling == s)))
-        plan.draws_tokens = any(proposal.sampling.temperature > 0 for proposal in proposals)
         plan.controlled = any(row.active.draws_control for _, row in live)
         plan.wants_base = any(row.active.wants_base for _, row in live)
         plan.wants_kl = any("token_kl" in proposal.want for proposal in proposals)

@@ -13,7 +13,7 @@ import dataclasses
 import json
 import math
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import AsyncIterator, Iterable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -21,14 +21,17 @@ from aisp_ray.cluster.models import Models
 from aisp_ray.cluster.opening import open_models
 from aisp_ray.controls.value_file import value_file
 from aisp_ray.data.base import DataSpec
-from aisp_ray.errors import OK, DataError
+from aisp_ray.driver import Driver
+from aisp_ray.errors import OK
+from aisp_ray.ledger import Progress, Task, Trace
+from aisp_ray.methods.base import Info, Method, State
 from aisp_ray.pipeline.exits import Ending
 from aisp_ray.pipeline.progress import Screen
 from aisp_ray.plan import RunSettings
 from aisp_ray.policy.base import PolicySpec
 from aisp_ray.rewards.base import RewardSpec
 from aisp_ray.rng import derive_seed
-from aisp_ray.types import Policy, Prompt, Proposal, Reward, Sampling
+from aisp_ray.types import Prompt, Proposal, Rollouts, Sampling, Scores
 
 if TYPE_CHECKING:
     from aisp_ray.controls.value import Example
@@ -72,14 +75,13 @@ class Collected:
     """Labelled responses and what they cost."""
 
     by_prompt: dict[tuple[bool, int], list[Example]] = dataclasses.field(default_factory=dict)  # held out?, ordinal
-    num_prompts: int = 0
+    traces: list[Trace] = dataclasses.field(default_factory=list)  # of the prompts that were answered
     num_skipped: int = 0
-    num_samples: int = 0
-    num_generated_tokens: int = 0
-    num_reward_calls: int = 0
-    policy_seconds: float = 0.0
-    reward_seconds: float = 0.0
     num_bytes: int = 0
+
+    def total(self, name: str) -> float:
+        """Sum of a column of the ledger."""
+        return sum(getattr(trace, name) for trace in self.traces)
 
     @property
     def train(self) -> list[Example]:
@@ -150,62 +152,64 @@ def _read(plan: ValuePlan) -> list[Prompt]:
     return list(stream_prompts(plan.data, plan.settings.limit))
 
 
+@dataclass(frozen=True)
+class _Draw(Method):
+    """Responses of the policy itself with their pre-logits, once."""
+
+    settings: ValueTraining
+
+    def init(self, prompt: Prompt, seed: int) -> State:
+        return State(prompt.prompt_id, seed)
+
+    def ask(self, state: State) -> Proposal:
+        sampling = Sampling(self.settings.temperature, self.settings.top_p)
+        return Proposal(0, self.settings.samples, sampling=sampling, want=frozenset({"prelogits"}))
+
+    def tell(self, state: State, rollouts: Rollouts, scores: Scores) -> tuple[State, Info]:
+        return dataclasses.replace(state, iteration=1, done=True), {}
+
+
 async def collect(prompts: Iterable[Prompt], models: Models, settings: ValueTraining, found: Collected) -> None:
     """Add labelled pre-logits of the policy's own responses; an unusable prompt or response is left out and counted.
 
     Raises:
         ValueError: they take more than `memory_gb`.
     """
-    running: set[asyncio.Task[None]] = set()
-    try:
+
+    async def tasks() -> AsyncIterator[Task]:
         for prompt in prompts:
-            if len(running) >= models.in_flight:
-                done, running = await asyncio.wait(running, return_when=asyncio.FIRST_COMPLETED)
-                await asyncio.gather(*done)
-            running.add(asyncio.create_task(_one(prompt, (models.policy, models.reward), settings, found)))
-        await asyncio.gather(*running)
-    finally:  # one failed: what the others find is of no use
-        for task in running:
-            task.cancel()
-        await asyncio.gather(*running, return_exceptions=True)
+            yield Task(prompt, "train_value", _Draw(settings))
+
+    def keep(task: Task, progress: Progress, rollouts: Rollouts, scores: Scores) -> None:
+        examples = _examples(rollouts, scores)
+        found.by_prompt[is_held_out(task.prompt.prompt_id, settings), task.prompt.ordinal] = examples
+        found.num_bytes += sum(example.prelogits.nbytes for example in examples)
+
+    driver = Driver(models.policy, models.reward, {}, settings.seed, models.in_flight)
+    driver.watch = keep
+    async for outcome in driver.run(tasks()):
+        if outcome.progress is None:
+            found.num_skipped += 1
+            continue
+        found.traces.append(outcome.progress.trace)
+        if found.num_bytes > settings.memory_gb * 1e9:
+            raise ValueError(
+                f"the pre-logits of {len(found.traces)} prompts take more than memory_gb={settings.memory_gb:g}; "
+                f"lower limit or samples, or raise memory_gb"
+            )
 
 
-async def _one(prompt: Prompt, models: tuple[Policy, Reward], settings: ValueTraining, found: Collected) -> None:
-    """Draw, score and file the responses of one prompt."""
+def _examples(rollouts: Rollouts, scores: Scores) -> list[Example]:
+    """The responses that have a reward, with their pre-logits."""
     import numpy as np
 
     from aisp_ray.controls.value import Example
 
-    policy, reward = models
-    if prompt.error is not None:
-        found.num_skipped += 1
-        return
-    sampling = Sampling(settings.temperature, settings.top_p)
-    proposal = Proposal(0, settings.samples, sampling=sampling, want=frozenset({"prelogits"}))
-    try:
-        rollouts = await policy.rollout(prompt, proposal, settings.seed)
-        scores = await reward.score(prompt, tuple(item.text for item in rollouts.items))
-    except DataError:
-        found.num_skipped += 1
-        return
-    examples = [
-        Example(np.asarray(item.prelogits, dtype=np.float16), float(r))
-        for item, r in zip(rollouts.items, scores.rewards, strict=True)
-        if math.isfinite(r) and item.num_generated_tokens > 0
+    return [
+        Example(np.asarray(item.prelogits, dtype=np.float16), float(reward))
+        for item, reward in zip(rollouts.items, scores.rewards, strict=True)
+        if math.isfinite(reward) and item.num_generated_tokens > 0
     ]
-    found.num_prompts += 1
-    found.num_samples += len(rollouts.items)
-    found.num_generated_tokens += rollouts.num_generated_tokens
-    found.num_reward_calls += len(scores.rewards)
-    found.policy_seconds += rollouts.seconds
-    found.reward_seconds += scores.seconds
-    found.num_bytes += sum(example.prelogits.nbytes for example in examples)
-    if found.num_bytes > settings.memory_gb * 1e9:
-        raise ValueError(
-            f"the pre-logits of {found.num_prompts} prompts take more than memory_gb={settings.memory_gb:g}; "
-            f"lower limit or samples, or raise memory_gb"
-        )
-    found.by_prompt[is_held_out(prompt.prompt_id, settings), prompt.ordinal] = examples
 
 
 def is_held_out(prompt_id: str, settings: ValueTraining) -> bool:
@@ -254,11 +258,9 @@ def facts_of(
     found: Collected, curve: list[dict[str, float]], settings: ValueTraining, seconds: float
 ) -> dict[str, Any]:
     """What the file's header says: settings, curve, cost."""
-    cost = {
-        name: getattr(found, name)
-        for name in ("num_prompts", "num_samples", "num_generated_tokens", "num_reward_calls")
-    }
-    seconds_of = {"policy": found.policy_seconds, "reward": found.reward_seconds, "fit": seconds}
+    cost = {"num_prompts": len(found.traces)}
+    cost |= {name: int(found.total(name)) for name in ("num_samples", "num_generated_tokens", "num_reward_calls")}
+    seconds_of = {"policy": found.total("policy_seconds"), "reward": found.total("reward_seconds"), "fit": seconds}
     cost["num_backward_passes"] = settings.epochs * math.ceil(len(found.train) / settings.batch_size)
     nulls = [{name: None if math.isnan(value) else value for name, value in point.items()} for point in curve]
     return {

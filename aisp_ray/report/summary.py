@@ -13,6 +13,7 @@ from aisp_ray.metrics.base import Estimate, TextMetric, estimates
 from aisp_ray.metrics.diversity import Diversity
 from aisp_ray.metrics.length import Length
 from aisp_ray.metrics.paired import Paired, paired
+from aisp_ray.results import LEDGER
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -23,7 +24,6 @@ DEFAULT_METRICS: Mapping[str, TextMetric] = {
     "words": Length(),
 }
 JUDGE = "judge "  # how a judge's measure is told from others
-_LEDGER = ("num_samples", "num_generated_tokens", "policy_seconds", "reward_seconds", "wall_seconds")
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,6 +47,9 @@ class MethodSummary:
     metrics: Mapping[str, Estimate] = field(default_factory=dict)  # text metrics by name
     judges: Mapping[str, Estimate] = field(default_factory=dict)  # held-out rewards by the judge's name
     judges_paired: Mapping[str, Paired] = field(default_factory=dict)  # against the baseline; empty for itself
+
+
+_LEDGER = tuple(name for name in LEDGER if name in MethodSummary.__slots__)
 
 
 def summary_table(

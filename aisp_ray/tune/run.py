@@ -26,6 +26,7 @@ from aisp_ray.pipeline.meter import Status
 from aisp_ray.pipeline.progress import Screen
 from aisp_ray.pipeline.run import check_output
 from aisp_ray.plan import describe
+from aisp_ray.results import LEDGER
 from aisp_ray.tune import heldout as held
 from aisp_ray.tune import table as tables
 from aisp_ray.tune.evaluate import Evaluator
@@ -240,7 +241,7 @@ class Study:
             if trial.method is not None:
                 seen = self.tuning[: trial.num_seen]
                 hashes[trial.number] = setting_hash(describe(trial.method))
-                costs[trial.number] = self.store.sums(hashes[trial.number], seen, tables.LEDGER)
+                costs[trial.number] = self.store.sums(hashes[trial.number], seen, LEDGER)
         space, objective = self.plan.workbench.space, self.plan.objective
         found = tables.trial_table(trials, space, objective, costs, self._estimates, hashes)
         sink = pa.BufferOutputStream()

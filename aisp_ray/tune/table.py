@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from aisp_ray.metrics.base import Estimate, estimate
+from aisp_ray.results import LEDGER
 from aisp_ray.tune.space import Space
 from aisp_ray.tune.trial import Trial
 
@@ -17,7 +18,6 @@ if TYPE_CHECKING:
     import pyarrow as pa
 
 NAME = "trials.parquet"
-LEDGER = ("num_samples", "num_generated_tokens", "num_reward_calls", "policy_seconds", "reward_seconds")
 
 
 def trial_schema(space: Space) -> pa.Schema:

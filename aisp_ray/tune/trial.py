@@ -11,8 +11,6 @@ import numpy as np
 
 from aisp_ray.methods.base import Method
 
-STATES = ("running", "complete", "stopped", "invalid")
-
 
 @dataclass(eq=False)
 class Trial:

@@ -14,7 +14,7 @@ from transformers import AutoModelForCausalLM, AutoModelForSequenceClassificatio
 
 from aisp_ray import demo
 from aisp_ray.demo import lexicon, world
-from tools.demo_models import data, fit_reward
+from tools.demo_models import data, fit_reward, writing
 
 DEMO = Path(demo.__path__[0])
 PROMPT = "I have no vinegar. How do I clean the kettle?"
@@ -47,8 +47,8 @@ def scorer(request):
 def test_the_world_is_a_function_of_its_seed():
     def draw(seed: str) -> list[str]:
         rng = random.Random(seed)
-        questions = [world.make_question(rng, "test", 0.3) for _ in range(20)]
-        return [world.corrupt(rng, world.make_reply(rng, q)) for q in questions]
+        questions = [writing.make_question(rng, "test", 0.3) for _ in range(20)]
+        return [writing.corrupt(rng, writing.make_reply(rng, q)) for q in questions]
 
     assert draw("a") == draw("a")
     assert draw("a") != draw("b")
@@ -65,8 +65,8 @@ def test_no_sentence_has_two_meanings():
 def test_every_clean_reply_is_parsed_without_a_broken_sentence():
     rng = random.Random("clean")
     for _ in range(300):
-        question = world.make_question(rng, "test", 0.3)
-        parsed = world.parse(data.prompt_text(question), world.make_reply(rng, question))
+        question = writing.make_question(rng, "test", 0.3)
+        parsed = world.parse(data.prompt_text(question), writing.make_reply(rng, question))
         assert parsed.known
         assert not parsed.count("broken")
         assert not parsed.count("cut")
@@ -82,11 +82,11 @@ def test_gold_rises_with_care_and_falls_with_corruption():
     totals = {"careless": 0.0, "careful": 0.0, "corrupted": 0.0}
     for index in range(200):
         rng = random.Random(f"care/{index}")
-        question = world.make_question(rng, "test")
-        careful = world.make_reply(rng, question, care=0.9)
+        question = writing.make_question(rng, "test")
+        careful = writing.make_reply(rng, question, care=0.9)
         totals["careful"] += world.gold_score(question.text, careful)
-        totals["careless"] += world.gold_score(question.text, world.make_reply(rng, question, care=0.1))
-        totals["corrupted"] += world.gold_score(question.text, world.corrupt(rng, careful))
+        totals["careless"] += world.gold_score(question.text, writing.make_reply(rng, question, care=0.1))
+        totals["corrupted"] += world.gold_score(question.text, writing.corrupt(rng, careful))
     assert totals["careful"] > totals["careless"] + 200
     assert totals["careful"] > totals["corrupted"] + 150
 
@@ -137,8 +137,8 @@ def test_prompt_files_hold_distinct_prompts_of_this_world():
     everything = shp + tuning + last
     assert len(everything) == len(set(everything))
     assert all(world.read_prompt(text) for text in shp + tuning + hh)
-    assert {world.split_of(text) for text in shp + last} == {"test"}
-    assert {world.split_of(text) for text in tuning} == {"tuning"}
+    assert {writing.split_of(text) for text in shp + last} == {"test"}
+    assert {writing.split_of(text) for text in tuning} == {"tuning"}
     assert sum(text.count("\n\nHuman:") == 2 for text in hh) > 30
 
 

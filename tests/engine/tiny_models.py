@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -132,11 +132,11 @@ BUILDERS: dict[str, Callable[[], Any]] = {
 }
 
 
-def tiny(name: str, dtype: torch.dtype = torch.float32) -> Any:
+def tiny(name: str, dtype: torch.dtype = torch.float32, builders: Mapping[str, Callable[[], Any]] = BUILDERS) -> Any:
     """A random model with weights large enough that a wrong key changes tokens."""
     torch.manual_seed(0)
     torch.set_num_threads(1)
-    model = BUILDERS[name]().eval()
+    model = builders[name]().eval()
     with torch.no_grad():
         for key, weight in model.named_parameters():
             if key.endswith("bias") or "sinks" in key:

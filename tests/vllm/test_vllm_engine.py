@@ -13,8 +13,9 @@ from aisp_ray.controls.weight_log import WeightEntry, WeightLog
 from aisp_ray.engine.base import StopRules
 from aisp_ray.engine.plain import PlainEngine
 from aisp_ray.types import Sampling
+from tests.engine.tiny_models import drive, request
 from tests.vllm.conftest import letters
-from tests.vllm.small_models import DIM, drive, request
+from tests.vllm.small_models import DIM
 
 ARCHITECTURES = ("llama", "qwen3", "gemma3", "mistral")
 ALL = frozenset({"logprob", "token_kl", "prelogits"})

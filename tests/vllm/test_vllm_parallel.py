@@ -8,8 +8,9 @@ from aisp_ray.engine.base import StopRules
 from aisp_ray.engine.vllm.load import build_vllm_engine
 from aisp_ray.engine.vllm.setup import VllmSettings
 from aisp_ray.types import Sampling
+from tests.engine.tiny_models import request
 from tests.vllm.conftest import letters
-from tests.vllm.small_models import CONTEXT, request, saved
+from tests.vllm.small_models import CONTEXT, saved
 from tests.vllm.test_vllm_engine import ALL, MEAN, differing
 
 

@@ -9,7 +9,7 @@ from aisp_ray.controls.weight_log import WeightEntry, WeightLog
 from aisp_ray.engine import factory
 from aisp_ray.engine.vllm import setup
 from aisp_ray.policy.causal_lm import CausalLM
-from tests.vllm.small_models import request
+from tests.engine.tiny_models import request
 
 
 @pytest.mark.parametrize(

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from aisp_ray.demo import world
+from tools.demo_models import writing
 
 PREFERENCE_NOISE = 1.0  # gold points; preferences are drawn with P(a over b) = sigmoid((gold_a - gold_b) / noise)
 MULTI_TURN = 0.25
@@ -43,14 +44,14 @@ def documents(count: int, seed: str) -> Iterator[tuple[world.Question, str]]:
     """Questions with a reply of random care: what the policy learns from."""
     for index in range(count):
         rng = random.Random(f"document/{seed}/{index}")
-        question = world.make_question(rng, "train", MULTI_TURN)
-        yield question, world.make_reply(rng, question)
+        question = writing.make_question(rng, "train", MULTI_TURN)
+        yield question, writing.make_reply(rng, question)
 
 
 def group(name: str, size: int = 4, split: str = "train") -> Group:
     """Replies of any care to one question; about half are corrupted, cut, or replies to another question."""
     rng = random.Random(f"group/{name}")
-    question = world.make_question(rng, split, MULTI_TURN)
+    question = writing.make_question(rng, split, MULTI_TURN)
     drawn = [_any_reply(rng, question) for _ in range(size)]
     replies, ended = zip(*drawn, strict=True)
     gold = tuple(world.gold_score(prompt_text(question), reply) for reply in replies)
@@ -60,13 +61,13 @@ def group(name: str, size: int = 4, split: str = "train") -> Group:
 def _any_reply(rng: random.Random, question: world.Question) -> tuple[str, bool]:
     kind = rng.random()
     if kind < 0.05:
-        other = world.make_question(rng, "train")
-        return world.make_reply(rng, other), True
-    reply = world.make_reply(rng, question)
+        other = writing.make_question(rng, "train")
+        return writing.make_reply(rng, other), True
+    reply = writing.make_reply(rng, question)
     if kind < 0.35:
-        return world.corrupt(rng, reply), True
+        return writing.corrupt(rng, reply), True
     if kind < 0.5:
-        return world.cut(rng, reply), rng.random() < 0.4
+        return writing.cut(rng, reply), rng.random() < 0.4
     return reply, True
 
 
@@ -93,7 +94,7 @@ def distinct_questions(count: int, split: str, name: str, multi_turn: float) -> 
     found: dict[str, world.Question] = {}
     index = 0
     while len(found) < count:
-        question = world.make_question(random.Random(f"prompt/{name}/{index}"), split, multi_turn)
+        question = writing.make_question(random.Random(f"prompt/{name}/{index}"), split, multi_turn)
         found.setdefault(question.text, question)
         index += 1
     return list(found.values())
@@ -102,7 +103,7 @@ def distinct_questions(count: int, split: str, name: str, multi_turn: float) -> 
 def _reply_pair(question: world.Question, name: str) -> tuple[str, str, bool]:
     """Two clean replies, and whether the first one is preferred."""
     rng = random.Random(f"pair/{name}")
-    first, second = world.make_reply(rng, question), world.make_reply(rng, question)
+    first, second = writing.make_reply(rng, question), writing.make_reply(rng, question)
     prompt = prompt_text(question)
     better = prefers_first(rng, world.gold_score(prompt, first), world.gold_score(prompt, second))
     return first, second, better

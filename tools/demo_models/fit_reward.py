@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from transformers import LlamaConfig, LlamaForCausalLM, LlamaForSequenceClassification, PreTrainedTokenizerFast
 
 from aisp_ray.demo import world
-from tools.demo_models import data, tokens
+from tools.demo_models import data, tokens, writing
 from tools.demo_models.fit import IGNORE, optimise, pad
 
 
@@ -21,14 +21,14 @@ def train_reward(
     """A Bradley-Terry reward on noisy preferences, started from the body of a language model.
 
     Replies are compared with each other, and so are their beginnings up to a full stop. A second head, thrown away
-    after training, tags each token (see `world.tag_ends`): without it the reward stays blind to broken text.
+    after training, tags each token (see `writing.tag_ends`): without it the reward stays blind to broken text.
     """
     torch.manual_seed(random.Random(f"head/{seed}").getrandbits(31))
     shape = {k: v for k, v in body.config.to_dict().items() if k not in ("id2label", "label2id", "architectures")}
     config = LlamaConfig(**{**shape, "num_labels": 1, "tie_word_embeddings": False})
     model = LlamaForSequenceClassification(config)
     model.model.load_state_dict(body.model.state_dict())
-    tagger = torch.nn.Linear(config.hidden_size, len(world.TAGS))
+    tagger = torch.nn.Linear(config.hidden_size, len(writing.TAGS))
     noise = torch.Generator().manual_seed(random.Random(f"judgement/{seed}").getrandbits(31))
 
     def loss_of(step: int) -> torch.Tensor:
@@ -66,8 +66,8 @@ def read_groups(tokenizer: PreTrainedTokenizerFast, groups: list[data.Group]) ->
         offsets = tokenizer(list(g.replies), add_special_tokens=False, return_offsets_mapping=True)["offset_mapping"]
         for reply, spans in zip(g.replies, offsets, strict=True):
             ends, start = [end for _, end in spans], int(starts[row])
-            names = world.tag_ends(prompt, reply, ends)
-            tags[row, start : start + len(ends)] = torch.tensor([world.TAGS.index(name) for name in names])
+            names = writing.tag_ends(prompt, reply, ends)
+            tags[row, start : start + len(ends)] = torch.tensor([writing.TAGS.index(name) for name in names])
             stops = [(i, end) for i, end in enumerate(ends) if reply[end - 1] in ".!?"]
             nodes += [(row, start + i) for i, _ in stops]
             gold += [world.gold_score(prompt, reply[:end]) for _, end in stops]

@@ -10,14 +10,20 @@ from typing import TYPE_CHECKING, Any
 from aisp_ray.metrics.base import Estimate
 from aisp_ray.report.tables.cells import NONE, Cell, Table, tone_of, with_ends
 from aisp_ray.tune.space import text_of
-from aisp_ray.tune.table import LEDGER, ranked
+from aisp_ray.tune.table import ranked
 
 if TYPE_CHECKING:
     from aisp_ray.report.searches import Search
     from aisp_ray.tune.heldout import Confirmation
 
 Row = Mapping[str, Any]  # of trials.parquet
-_COSTS = dict(zip(LEDGER, ("samples", "tokens", "reward calls", "policy s", "reward s"), strict=True))
+_COSTS = {
+    "num_samples": "samples",
+    "num_generated_tokens": "tokens",
+    "num_reward_calls": "reward calls",
+    "policy_seconds": "policy s",
+    "reward_seconds": "reward s",
+}
 
 
 def settings_text(row: Row) -> str:
