@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import KW_ONLY, dataclass, field, replace
 from typing import Any, Protocol
 
 
@@ -127,7 +127,7 @@ class Scores:
 
     rewards: tuple[float, ...]
     errors: tuple[str | None, ...] = ()
-    num_calls: int = 0  # responses that the reward model really read (identical ones are read once)
+    _: KW_ONLY
     seconds: float = 0.0
     num_truncated: int = 0  # responses whose prompt was cut to fit; they themselves never are
     traceback: str | None = None  # of the first exception that cost a response its reward, where it was raised

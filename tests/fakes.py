@@ -214,4 +214,4 @@ class SleepScorer(Scorer):
             6 * (derive_seed(request.prompt.prompt_id, text) / 2**64) - 3 if text else math.nan
             for text in request.responses
         )
-        return Scores(rewards, (None,) * len(rewards), len(rewards))
+        return Scores(rewards, (None,) * len(rewards))

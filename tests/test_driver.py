@@ -55,7 +55,7 @@ class FakeReward:
         await asyncio.sleep(0)
         rewards = [math.nan if "hopeless" in prompt.text else float(text) for text in responses]
         errors = tuple("not a number" if math.isnan(r) else None for r in rewards)
-        return Scores(tuple(rewards), errors, len(rewards), 0.2)
+        return Scores(tuple(rewards), errors, seconds=0.2)
 
 
 def prompt(ordinal, text="hello", error=None):

@@ -231,7 +231,7 @@ def _assemble(request: ScoreRequest, work: _Work, seconds: float) -> Scores:
         rewards.append(reward)
         errors.append(text)
     truncated = sum(row is not None and row.truncated for row in work.encoded.rows)
-    return Scores(tuple(rewards), tuple(errors), len(work.rows), seconds, truncated)
+    return Scores(tuple(rewards), tuple(errors), seconds=seconds, num_truncated=truncated)
 
 
 def _limit(asked: int | None, context: int | None, tokenizer: Any) -> int:

@@ -95,7 +95,7 @@ class CallableScorer(Scorer):
             errors.append(None if good else f"{where}: {self.name} {said}")
         seconds = time.perf_counter() - started
         shown = "".join(traceback.format_exception(raised[0])) if raised else None
-        return Scores(tuple(rewards), tuple(errors), len(distinct), seconds, traceback=shown)
+        return Scores(tuple(rewards), tuple(errors), seconds=seconds, traceback=shown)
 
     def _values(self, prompt: Prompt, responses: list[str], raised: list[BaseException]) -> list[float | str]:
         """A reward for each response, or a text that says how the function failed; exceptions go to `raised` too."""

@@ -98,7 +98,7 @@ class CodeTestsScorer(Scorer):
         }
         seconds = time.perf_counter() - started
         values = tuple(rewards[program] for program in programs)
-        return Scores(values, (None,) * len(values), len(distinct), seconds)
+        return Scores(values, (None,) * len(values), seconds=seconds)
 
     def _reward(self, passed: int, count: int) -> float:
         return float(passed == count) if self.spec.all_or_nothing else passed / count

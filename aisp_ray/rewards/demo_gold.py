@@ -37,4 +37,4 @@ class DemoGoldScorer(Scorer):
         rewards = tuple(float(gold_score(request.prompt.text, response)) for response in request.responses)
         text = f"prompt {request.prompt.prompt_id}: the demo world has no gold score for it"
         errors = tuple(None if math.isfinite(reward) else text for reward in rewards)
-        return Scores(rewards, errors, len(rewards), time.perf_counter() - started)
+        return Scores(rewards, errors, seconds=time.perf_counter() - started)

@@ -106,7 +106,6 @@ class EnsembleScorer(Scorer):
         return Scores(
             tuple(rewards),
             tuple(errors),
-            num_calls=sum(one.num_calls for one in scores),
             seconds=sum(one.seconds for one in scores),
             num_truncated=max(one.num_truncated for one in scores),
         )

@@ -185,7 +185,7 @@ class JudgeScorer(Scorer):
             f"prompt {request.prompt.prompt_id}, particle {particle}: {value}" if isinstance(value, str) else None
             for particle, value in enumerate(values)
         )
-        return Scores(rewards, errors, len(set(request.responses)), seconds)
+        return Scores(rewards, errors, seconds=seconds)
 
     def _other(self, prompt: Prompt) -> str | None:
         return None if self.spec.compare_with is None else prompt.meta.get(self.spec.compare_with)

@@ -89,7 +89,7 @@ class MathAnswerScorer(Scorer):
         expected = reference_answer(str(reference))
         found = {response: self._reward(extract_answer(response), expected) for response in set(request.responses)}
         rewards = tuple(found[response] for response in request.responses)
-        return Scores(rewards, (None,) * count, len(found), time.perf_counter() - started)
+        return Scores(rewards, (None,) * count, seconds=time.perf_counter() - started)
 
     def _reward(self, answer: str | None, expected: str) -> float:
         return self.spec.no_answer if answer is None else float(self._equal(answer, expected))

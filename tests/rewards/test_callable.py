@@ -76,7 +76,6 @@ def test_a_function_scores_a_batch_and_each_text_once():
     scores = score("length", "ab", "abc", "ab", arguments={"scale": 2})
     assert scores.rewards == (4.0, 6.0, 4.0)
     assert scores.errors == (None,) * 3
-    assert scores.num_calls == 2
 
 
 def test_a_class_is_made_once():

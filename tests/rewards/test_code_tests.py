@@ -11,6 +11,7 @@ import psutil
 import pytest
 
 from aisp_ray.data.mbpp import Mbpp
+from aisp_ray.rewards import code_tests
 from aisp_ray.rewards.base import ScoreRequest
 from aisp_ray.rewards.code_tests import CodeTests, extract_code
 from aisp_ray.rewards.sandbox.child import landlock_version
@@ -57,10 +58,11 @@ def test_a_prompt_without_tests_has_no_reward(scorer):
     assert 'meta["tests"]' in scores.errors[1]
 
 
-def test_equal_programs_run_once(scorer):
-    scores = scorer.score([ScoreRequest(PROMPT, (GOOD, GOOD + " Really.", GOOD))])[0]
-    assert scores.num_calls == 1
-    assert scores.rewards == (0.75,) * 3
+def test_equal_programs_run_once(scorer, monkeypatch):
+    programs = []
+    monkeypatch.setattr(code_tests, "run", lambda program, *more: programs.append(program) or run(program, *more))
+    assert rewards(scorer, GOOD, GOOD + " Really.", GOOD) == (0.75,) * 3
+    assert len(programs) == 1
 
 
 RIGHT = "def f(x):\n    return x * 2\n"

@@ -44,7 +44,6 @@ def test_one_member_without_a_reward_leaves_none(combine):
     assert math.isnan(scores.rewards[0])
     assert "particle 0" in scores.errors[0]
     assert scores.errors[1] is None
-    assert scores.num_calls == 4
 
 
 def test_members_are_names_or_mappings():

@@ -168,7 +168,6 @@ def test_the_reward_is_one_or_zero(scorer):
     responses = ("The answer is $18.", "\\boxed{36/2}", "#### 17", "I do not know", "The answer is $18.")
     scores = scorer.score([ScoreRequest(prompt, responses)])[0]
     assert scores.rewards == (1.0, 1.0, 0.0, 0.0, 1.0)
-    assert scores.num_calls == 4
     assert MathAnswer(no_answer=-1.0).load("cpu").score([ScoreRequest(prompt, ("Hm",))])[0].rewards == (-1.0,)
 
 

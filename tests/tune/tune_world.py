@@ -42,7 +42,7 @@ class FakeReward:
     async def score(self, prompt, responses):
         await asyncio.sleep(0)
         rewards = [math.nan if "hopeless" in prompt.text else float(text) + self.bias for text in responses]
-        return Scores(tuple(rewards), tuple("no" if math.isnan(r) else None for r in rewards), len(rewards), 0.25)
+        return Scores(tuple(rewards), tuple("no" if math.isnan(r) else None for r in rewards), seconds=0.25)
 
 
 def prompts(count, dataset="tuning", text="question"):
