@@ -3,6 +3,11 @@
 `search` is the loop of every method for one prompt. `Driver` keeps `in_flight` of them going, so that the models are
 filled across prompts while each prompt waits for its own iteration. Policies, rewards and judges are anything behind
 the protocols of `types.py`: local objects or pools of Ray actors. asyncio only.
+
+Under a budget over all prompts (`TotalBudget`) searches advance by iterations. Each makes a first one; then, while the
+budget lasts, those whose next iterations are expected to gain most make one more, and so on. Who makes one is decided
+when all of the last round have ended, from the traces alone, so it depends neither on the order in which they ended
+nor on how many are in flight, and a resumed run takes the same decisions again.
 """
 
 from __future__ import annotations
@@ -14,10 +19,14 @@ import math
 import time
 import traceback
 from collections import Counter
-from collections.abc import AsyncIterator, Iterator, Mapping
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TypeVar
 
-from aisp_ray.errors import DataError
+from aisp_ray.errors import DataError, RefusedError
 from aisp_ray.ledger import Outcome, Progress, Task, Trace, Watch, extend
+from aisp_ray.methods._allocation import allocate, outlook
+from aisp_ray.plan import draws_of
 from aisp_ray.results import NO_REASON
 from aisp_ray.types import Policy, Prompt, Reward, Rollouts, Scores
 
@@ -25,15 +34,34 @@ log = logging.getLogger(__name__)
 
 _HOPELESS = 8  # prompts on which a method failed that never came through an iteration: it is at fault, not they
 
+_Item = TypeVar("_Item")
+_Result = TypeVar("_Result")
+Shares = Mapping[str, Mapping[int, int]]  # method -> ordinal of a prompt -> iterations that its search may make
+
 
 class MethodError(RuntimeError):
     """What a method raised on one prompt, with its name and place. `__cause__` is the exception itself."""
 
 
+@dataclass(frozen=True)
+class TotalBudget:
+    """Samples over all prompts, for each method."""
+
+    samples: int
+    shares: Shares | None = None  # what an earlier run decided
+    keep: Callable[[Shares], None] = lambda shares: None  # takes what was decided, before the first outcome
+
+
 async def search(
-    task: Task, policy: Policy, reward: Reward, seed: int, resume: Progress | None = None, watch: Watch | None = None
+    task: Task,
+    policy: Policy,
+    reward: Reward,
+    seed: int,
+    resume: Progress | None = None,
+    watch: Watch | None = None,
+    until: int | None = None,
 ) -> Progress:
-    """Run one prompt under one method to its end, from the start or from a snapshot.
+    """Run one prompt under one method to its end, or for `until` iterations in all, from the start or a snapshot.
 
     Raises:
         MethodError: the method failed. What the policy and the reward raise comes through as it is.
@@ -42,6 +70,8 @@ async def search(
     with _named(task):
         progress = resume or Progress(method.init(prompt, seed), Trace())
     while not progress.state.done:
+        if until is not None and progress.state.iteration >= until:
+            break
         started = time.perf_counter()
         with _named(task):
             proposal = method.ask(progress.state)
@@ -91,27 +121,54 @@ class Driver:
         self._num_told: Counter[str] = Counter()  # iterations, by method
         self._num_failed: Counter[str] = Counter()  # prompts on which a method failed, by method
         self._reward_failed = False  # whether a traceback of the reward was shown
+        self._errors: dict[tuple[int, str], str] = {}  # of searches that failed, until their outcome is handed out
 
     async def run(
-        self, tasks: AsyncIterator[Task], resume: Mapping[tuple[int, str], Progress] | None = None
+        self,
+        tasks: AsyncIterator[Task],
+        resume: Mapping[tuple[int, str], Progress] | None = None,
+        total: TotalBudget | None = None,
     ) -> AsyncIterator[Outcome]:
         """Outcomes in the order they finish, each task's exactly once.
 
         Reads `tasks` only as fast as searches end, and no outcome waits for the next task to come. Outcomes that
-        nobody takes hold up new searches.
+        nobody takes hold up new searches. Under a total budget there is no outcome before all of it is shared out.
+
+        Raises:
+            RefusedError: the total budget does not cover a first iteration of every prompt.
         """
         self.progress.update(resume or {})
-        source, turn = aiter(tasks), asyncio.Lock()
-        outcomes: asyncio.Queue[Outcome | None] = asyncio.Queue(maxsize=self.in_flight)
+        shares = total.shares if total else None
+        if total and shares is None:
+            tasks, shares = await self._share_out(tasks, total)
+
+        async def whole(task: Task) -> Outcome:
+            if not (total and total.shares is None):
+                self.num_started += 1
+            await self._advance(task, None if shares is None else _share(shares, task))
+            return await self._conclude(task)
+
+        async with contextlib.aclosing(self._lanes(tasks, whole)) as outcomes:
+            async for outcome in outcomes:
+                self.num_finished += 1
+                yield outcome
+                self.progress.pop(outcome.task.key, None)  # only now: the taker holds the outcome
+        assert self.num_started == self.num_finished, (self.num_started, self.num_finished)
+
+    async def _lanes(
+        self, items: AsyncIterator[_Item], work: Callable[[_Item], Awaitable[_Result]]
+    ) -> AsyncGenerator[_Result, None]:
+        """The results of `work` in the order they finish, `in_flight` of it at once."""
+        source, turn = aiter(items), asyncio.Lock()
+        results: asyncio.Queue[tuple[_Result] | None] = asyncio.Queue(maxsize=self.in_flight)
 
         async def lane() -> None:
             while True:
                 async with turn:
-                    task = await anext(source, None)
-                if task is None:
+                    item = await anext(source, None)
+                if item is None:
                     return
-                self.num_started += 1
-                await outcomes.put(await self._one(task))
+                await results.put((await work(item),))
 
         async def all_lanes() -> None:
             try:
@@ -122,39 +179,97 @@ class Driver:
                 raise errors.exceptions[0] from errors.exceptions[0].__cause__
             finally:
                 with contextlib.suppress(asyncio.QueueFull):
-                    outcomes.put_nowait(None)
+                    results.put_nowait(None)
 
         lanes = asyncio.create_task(all_lanes())
         try:
-            while not (lanes.done() and outcomes.empty()):
-                outcome = await outcomes.get()
-                if outcome is None:
+            while not (lanes.done() and results.empty()):
+                result = await results.get()
+                if result is None:
                     break
-                self.num_finished += 1
-                yield outcome
-                self.progress.pop(outcome.task.key, None)  # only now: the taker holds the outcome
+                yield result[0]
             await lanes
-            assert self.num_started == self.num_finished, (self.num_started, self.num_finished)
         finally:
             lanes.cancel()
             await asyncio.gather(lanes, return_exceptions=True)
 
-    async def _one(self, task: Task) -> Outcome:
-        if task.prompt.error is not None:
-            return Outcome(task, None, task.prompt.error)
+    # ------------------------------------------------------------ a budget over all prompts
+
+    async def _share_out(self, tasks: AsyncIterator[Task], total: TotalBudget) -> tuple[AsyncIterator[Task], Shares]:
+        """Search as far as the budget reaches. Returns all tasks, and how many iterations each may make."""
+        held: list[Task] = []
+        shares: dict[str, dict[int, int]] = {}
+
+        async def first(task: Task) -> None:
+            self.num_started += 1
+            held.append(task)
+            if task.prompt.error is None:
+                mine = shares.setdefault(task.name, {})
+                mine[task.prompt.ordinal] = 1
+                _check_covered(total.samples, task, len(mine))
+                await self._advance(task, 1)
+
+        await self._all(tasks, first)
+        while chosen := [task for name in shares for task in self._next(held, shares[name], name, total.samples)]:
+            for task in chosen:
+                shares[task.name][task.prompt.ordinal] += 1
+            await self._all(_stream(chosen), lambda task: self._advance(task, _share(shares, task)))
+        total.keep(shares)
+        return _stream(sorted(held, key=lambda task: task.prompt.ordinal)), shares
+
+    async def _all(self, items: AsyncIterator[Task], work: Callable[[Task], Awaitable[None]]) -> None:
+        async with contextlib.aclosing(self._lanes(items, work)) as done:
+            async for _ in done:
+                pass
+
+    def _next(self, held: Sequence[Task], share: Mapping[int, int], name: str, samples: int) -> list[Task]:
+        """The tasks of a method that should make one more iteration."""
+        waiting, outlooks = {}, {}
+        for task in held:
+            progress, ordinal = self.progress.get(task.key), task.prompt.ordinal
+            if task.name != name or progress is None or task.key in self._errors:
+                continue
+            told = share[ordinal]
+            if progress.state.iteration > told or not progress.state.done:  # an earlier run may have come further
+                trace = progress.trace
+                waiting[ordinal] = task
+                outlooks[ordinal] = outlook(task.method, (trace.reward_mean, trace.reward_std, trace.reward_max), told)
+        if not waiting:
+            return []
+        num_draws = draws_of(next(iter(waiting.values())).method)
+        plan = allocate(outlooks, samples - num_draws * sum(share.values()))
+        return [waiting[ordinal] for ordinal in sorted(plan)]
+
+    # ------------------------------------------------------------ one search
+
+    async def _advance(self, task: Task, until: int | None) -> None:
+        """Search until the end or so many iterations; what fails is kept in `self._errors`."""
+        if task.prompt.error is not None or task.key in self._errors:
+            return
         earlier = self.progress.get(task.key)
         try:
-            progress = await search(task, self.policy, self.reward, self.seed, earlier, self._watch)
-            best = progress.state.best
-            if best is None:
-                reason = progress.trace.particle_error or "the reward model gave no reason"
-                return Outcome(task, progress, f"no response got a finite reward: {reason}")
-            return Outcome(task, progress, None, *await self._judge(task.prompt, best.response))
+            self.progress[task.key] = await search(
+                task, self.policy, self.reward, self.seed, earlier, self._watch, until
+            )
         except DataError as error:
-            return Outcome(task, self.progress.get(task.key), str(error))
+            self._errors[task.key] = str(error)
         except MethodError as error:
             self._note_failure(task, error)
-            return Outcome(task, self.progress.get(task.key), str(error))
+            self._errors[task.key] = str(error)
+
+    async def _conclude(self, task: Task) -> Outcome:
+        """The outcome of a search that has come to its end."""
+        if task.prompt.error is not None:
+            return Outcome(task, None, task.prompt.error)
+        progress = self.progress.get(task.key)
+        failed = self._errors.pop(task.key, None)
+        if failed is not None or progress is None:
+            return Outcome(task, progress, failed)
+        best = progress.state.best
+        if best is None:
+            reason = progress.trace.particle_error or "the reward model gave no reason"
+            return Outcome(task, progress, f"no response got a finite reward: {reason}")
+        return Outcome(task, progress, None, *await self._judge(task.prompt, best.response))
 
     def _note_failure(self, task: Task, error: MethodError) -> None:
         """Show the first traceback of a method; raise the error of one that never worked."""
@@ -191,3 +306,28 @@ class Driver:
             )
         if self.watch is not None:
             self.watch(task, progress, rollouts, scores)
+
+
+def _check_covered(samples: int, task: Task, num_prompts: int) -> None:
+    draws = draws_of(task.method)
+    if samples < num_prompts * draws:
+        raise RefusedError(
+            f"budget=total:{samples} does not cover a first iteration of {task.name}, {draws} samples, for each of the "
+            f"first {num_prompts} prompts; raise it, or lower limit or method.{task.name}.n"
+        )
+
+
+def _share(shares: Shares, task: Task) -> int | None:
+    """Raises RefusedError where a prompt has no share: it was not there when the budget was shared out."""
+    if task.prompt.error is not None:
+        return None
+    try:
+        return shares[task.name][task.prompt.ordinal]
+    except KeyError:
+        text = f"{task.prompt.prompt_id} was not there when budget=total was shared out; give another out"
+        raise RefusedError(text) from None
+
+
+async def _stream(tasks: Sequence[Task]) -> AsyncIterator[Task]:
+    for task in tasks:
+        yield task

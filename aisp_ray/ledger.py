@@ -34,6 +34,7 @@ class Trace:
     """What is looked at and not carried: one value an iteration, and the ledger."""
 
     reward_mean: tuple[float, ...] = ()
+    reward_std: tuple[float, ...] = ()  # of one iteration's rewards, with n - 1; NaN for fewer than two
     reward_max: tuple[float, ...] = ()
     reward_best: tuple[float, ...] = ()
     ess: tuple[float, ...] = ()
@@ -89,6 +90,7 @@ def extend(trace: Trace, drawn: tuple[Rollouts, Scores], told: tuple[State, Info
     return replace(
         trace,
         reward_mean=(*trace.reward_mean, float(finite.mean()) if finite.size else math.nan),
+        reward_std=(*trace.reward_std, float(finite.std(ddof=1)) if finite.size > 1 else math.nan),
         reward_max=(*trace.reward_max, float(finite.max()) if finite.size else math.nan),
         reward_best=(*trace.reward_best, state.best.reward if state.best else math.nan),
         ess=(*trace.ess, float(info.get("ess", math.nan))),

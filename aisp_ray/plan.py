@@ -62,6 +62,7 @@ class Plan:
     seed: int
     limit: int | None
     out: str
+    total: int | None = None  # samples over all prompts, for each method; None: what each method plans
     config: Mapping[str, Any] = field(default_factory=dict)  # resolved, JSON values
     fingerprint: Mapping[str, Any] = field(default_factory=dict)
 

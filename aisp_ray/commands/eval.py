@@ -14,8 +14,8 @@ from aisp_ray.commands import base
 from aisp_ray.commands.base import Command, Composed, for_a_reader
 from aisp_ray.config import ConfigError
 from aisp_ray.errors import OK, SOME_ERRORS, refuse
-from aisp_ray.methods.base import Method, check_budgets, fit_budgets, read_budget
-from aisp_ray.plan import Plan, RunSettings, absolute, describe
+from aisp_ray.methods.base import TOTAL, Method, check_budgets, fit_budgets, read_budget, total_of
+from aisp_ray.plan import Plan, RunSettings, absolute, describe, draws_of
 from aisp_ray.policy.base import PolicySpec
 
 _ABOUT = """\
@@ -39,7 +39,7 @@ class EvalSettings:
     limit: int | None = None  # use only the first so many prompts; null uses all
     out: str = "outputs/demo"  # folder or URI (s3://, gs://) of the results; the same command resumes where it stopped
     baseline: str = "best_of_n"  # the method that differences in the table are against; a typed one must be chosen
-    budget: Any = None  # one cost per prompt, sets kappa: 256 (samples), reward_calls:256, generated_tokens:16384
+    budget: Any = None  # sets kappa: 256 (samples a prompt), generated_tokens:16384; total:8192: over all prompts
     allow_unequal_budgets: bool = False  # compare methods although they may cost differently
     report: bool = True  # write <out>/report/ at the end
 
@@ -108,6 +108,8 @@ def make_plan(composed: Composed) -> Plan:
         if not isinstance(method, Method):
             raise ConfigError(f"method.{name}: {type(method).__name__} does not inherit aisp_ray.methods.base.Method")
     methods = fitted(built["method"], settings.budget, parts["policy"])
+    total = total_of(settings.budget)
+    shared = {} if total is None else {"total": total, "limit": settings.limit}  # who is there decides who gets what
     return Plan(
         methods=methods,
         judges=built["judges"],
@@ -116,6 +118,7 @@ def make_plan(composed: Composed) -> Plan:
         seed=settings.seed,
         limit=settings.limit,
         out=absolute(settings.out),
+        total=total,
         config=composed.tree(),
         fingerprint={
             "version": __version__,
@@ -123,6 +126,7 @@ def make_plan(composed: Composed) -> Plan:
             "method": {name: describe(method) for name, method in methods.items()},
             "judges": {name: describe(judge) for name, judge in built["judges"].items()},
             **{name: describe(part) for name, part in parts.items()},
+            **shared,
         },
     )
 
@@ -143,10 +147,24 @@ def check(plan: Plan, allow_unequal: bool, budget: Any = None) -> list[str]:
         found += method.check()
     found += too_long(plan.methods, plan.policy)
     unit = "samples" if budget is None else read_budget(budget)[0]
+    if unit == TOTAL:
+        return found + too_small(plan)
     unequal = check_budgets(plan.methods, unit, most_new_tokens(plan.policy))
     if unequal and not allow_unequal:
         found.append(f"{unequal}; set them equal with budget=256, or allow_unequal_budgets=true")
     return found
+
+
+def too_small(plan: Plan) -> list[str]:
+    """A sentence for each method whose first iterations alone cost more than the budget over all prompts."""
+    count, total = plan.limit or 1, plan.total or 0
+    first = {name: count * draws_of(method) for name, method in plan.methods.items()}
+    return [
+        f"budget=total:{total} does not cover a first iteration of {name} for {count} prompts, {cost} samples; raise "
+        f"it, or lower limit or method.{name}.n"
+        for name, cost in first.items()
+        if total < cost
+    ]
 
 
 def first_steps(plan: Plan, composed: Composed) -> list[tuple[str, str]]:
@@ -230,6 +248,8 @@ def _total_cost(plan: Plan) -> list[str]:
     from aisp_ray.pipeline.estimate import earlier_rate
 
     methods = list(plan.methods.values())
+    if plan.total is not None:
+        return [f"together: at most {plan.total * len(methods):,} samples over all prompts (budget=total)"]
     if plan.limit is None:
         lines = [f"together: {_cost_of(methods, plan)}; the data say how many prompts there are"]
     else:

@@ -19,9 +19,9 @@ from typing import TYPE_CHECKING, Any, TypeVar, overload
 
 from aisp_ray import config
 from aisp_ray.cluster.opening import open_models
-from aisp_ray.driver import Driver
+from aisp_ray.driver import Driver, TotalBudget
 from aisp_ray.ledger import Outcome, Task, row_of
-from aisp_ray.methods.base import Method, fit_budgets
+from aisp_ray.methods.base import Method, fit_budgets, total_of
 from aisp_ray.plan import RunSettings
 from aisp_ray.policy.base import PolicySpec
 from aisp_ray.policy.given import policy_of
@@ -109,7 +109,8 @@ def best_responses(  # noqa: PLR0913 one call for a notebook: every argument but
     reward: a function of (prompt, responses) that returns a number per response, the name of a reward model in
         conf/reward, or its settings.
     method: a preset of conf/method, whose keys `settings` changes (n=8, kappa=4, sigma=0.5), or a method object.
-    budget: responses per prompt, by setting kappa; as in `methods.base.read_budget`. None: what the method's keys say.
+    budget: responses per prompt, by setting kappa, or "total:8192" over all prompts; as in `methods.base.read_budget`.
+        None: what the method's keys say.
     policy: settings of `policy.causal_lm.CausalLM`, such as {"max_new_tokens": 64}.
     seed: names all randomness; the same arguments give the same responses.
     cluster: models as Ray actors, on the cluster that is joined or started; policy={"actors": [1, 8], "num_gpus": 1}.
@@ -151,6 +152,8 @@ async def abest_responses(  # noqa: PLR0913 as `best_responses`
     **settings: Any,
 ) -> BestResponses:
     """`best_responses` for code that is asynchronous itself."""
+    samples = total_of(budget)
+    total = None if samples is None else TotalBudget(samples)
     name, chosen = _method(method, settings, budget, (policy or {}).get("max_new_tokens", 128))
     asked = _prompts(prompts)
     plan = await asyncio.to_thread(_plan, (model, tokenizer), reward, policy or {}, chosen, not cluster)
@@ -160,7 +163,7 @@ async def abest_responses(  # noqa: PLR0913 as `best_responses`
         await models.ready()
         driver = Driver(models.policy, models.reward, {}, seed, models.in_flight)
         with _bar(len(asked), progress) as advance:
-            async for outcome in driver.run(_stream(asked, name, chosen)):
+            async for outcome in driver.run(_stream(asked, name, chosen), total=total):
                 found[outcome.task.prompt.ordinal] = _result(outcome, identity)
                 advance()
     return BestResponses([found[ordinal] for ordinal in sorted(found)])

@@ -25,14 +25,19 @@ def expected_gain(rewards: Sequence[float], best: float, remaining: int) -> floa
         return math.nan
     if remaining <= 0:
         return 0.0
-    mean, spread = float(r.mean()), float(r.std(ddof=1))
+    return float(expected_gains(float(r.mean()), float(r.std(ddof=1)), best, [remaining])[0])
+
+
+def expected_gains(mean: float, spread: float, best: float, counts: Sequence[int]) -> np.ndarray:
+    """The same for normal draws of this mean and standard deviation, for each number of them; float64 [counts]."""
+    m = np.asarray(counts, dtype=np.float64)[:, None]  # [counts, 1]
     if spread <= 1e-9 * max(1.0, abs(mean)):
-        return max(0.0, mean - best)
+        return np.full(len(m), max(0.0, mean - best))
     z = (best - mean) / spread
     if z >= _TAIL:
-        return 0.0
+        return np.zeros(len(m))
     t = np.linspace(z, _TAIL, _POINTS)
     above = np.array([0.5 * math.erfc(x / math.sqrt(2.0)) for x in t])  # 1 - Phi(t)
     # 1 - Phi^m without cancellation in the tail
-    exceeds = -np.expm1(remaining * np.log1p(-np.minimum(above, 1 - 1e-16)))
-    return spread * float(np.trapezoid(exceeds, t))
+    exceeds = -np.expm1(m * np.log1p(-np.minimum(above, 1 - 1e-16)))  # [counts, points]
+    return spread * np.trapezoid(exceeds, t, axis=1)

@@ -118,6 +118,7 @@ class Iterative(Method):
 
     selections: ClassVar[tuple[str, ...]] = SELECTIONS  # values of `select`
     budget_key: ClassVar[str | None] = "kappa"  # what a budget sets
+    same_draws: ClassVar[bool] = False  # whether every iteration draws from one and the same distribution
     state_class: ClassVar[type[State]] = State  # what `init` makes
 
     def __post_init__(self) -> None:
@@ -324,6 +325,7 @@ def check_horizon(horizon: int | None) -> None:
 
 
 BUDGET_UNITS = ("samples", "reward_calls", "generated_tokens")
+TOTAL = "total"  # the unit of a budget over all prompts, in samples
 
 
 def planned_cost(method: Method, max_new_tokens: int) -> dict[str, int]:
@@ -368,24 +370,41 @@ def fit_budget(method: Any, unit: str, amount: int, max_new_tokens: int = 128) -
     return fitted
 
 
+def check_total(name: str, method: Any) -> None:
+    """Raises ValueError where a budget over all prompts cannot be shared out by iterations of this method."""
+    alike = isinstance(method, Iterative) and method.n > 1 and method.num_samples == method.n * method.kappa
+    require(
+        alike,
+        f"method.{name}: budget=total shares iterations out; it needs a method whose kappa iterations draw n responses "
+        f"each, n above 1, and no final_draws",
+    )
+
+
 def read_budget(budget: Any) -> tuple[str, int]:
-    """(unit, amount) of `256` (samples), `samples:256`, `reward_calls:256` or `generated_tokens:16384`.
+    """(unit, amount) of `256` (samples), `samples:256`, `reward_calls:256`, `generated_tokens:16384` or `total:8192`.
+
+    All are per prompt but `total`, samples over all prompts.
 
     Raises:
         ValueError: it is written otherwise.
     """
     unit, _, amount = budget.partition(":") if isinstance(budget, str) else ("samples", "", budget)
     given = f"budget is {budget!r}"
-    require(
-        unit in BUDGET_UNITS, f"{given}; write budget=256 (samples) or {' or '.join(BUDGET_UNITS)} as in samples:256"
-    )
+    units = (*BUDGET_UNITS, TOTAL)
+    require(unit in units, f"{given}; write budget=256 (samples) or {' or '.join(units)} as in samples:256")
     whole = amount.strip().isdecimal() if isinstance(amount, str) else type(amount) is int
     require(whole and int(amount) > 0, f"{given}; the amount is a whole number above 0")
     return unit, int(amount)
 
 
+def total_of(budget: Any) -> int | None:
+    """The samples over all prompts that `total:8192` gives; None where the budget is one per prompt, or none."""
+    unit, amount = ("", None) if budget is None else read_budget(budget)
+    return amount if unit == TOTAL else None
+
+
 def fit_budgets(methods: Mapping[str, Any], budget: Any, max_new_tokens: int) -> dict[str, Any]:
-    """Every method at one cost a prompt, written as `read_budget` reads it; None leaves them as they are.
+    """Every method at one cost a prompt, written as `read_budget` reads it; None and a total leave them as they are.
 
     Raises:
         ValueError: the budget cannot be read, or a method cannot meet it (named).
@@ -393,6 +412,10 @@ def fit_budgets(methods: Mapping[str, Any], budget: Any, max_new_tokens: int) ->
     if budget is None:
         return dict(methods)
     unit, amount = read_budget(budget)
+    if unit == TOTAL:
+        for name, method in methods.items():
+            check_total(name, method)
+        return dict(methods)
     fitted = {}
     for name, method in methods.items():
         try:

@@ -22,6 +22,8 @@ class BestOfN(Iterative):
     top_p: float = 0.95  # nucleus mass, in (0, 1]
     top_k: int = 0  # 0 keeps the whole vocabulary
 
+    same_draws = True
+
     def __post_init__(self) -> None:
         super().__post_init__()
         require(self.temperature > 0, f"temperature is {self.temperature}; best-of-n needs sampling, above 0")

@@ -42,6 +42,7 @@ class ReControl(Iterative):
     horizon: int | None = None  # positions that are controlled; null: all
     shared_by: int = 1  # prompts that the value function's training cost is shared out over, in the extra column
 
+    same_draws = True
     state_class = ReControlState
 
     def __post_init__(self) -> None:

@@ -18,9 +18,9 @@ from aisp_ray.cluster.opening import open_models
 from aisp_ray.cluster.session import quiet_data
 from aisp_ray.data.select import DropReport
 from aisp_ray.data.stream import stream_prompts
-from aisp_ray.driver import Driver
+from aisp_ray.driver import Driver, Shares, TotalBudget
 from aisp_ray.errors import OK, SOME_ERRORS, RefusedError
-from aisp_ray.files import ROWS, Output, inside
+from aisp_ray.files import ROWS, STATE, Output, inside
 from aisp_ray.ledger import Outcome, Progress, Task, particle_rows, row_of
 from aisp_ray.pipeline import snapshot as snapshots
 from aisp_ray.pipeline.exits import Ending
@@ -38,6 +38,7 @@ log = logging.getLogger("aisp_ray.run")
 
 _DESCRIBE_ATTEMPTS = 3
 _SAMPLE_TICK = 1.0  # seconds between two looks at whether a response is to be shown
+SHARES = f"{STATE}/shares.json"  # how a budget over all prompts was shared out, once it is
 
 
 class Job:
@@ -112,7 +113,7 @@ class Job:
         self.meter.begin()
         self._say_what_runs()
         self._every(_SAMPLE_TICK, self._sample)
-        async for outcome in self.driver.run(self._tasks(self._feed), searches):
+        async for outcome in self.driver.run(self._tasks(self._feed), searches, self._total()):
             self._finished(outcome)
         await self.store.finish()
         for line in self.report.lines(self.plan.data):
@@ -120,6 +121,23 @@ class Job:
         if self._feed.total == 0:
             raise RefusedError(f"data.path={self.plan.data.path} holds no row (split {self.plan.data.split})")
         return SOME_ERRORS if any(tally.errors for tally in self.store.tallies.values()) else OK
+
+    def _total(self) -> TotalBudget | None:
+        """The budget over all prompts, with what an earlier run decided: rows are there only once all of it is."""
+        if self.plan.total is None:
+            return None
+        known = self.output.read_json(SHARES)
+        if known is not None and known["config_hash"] == self.plan.config_hash:
+            shares = {name: {int(at): k for at, k in mine.items()} for name, mine in known["iterations"].items()}
+            return TotalBudget(self.plan.total, shares)
+        if self.meter.num_earlier:
+            missing = inside(self.plan.out, SHARES)
+            raise RefusedError(f"{missing} is missing, without which the rows cannot be resumed; give another out")
+
+        def keep(shares: Shares) -> None:
+            self.output.write_json(SHARES, {"config_hash": self.plan.config_hash, "iterations": shares})
+
+        return TotalBudget(self.plan.total, keep=keep)
 
     def _read(self) -> Iterator[Prompt]:
         yield from stream_prompts(self.plan.data, self.plan.limit, self.report)

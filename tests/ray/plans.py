@@ -17,7 +17,7 @@ TEMPORARY = {*VOLATILE_COLUMNS}
 
 
 def make_plan(settings):
-    """settings: out, path; optional policy, reward, judge, run (dicts of settings), n, kappa, methods, limit, seed."""
+    """settings: out, path; optional policy, reward, judge, run (dicts), n, kappa, methods, limit, total, seed."""
     n, kappa = settings.get("n", 4), settings.get("kappa", 4)
     methods = {"aisp": Aisp(n=n, kappa=kappa), "best_of_n": BestOfN(n=n, kappa=kappa)}
     methods = {name: methods[name] for name in settings.get("methods", methods)}
@@ -32,6 +32,7 @@ def make_plan(settings):
         run=RunSettings(**run_settings),
         seed=settings.get("seed", 0),
         limit=settings.get("limit"),
+        total=settings.get("total"),
         out=str(settings["out"]),
         fingerprint={"methods": list(methods), "n": n, "kappa": kappa, "seed": settings.get("seed", 0)},
     )

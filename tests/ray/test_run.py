@@ -71,6 +71,24 @@ def test_a_second_run_computes_nothing_and_a_longer_one_only_the_rest(settings):
     assert [engine["slots"] for engine in manifest["engine"]] == [16, 8]
 
 
+def test_a_total_budget_is_shared_out_once_and_followed_after_a_restart(settings, tmp_path, capsys):
+    settings = {**settings, "total": 200, "kappa": 8, "methods": ["best_of_n"]}
+    assert run(make_plan(settings)) == 0
+    rows = rows_of(settings["out"])
+    samples = [row["num_samples"] for row in rows.values()]
+    assert (len(samples), sum(samples), min(samples)) == (20, 200, 4)
+    assert len(set(samples)) > 1
+    lost = tmp_path / "out" / "rows" / "part-best_of_n-00000001.parquet"
+    lost.unlink()
+    assert run(make_plan(settings)) == 0
+    assert rows_of(settings["out"]) == rows
+    assert iterations(settings) == sum(samples[8:16]) // 4  # of the lost rows only
+    lost.unlink()
+    (tmp_path / "out" / "_state" / "shares.json").unlink()
+    assert run(make_plan(settings)) == 2
+    assert "shares.json is missing" in capsys.readouterr().err
+
+
 def iterations(settings):
     with open(f"{settings['out']}/summary.json") as stream:
         return json.load(stream)["iterations"]
