@@ -7,7 +7,8 @@ from collections.abc import Sequence
 from aisp_ray.commands import base
 from aisp_ray.commands.base import Command, for_a_reader
 from aisp_ray.errors import OK, refuse
-from aisp_ray.report.export import ExportSettings, export
+from aisp_ray.report.export.run import Exported, export
+from aisp_ray.report.export.settings import ExportSettings
 
 _ABOUT = """\
 python jobs/export.py [key=value ...]
@@ -17,6 +18,7 @@ Data sets to train on, from the particles and rows of an evaluation: Parquet for
   python jobs/export.py out=outputs/demo format=sft
   python jobs/export.py out=outputs/demo format=preference rejected=base min_margin=0.5 to=data/pairs
   python jobs/export.py out=outputs/demo format=candidates methods=[aisp] push_to=me/candidates
+  python jobs/export.py out=[outputs/a,outputs/b] length_ratio=1.2 prompt_similarity=0.8 control=true
 
 preference and candidates need an evaluation with run.particles=true.
 """
@@ -31,10 +33,20 @@ def main(argv: Sequence[str] | None = None) -> int:
 def carry_out(words: Sequence[str]) -> int:
     settings = base.read(COMMAND, words)[1].settings
     try:
-        rows = export(settings)
+        made = export(settings)
     except OSError as error:  # a place that cannot be read or written, in its own words
         return refuse(error)
     with for_a_reader():
-        print(f"{settings.format}: {', '.join(f'{split} {count:,} rows' for split, count in rows.items())}")
-        print(f'{settings.folder}\nload it with datasets.load_dataset("{settings.folder}")')
+        print("\n".join(lines_of(made, settings)))
     return OK
+
+
+def lines_of(made: Exported, settings: ExportSettings) -> list[str]:
+    """What the terminal shows: what each filter dropped, what was written, how to load it."""
+    named = [(settings.format, made.rows), *([("control", made.control)] if made.control else [])]
+    counts = [f"{name}: {', '.join(f'{split} {n:,} rows' for split, n in rows.items())}" for name, rows in named]
+    load = [f'load it with datasets.load_dataset("{settings.folder}")']
+    if made.control:
+        load.append(f'the control with datasets.load_dataset("{settings.folder}", "control")')
+    pushed = [f"pushed to https://huggingface.co/datasets/{settings.push_to}"] if settings.push_to else []
+    return [*made.drops.lines(), *counts, settings.folder, *load, *pushed]

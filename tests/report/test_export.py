@@ -10,7 +10,10 @@ import pytest
 from made_rows import made_error, made_particles, made_row, write_output
 
 from aisp_ray.commands.export import main
-from aisp_ray.report.export import ExportSettings, Response, asked, distinct, export
+from aisp_ray.report.export.formats import asked, distinct
+from aisp_ray.report.export.pools import Response
+from aisp_ray.report.export.run import export
+from aisp_ray.report.export.settings import ExportSettings
 
 METHODS = ("best_of_n", "aisp")
 
@@ -32,7 +35,7 @@ def datasets_cache(tmp_path, monkeypatch):
 
 def load(out: str, to: Path, **keys) -> datasets.DatasetDict:
     settings = ExportSettings(out=(out,), to=str(to), **keys)
-    counts = export(settings)
+    counts = export(settings).rows
     found = datasets.load_dataset(str(to))
     assert {split: len(rows) for split, rows in found.items()} == counts
     return found
@@ -178,21 +181,10 @@ def test_an_export_replaces_an_earlier_one_and_nothing_else(out, tmp_path):
     assert (tmp_path / "mine" / "data" / "thesis.txt").exists()
 
 
-def test_many_rows_are_several_shards(out, tmp_path, monkeypatch):
-    monkeypatch.setattr("aisp_ray.report.export._SHARD_ROWS", 6)
-    rows = load(out, tmp_path / "to", format="sft")["train"]
+def test_many_rows_are_several_shards(out, tmp_path):
+    rows = load(out, tmp_path / "to", format="sft", shard_rows=6)["train"]
     assert len(list((tmp_path / "to" / "data").iterdir())) == 4
     assert rows["prompt_id"] == sorted(rows["prompt_id"])
-
-
-def test_the_hub_gets_the_files_when_asked(out, tmp_path, monkeypatch):
-    pushed = []
-    monkeypatch.setattr(
-        datasets.DatasetDict, "push_to_hub", lambda self, name, **keys: pushed.append((self, name, keys))
-    )
-    load(out, tmp_path / "to", format="sft", push_to="me/set", test_share=0.5)
-    ((data, name, keys),) = pushed
-    assert (name, keys, set(data)) == ("me/set", {"private": True}, {"train", "test"})
 
 
 @pytest.mark.parametrize(
@@ -204,6 +196,15 @@ def test_the_hub_gets_the_files_when_asked(out, tmp_path, monkeypatch):
         (["out=x", "min_margin=2", "max_margin=1"], "0 <= min <= max"),
         (["out=x", "form=sft"], 'Did you mean "format"?'),
         (["out=x", "test_share=1"], "[0, 1)"),
+        (["out=x", "test_share=0.6", "validation_share=0.5"], "nothing to train on"),
+        (["out=x", "length_ratio=0.8"], "1 asks for equal lengths"),
+        (["out=x", "format=sft", "min_margin=1"], "no effect with format=sft"),
+        (["out=x", "min_words=9", "max_words=3"], "min at most max"),
+        (["out=x", "prompt_similarity=1.5"], "Jaccard"),
+        (["out=x", "top_k_overall=0"], "at least 1 row"),
+        (["out=x", "shares={a: 0.5}"], "shares sum to 0.5"),
+        (["out=x", "shares={a: yes, b: 0.5}"], "shares.a is"),
+        (["out=x", "to=s3://b/x", "push_to=me/set"], "needs a local `to`"),
     ],
 )
 def test_a_wrong_export_command_is_one_sentence(words, sentence, capsys):

@@ -7,7 +7,7 @@ import pyarrow.parquet as pq
 import pytest
 from made_rows import made_row, write_output
 
-from aisp_ray.report.export import ExportSettings
+from aisp_ray.report.export.settings import ExportSettings
 from aisp_ray.report.rows import name_of, output_list, read_rows
 from aisp_ray.report.write import make_report
 
