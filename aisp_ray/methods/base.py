@@ -19,7 +19,7 @@ from typing import Any, ClassVar, TypeVar
 import numpy as np
 
 from aisp_ray.methods._selection import NEEDS_BETA, SELECTIONS, poisson_draws, selection_scores
-from aisp_ray.methods._stopping import expected_gain
+from aisp_ray.methods._stopping import MIN_DRAWS, PandoraBox, expected_gain
 from aisp_ray.types import Prompt, Proposal, Rollouts, Sampling, Scores
 
 
@@ -46,6 +46,7 @@ class State:
     done: bool = False
     best: Candidate | None = None  # what the method would return if it stopped now
     selection_score: float = -math.inf  # of `best`, by the rule that selects it
+    rewards: tuple[float, ...] = ()  # of all draws, where a rule of stopping reads them
 
 
 AnyState = TypeVar("AnyState", bound=State)
@@ -113,6 +114,8 @@ class Iterative(Method):
     early_stop: float = 0.0  # stop when all remaining draws are expected to gain less, reward units; 0: never
     stop_at: float | None = None  # stop when the best reward is at least this, reward units; null: never
     draw_cost: float = 0.0  # stop when one more draw is expected to gain less, reward units; 0: never
+    accept_at: float | None = None  # stop at this acceptance (see _stopping.py), in (0, 0.5); null: never
+    accept_cost: float = 0.0  # stop when one more draw is expected to raise the acceptance by less; 0: never
     select: str = "best"  # which response is returned: best | soft | regularised | poisson | random
     select_beta: float | None = None  # soft: reward units; regularised: reward units a nat; poisson: draws - 1
 
@@ -130,7 +133,17 @@ class Iterative(Method):
         require(given is None or math.isfinite(given), f"stop_at is {given}; give a reward or null")
         require(self.draw_cost >= 0, f"draw_cost is {self.draw_cost}; it is a reward, 0 never stops")
         require(self.draw_cost == 0 or self.n > 1, "draw_cost needs n above 1: one reward has no spread")
+        share = self.accept_at
+        require(share is None or 0 < share < 0.5, f"accept_at is {share}; it lies in (0, 0.5), or is null")
+        require(0 <= self.accept_cost < 0.5, f"accept_cost is {self.accept_cost}; it lies in [0, 0.5), 0 never stops")
+        few = self._reads_all and self.num_samples <= MIN_DRAWS
+        key = "accept_cost" if share is None else "accept_at"
+        require(not few, f"{key} has no effect with {self.num_samples} samples: it needs more than {MIN_DRAWS}")
         self._check_selection()
+
+    @property
+    def _reads_all(self) -> bool:
+        return self.accept_at is not None or self.accept_cost > 0
 
     def _check_selection(self) -> None:
         select, beta = self.select, self.select_beta
@@ -170,7 +183,12 @@ class Iterative(Method):
         ranks = selection_scores(rule, name, first, (rollouts, scores))
         best, score = select_candidate((state.best, state.selection_score), rollouts, scores, ranks)
         changes = {"best": best, "selection_score": score, **changes}
+        if self._reads_all:
+            changes["rewards"] = (*state.rewards, *map(float, scores.rewards))
         done, info = self._stops(iteration, changes["best"], scores)
+        if self._reads_all:
+            accepted, told = self._accepts(changes["rewards"])
+            done, info = done or accepted, {**info, **told}
         done = done or (self.select == "poisson" and iteration * self.n >= poisson_draws(rule[1], name))
         return dataclasses.replace(state, iteration=iteration, done=done, **changes), info
 
@@ -189,6 +207,20 @@ class Iterative(Method):
             done = done or gain < self.draw_cost
             info["expected_gain_of_a_draw"] = gain
         return done or (self.stop_at is not None and best.reward >= self.stop_at), info
+
+    def _accepts(self, rewards: Sequence[float]) -> tuple[bool, dict[str, float]]:
+        """Whether the best of all rewards is good enough, by `PandoraBox`, and what was found."""
+        box = PandoraBox.of(rewards)
+        if box is None:
+            return False, {}
+        info = {"acceptance": box.acceptance(self.num_samples)}
+        accepted = self.accept_at is not None and info["acceptance"] > self.accept_at
+        if self.accept_cost > 0:
+            info["acceptance_gain"] = box.gain(self.num_samples)
+            accepted = accepted or info["acceptance_gain"] < self.accept_cost
+        if accepted:
+            info["samples_saved"] = float(max(0, self.num_samples - len(rewards)))
+        return accepted, info
 
 
 @dataclass(frozen=True, kw_only=True)
