@@ -8,7 +8,8 @@ import pytest
 from aisp_ray.cluster.models import Models
 from aisp_ray.commands.train_value import main, make_plan
 from aisp_ray.errors import DataError
-from aisp_ray.pipeline.value_training import Collected, ValueTraining, collect, is_held_out
+from aisp_ray.pipeline.value_parts import Parts
+from aisp_ray.pipeline.value_training import Collected, ValueTraining, collect, is_held_out, take_kept
 from aisp_ray.types import Prompt, Rollout, Rollouts, Scores
 
 
@@ -56,6 +57,45 @@ def test_every_response_is_labelled_with_its_own_reward_in_input_order():
 def test_the_data_do_not_depend_on_what_is_in_flight():
     one, many = collected(in_flight=1), collected(in_flight=12)
     assert [e.reward for e in one.train] == [e.reward for e in many.train]
+
+
+class Stopping(FakePolicy):
+    """Breaks off at the seventh call."""
+
+    calls = 0
+
+    async def rollout(self, prompt, proposal, seed):
+        self.calls += 1
+        if self.calls == 7:
+            raise KeyboardInterrupt
+        return await super().rollout(prompt, proposal, seed)
+
+
+def test_a_training_that_was_stopped_draws_nothing_twice(tmp_path):
+    settings, asked = ValueTraining(samples=3), []
+    parts = Parts(tmp_path / "value.safetensors", {"seed": 0})
+    models = Models(Stopping(), FakeReward(), {}, 1)
+    with pytest.raises(KeyboardInterrupt):
+        asyncio.run(collect(prompts(12), models, settings, Collected(), parts))
+
+    class Counting(FakePolicy):
+        async def rollout(self, prompt, proposal, seed):
+            asked.append(prompt.ordinal)
+            return await super().rollout(prompt, proposal, seed)
+
+    found, whole = Collected(), collected()
+    left = take_kept(parts, prompts(12), settings, found)
+    asyncio.run(collect(left, Models(Counting(), FakeReward(), {}, 4), settings, found, parts))
+    assert sorted(asked) == [3, 6, 7, 8, 9, 10, 11]  # prompt 3 cannot be used, and 6 was not answered
+    for mine, theirs in ((found.train, whole.train), (found.held_out, whole.held_out)):
+        assert [example.reward for example in mine] == [example.reward for example in theirs]
+        assert all(np.array_equal(a.prelogits, b.prelogits) for a, b in zip(mine, theirs, strict=True))
+    assert (found.num_bytes, found.num_skipped) == (whole.num_bytes, whole.num_skipped)
+    assert found.total("num_generated_tokens") == whole.total("num_generated_tokens")
+    other = Parts(tmp_path / "value.safetensors", {"seed": 1})
+    assert take_kept(other, prompts(12), settings, Collected()) == prompts(12)
+    parts.remove()
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_a_prompt_is_held_out_by_its_name():

@@ -19,6 +19,7 @@ from typing import Any
 from aisp_ray import config
 from aisp_ray.config import ConfigError
 from aisp_ray.errors import FAILED, INTERRUPTED, OK, refuse
+from aisp_ray.plan import RunSettings
 
 _HELP = {"--help", "-h", "help"}
 _FLAGS = {
@@ -133,6 +134,14 @@ def _chosen(group: str, text: str) -> Any:
     """The names behind `group=`; [] rather than None, which stands for the usual choices."""
     names = config.name_list(config.parse_value(text) if group in config.MANY else text)
     return [] if group in config.OPTIONAL and names == ["null"] else names
+
+
+def run_settings(composed: Composed) -> RunSettings:
+    """How the run is carried out."""
+    run = composed.one("run")
+    if not isinstance(run, RunSettings):
+        raise ConfigError(f"run: {type(run).__name__} is not a RunSettings")
+    return run
 
 
 def defaults_of(name: str) -> dict[str, Any]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import shlex
 import sys
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -11,11 +12,11 @@ import yaml
 
 from aisp_ray import __version__, config
 from aisp_ray.commands import base
-from aisp_ray.commands.base import Command, Composed, for_a_reader
+from aisp_ray.commands.base import Command, Composed, as_typed, for_a_reader, run_settings
 from aisp_ray.config import ConfigError
 from aisp_ray.errors import OK, SOME_ERRORS, refuse
 from aisp_ray.methods.base import TOTAL, Method, check_budgets, fit_budgets, read_budget, total_of
-from aisp_ray.plan import Plan, RunSettings, absolute, describe, draws_of
+from aisp_ray.plan import Plan, absolute, describe, draws_of
 from aisp_ray.policy.base import PolicySpec
 
 _ABOUT = """\
@@ -41,12 +42,15 @@ class EvalSettings:
     baseline: str = "best_of_n"  # the method that differences in the table are against; a typed one must be chosen
     budget: Any = None  # sets kappa: 256 (samples a prompt), generated_tokens:16384; total:8192: over all prompts
     allow_unequal_budgets: bool = False  # compare methods although they may cost differently
+    train: str = "never"  # missing: first train the value functions that are not there, in this job; or never
     report: bool = True  # write <out>/report/ at the end
 
     def __post_init__(self) -> None:
         check_seed(self.seed)
         if self.limit is not None and self.limit < 1:
             raise ValueError(f"limit={self.limit}: give at least 1, or null for all prompts")
+        if self.train not in ("never", "missing"):
+            raise ValueError(f"train={self.train}: it is never, or missing")
 
 
 def check_seed(seed: int) -> None:
@@ -54,6 +58,8 @@ def check_seed(seed: int) -> None:
     if not -(2**63) <= seed < 2**63:
         raise ValueError(f"seed={seed}: give a whole number of at most 64 bits")
 
+
+_OF_THE_EVALUATION = ("split", "sample", "in_flight", "particles")  # keys that a training does not take over
 
 COMMAND = Command(
     name="eval",
@@ -80,12 +86,14 @@ def carry_out(words: Sequence[str]) -> int:
     settings = composed.settings
     problems = check(plan, settings.allow_unequal_budgets, settings.budget)
     steps = first_steps(plan, composed)
-    if not flags["dry_run"]:
-        problems += [f"method.{name} first needs: {step}" for name, step in steps]
+    if not (flags["dry_run"] or settings.train == "missing"):
+        problems += [f"method.{name} first needs: {step}  (or train=missing)" for name, step in steps]
     if problems:
         return refuse(problems)
     plan = pin(plan)
-    return dry_run(plan, steps) if flags["dry_run"] else evaluate(plan, settings.baseline, settings.report)
+    if flags["dry_run"]:
+        return dry_run(plan, steps)
+    return train(steps) or evaluate(plan, settings.baseline, settings.report)
 
 
 def read_command(words: Sequence[str]) -> tuple[dict[str, bool], Composed]:
@@ -131,13 +139,6 @@ def make_plan(composed: Composed) -> Plan:
     )
 
 
-def run_settings(composed: Composed) -> RunSettings:
-    run = composed.one("run")
-    if not isinstance(run, RunSettings):
-        raise ConfigError(f"run: {type(run).__name__} is not a RunSettings")
-    return run
-
-
 def check(plan: Plan, allow_unequal: bool, budget: Any = None) -> list[str]:
     """What is wrong with the plan and can be said before anything loads, a sentence each."""
     found = [*plan.policy.check(), *plan.reward.check(), *plan.data.check()]
@@ -172,7 +173,27 @@ def first_steps(plan: Plan, composed: Composed) -> list[tuple[str, str]]:
     choices = {group: next(iter(composed.groups[group])) for group in ("policy", "reward", "data")}
     if any(field.name == "split" for field in dataclasses.fields(plan.data)):
         choices["data.split"] = "train"
+    for group in (*choices, "run"):
+        for name, values in composed.groups.get(group, {}).items():
+            usual = config.read_choice(group, name)
+            changed = {key: value for key, value in values.items() if usual.get(key, usual) != value}
+            choices |= {
+                f"{group}.{key}": as_typed(value) for key, value in changed.items() if key not in _OF_THE_EVALUATION
+            }
     return [(name, step) for name, method in plan.methods.items() for step in method.first_steps(choices)]
+
+
+def train(steps: Sequence[tuple[str, str]]) -> int:
+    """Carry out the first steps, each once; the exit code of the first that fails."""
+    from aisp_ray.commands import train_value
+
+    for step in dict.fromkeys(step for _, step in steps):
+        print(f"first: {step}", file=sys.stderr)
+        _, script, *words = shlex.split(step)
+        assert script == "jobs/train_value.py", step
+        if code := train_value.carry_out(words):
+            return code
+    return OK
 
 
 def too_long(methods: Mapping[str, Method], policy: PolicySpec) -> list[str]:

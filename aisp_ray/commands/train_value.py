@@ -5,8 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from aisp_ray.commands import base
-from aisp_ray.commands.base import Command
-from aisp_ray.commands.eval import run_settings
+from aisp_ray.commands.base import Command, run_settings
 from aisp_ray.errors import refuse
 from aisp_ray.pipeline.value_training import ValuePlan, ValueTraining, train
 from aisp_ray.plan import in_ray_job

@@ -10,8 +10,8 @@ import yaml
 
 from aisp_ray import __version__, config
 from aisp_ray.commands import base
-from aisp_ray.commands.base import Command, Composed, for_a_reader
-from aisp_ray.commands.eval import check_seed, run_settings, show_report
+from aisp_ray.commands.base import Command, Composed, for_a_reader, run_settings
+from aisp_ray.commands.eval import check_seed, show_report
 from aisp_ray.config import ConfigError
 from aisp_ray.errors import OK, SOME_ERRORS, refuse
 from aisp_ray.plan import absolute, describe

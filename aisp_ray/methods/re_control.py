@@ -11,9 +11,11 @@ decode, the paper's own use, is n=1, kappa=1, temperature=0.
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from aisp_ray.controls.laws import Feedback
 from aisp_ray.controls.value_file import training_cost
@@ -41,6 +43,7 @@ class ReControl(Iterative):
     top_p: float = 1.0  # nucleus mass when temperature is above 0
     horizon: int | None = None  # positions that are controlled; null: all
     shared_by: int = 1  # prompts that the value function's training cost is shared out over, in the extra column
+    training: dict[str, Any] = field(default_factory=lambda: {"limit": 1000})  # keys of jobs/train_value.py
 
     same_draws = True
     state_class = ReControlState
@@ -62,8 +65,8 @@ class ReControl(Iterative):
         """How to train the value function, unless it is there."""
         if self.value.startswith("demo:") or Path(self.value).expanduser().is_file():
             return []
-        models = " ".join(f"{group}={name}" for group, name in choices.items())
-        return [f"python jobs/train_value.py {models} limit=1000 out={self.value}"]
+        words = [f"{key}={value}" for key, value in {**choices, **self.training, "out": self.value}.items()]
+        return [f"python jobs/train_value.py {shlex.join(words)}"]
 
     def init(self, prompt: Prompt, seed: int) -> ReControlState:
         """The cost is read from the value function's file, NaN where it is not on this machine."""

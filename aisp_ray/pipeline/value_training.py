@@ -13,7 +13,7 @@ import dataclasses
 import json
 import math
 import time
-from collections.abc import AsyncIterator, Iterable, Mapping
+from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -27,7 +27,8 @@ from aisp_ray.ledger import Progress, Task, Trace
 from aisp_ray.methods.base import Info, Method, State
 from aisp_ray.pipeline.exits import Ending
 from aisp_ray.pipeline.progress import Screen
-from aisp_ray.plan import RunSettings
+from aisp_ray.pipeline.value_parts import Parts
+from aisp_ray.plan import RunSettings, describe
 from aisp_ray.policy.base import PolicySpec
 from aisp_ray.rewards.base import RewardSpec
 from aisp_ray.rng import derive_seed
@@ -79,6 +80,11 @@ class Collected:
     num_skipped: int = 0
     num_bytes: int = 0
 
+    def add(self, ordinal: int, held_out: bool, examples: list[Example]) -> None:
+        """The responses of one prompt."""
+        self.by_prompt[held_out, ordinal] = examples
+        self.num_bytes += sum(example.prelogits.nbytes for example in examples)
+
     def total(self, name: str) -> float:
         """Sum of a column of the ledger."""
         return sum(getattr(trace, name) for trace in self.traces)
@@ -122,11 +128,15 @@ def train(plan: ValuePlan) -> int:
     screen = Screen(every=plan.run.progress_seconds, as_json=plan.run.json_logs)
     ending = Ending(screen, plan.settings.out)
 
-    found = Collected()
+    found, parts = Collected(), Parts(value_file(plan.settings.out), _identity(plan))
 
     async def collecting(models: Models) -> int:
         await models.ready()
-        await collect(await asyncio.to_thread(_read, plan), models, plan.settings, found)
+        prompts = await asyncio.to_thread(_read, plan)
+        left = await asyncio.to_thread(take_kept, parts, prompts, plan.settings, found)
+        if len(left) < len(prompts):
+            screen.say(f"going on: the responses of {len(prompts) - len(left)} of {len(prompts)} prompts are there")
+        await collect(left, models, plan.settings, found, parts)
         return OK
 
     async def fitting() -> int:
@@ -136,7 +146,10 @@ def train(plan: ValuePlan) -> int:
     async def main() -> int:
         async with open_models(plan, screen.say) as models:
             code = await ending.guard(collecting(models))
-        return code or await ending.guard(fitting())  # the models are not needed any more
+        code = code or await ending.guard(fitting())  # the models are not needed any more
+        if code == OK:
+            parts.remove()
+        return code
 
     return ending.run(main)
 
@@ -169,8 +182,34 @@ class _Draw(Method):
         return dataclasses.replace(state, iteration=1, done=True), {}
 
 
-async def collect(prompts: Iterable[Prompt], models: Models, settings: ValueTraining, found: Collected) -> None:
+def _identity(plan: ValuePlan) -> dict[str, Any]:
+    """What decides the responses of a prompt and their labels."""
+    drawn = {name: getattr(plan.settings, name) for name in ("seed", "samples", "temperature", "top_p")}
+    return {**drawn, **{name: describe(getattr(plan, name)) for name in ("policy", "reward", "data")}}
+
+
+def take_kept(parts: Parts, prompts: Sequence[Prompt], settings: ValueTraining, found: Collected) -> list[Prompt]:
+    """Add what an earlier training left; returns the prompts that are still to be answered."""
+    names = {prompt.ordinal: prompt.prompt_id for prompt in prompts}
+    there = set()
+    for ordinal, prompt_id, examples, trace in parts.load():
+        if names.get(ordinal) == prompt_id:
+            there.add(ordinal)
+            found.add(ordinal, is_held_out(prompt_id, settings), examples)
+            found.traces.append(trace)
+    return [prompt for prompt in prompts if prompt.ordinal not in there]
+
+
+async def collect(
+    prompts: Iterable[Prompt],
+    models: Models,
+    settings: ValueTraining,
+    found: Collected,
+    parts: Parts | None = None,
+) -> None:
     """Add labelled pre-logits of the policy's own responses; an unusable prompt or response is left out and counted.
+
+    parts: where each prompt is kept as soon as it is answered.
 
     Raises:
         ValueError: they take more than `memory_gb`.
@@ -181,9 +220,10 @@ async def collect(prompts: Iterable[Prompt], models: Models, settings: ValueTrai
             yield Task(prompt, "train_value", _Draw(settings))
 
     def keep(task: Task, progress: Progress, rollouts: Rollouts, scores: Scores) -> None:
-        examples = _examples(rollouts, scores)
-        found.by_prompt[is_held_out(task.prompt.prompt_id, settings), task.prompt.ordinal] = examples
-        found.num_bytes += sum(example.prelogits.nbytes for example in examples)
+        prompt, examples = task.prompt, _examples(rollouts, scores)
+        found.add(prompt.ordinal, is_held_out(prompt.prompt_id, settings), examples)
+        if parts is not None:
+            parts.add(prompt.ordinal, prompt.prompt_id, examples, progress.trace)
 
     driver = Driver(models.policy, models.reward, {}, settings.seed, models.in_flight)
     driver.watch = keep

@@ -5,6 +5,7 @@ import yaml
 
 from aisp_ray import config, pipeline
 from aisp_ray.commands import eval as cli
+from aisp_ray.commands import train_value
 from aisp_ray.lm import hub
 
 NAMES = sorted(config.choices("experiment"))
@@ -102,13 +103,32 @@ def test_a_missing_value_function_is_a_step_to_do_first(tmp_path, capsys):
     assert "first" not in capsys.readouterr().out
 
 
-def test_the_comment_of_an_experiment_is_the_command_that_it_prints():
+@pytest.mark.usefixtures("_a_cluster_with_the_weights")
+def test_what_is_missing_is_trained_once_in_the_same_job_with_the_models_of_the_experiment(monkeypatch):
+    done, codes = [], iter([0, 3])
+    monkeypatch.setattr(train_value, "train", lambda plan: done.append(plan) or next(codes))
+    monkeypatch.setattr(cli, "evaluate", lambda plan, *_: done.append(plan.out) or 0)
+    words = ["experiment=aisp_shp_gemma3_4b_ultrarm", "train=missing", "method.re_control_paper.training={limit: 7}"]
+    assert cli.main([*words, "run.call_timeout_seconds=60"]) == 0
+    training, out = done
+    assert out.endswith("outputs/aisp_shp_gemma3_4b_ultrarm")
+    assert training.settings.limit == 7
+    assert training.settings.out == "outputs/value/shp_gemma3_4b_ultrarm.safetensors"
+    assert (training.policy.max_new_tokens, training.data.split, training.data.sample) == (128, "train", None)
+    assert training.run.call_timeout_seconds == 60
+    assert cli.main(words) == 3  # a training that fails ends the job
+    assert len(done) == 3
+
+
+@pytest.mark.usefixtures("_a_cluster_with_the_weights")
+def test_the_comment_of_an_experiment_is_the_command_that_it_prints(capsys):
     for name in NAMES:
         text = (config.conf_folder() / "experiment" / f"{name}.yaml").read_text(encoding="utf-8")
         if "re_control_paper" in text:
-            values = values_of(name)
-            assert f"policy={values['policy']} reward={values['reward']}" in text
-            assert f"data={values['data']} data.split=train limit=1000" in text
+            cli.main([f"experiment={name}", "dry_run=true"])
+            command = capsys.readouterr().out.splitlines()[0].removeprefix("first, for re_control_paper: ")
+            comment = " ".join(line.removeprefix("#").strip() for line in text.splitlines() if line.startswith("#"))
+            assert command in comment, command
 
 
 @pytest.mark.usefixtures("_a_cluster_with_the_weights")
