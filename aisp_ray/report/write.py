@@ -29,6 +29,7 @@ from aisp_ray.report.searches import (
 )
 from aisp_ray.report.summary import DEFAULT_METRICS, MethodSummary, summary_json
 from aisp_ray.report.tables.evaluation import budget_table, format_table, how_to_read, published_first, result_table
+from aisp_ray.report.tables.frontier import frontier_table
 from aisp_ray.report.tables.render import csv_text, markdown, rendered, text, visible
 from aisp_ray.report.tables.search import short_trials_table
 from aisp_ray.tune.heldout import verdict
@@ -114,8 +115,8 @@ def read_report(
 
 
 def write_report(report: Report) -> None:
-    """Write index.html, table.md, table.tex, table.csv, budgets.md, summary.json, figures/*.svg and figures/*.png,
-    published.md where an experiment has published figures, and trials.csv of a search.
+    """Write index.html, table.md, table.tex, table.csv, budgets.md, frontier.md where there are judges, summary.json,
+    figures/*.svg and figures/*.png, published.md where an experiment has published figures, and trials.csv of a search.
 
     Without matplotlib there are no figures.
     """
@@ -124,7 +125,10 @@ def write_report(report: Report) -> None:
         target.write(f"table.{suffix}", format_table(report.records, style).encode())
     budgets = [replace(table, title=part.dataset) for part in report.sections if (table := budget_table(part))]
     published = [table for part in report.sections if (table := published_first(part, report.runs))]
-    for name, tables in (("budgets.md", budgets), ("published.md", published)):
+    frontiers = [
+        replace(table, title=part.dataset) for part in report.sections if (table := frontier_table(part, report.runs))
+    ]
+    for name, tables in (("budgets.md", budgets), ("published.md", published), ("frontier.md", frontiers)):
         if tables:
             target.write(name, "\n".join(map(markdown, tables)).encode())
     many = len(report.searches) > 1
