@@ -34,17 +34,16 @@ def cluster():
     cluster.shutdown()
 
 
+def write_prompts(path, count):
+    lines = [json.dumps({"prompt": f"question {i} of many"}) for i in range(count)]
+    path.write_text("\n".join(lines) + "\n", encoding="utf-8")
+    return str(path)
+
+
 @pytest.fixture
 def prompts(tmp_path):
     """A function that writes n prompts and returns their path."""
-
-    def write(count):
-        path = tmp_path / "prompts.jsonl"
-        lines = [json.dumps({"prompt": f"question {i} of many"}) for i in range(count)]
-        path.write_text("\n".join(lines) + "\n", encoding="utf-8")
-        return str(path)
-
-    return write
+    return lambda count: write_prompts(tmp_path / "prompts.jsonl", count)
 
 
 class DriverProcess:

@@ -7,6 +7,7 @@ import time
 from pathlib import Path
 
 import pytest
+from conftest import write_prompts
 from plans import make_plan, rows_of
 
 from aisp_ray.pipeline import run
@@ -21,14 +22,15 @@ def settings(cluster, prompts, tmp_path):
     return {"out": str(tmp_path / "out"), "path": prompts(12), "run": {"chunk_rows": 4}, "methods": ["aisp"]}
 
 
-@pytest.fixture
-def undisturbed(settings, tmp_path):
-    """The rows that a run without faults gives, computed when first asked for."""
-    rows = {}
+@pytest.fixture(scope="module")
+def undisturbed(cluster, tmp_path_factory):
+    """A function that returns the rows that a run of `settings` without faults gives."""
+    folder, rows = tmp_path_factory.mktemp("clean"), {}
 
     def get():
         if not rows:
-            clean = {**settings, "out": str(tmp_path / "clean"), "policy": {}, "reward": {}, "run": {"chunk_rows": 4}}
+            path = write_prompts(folder / "prompts.jsonl", 12)
+            clean = {"out": str(folder / "out"), "path": path, "run": {"chunk_rows": 4}, "methods": ["aisp"]}
             assert run(make_plan(clean)) == 0
             rows.update(rows_of(clean["out"]))
         return rows
@@ -129,66 +131,49 @@ def searches_under_way(settings):
     return [progress["state"]["iteration"] for _, _, progress in snapshot_of(settings)["searches"]]
 
 
-@pytest.mark.parametrize(
-    ("number", "code"), [(signal.SIGTERM, 143), pytest.param(signal.SIGINT, 130, marks=pytest.mark.slow)]
-)
-def test_a_stopped_run_leaves_a_snapshot_and_goes_on_inside_its_searches(settings, start_driver, cluster, number, code):
-    slow = {**settings, "policy": SLOW, "kappa": 8, "run": {"chunk_rows": 4, "snapshot_seconds": 0.5}}
-    driver = start_driver(slow, cluster.address)
-    driver.wait_for(lambda: searches_under_way(settings))
-    sent = time.time()
-    driver.process.send_signal(number)
-    assert driver.wait()[0] == code
-    with open(f"{settings['out']}/_state/inflight.json") as stream:
-        snapshot = json.load(stream)
-    assert snapshot["ended"]
-    assert snapshot["time"] - sent < 3
-    assert summary(settings)["exit_code"] == code
-    before = summary(settings)["iterations"]
-    assert before > 0
-    assert run(make_plan({**slow, "policy": {}})) == 0
-    assert before + summary(settings)["iterations"] == 12 * 8  # only what was being drawn is drawn again
-    assert len(rows_of(settings["out"])) == 12
-
-
-def test_a_killed_driver_loses_at_most_what_came_after_the_snapshot(settings, undisturbed, start_driver, cluster):
-    slow = {**settings, "policy": SLOW, "run": {"chunk_rows": 4, "snapshot_seconds": 0.3}}
-    driver = start_driver(slow, cluster.address)
-    driver.wait_for(lambda: sum(searches_under_way(settings)) > 4)
-    driver.process.kill()
-    driver.wait()
-    again = {**slow, "policy": {}}
-    assert run(make_plan(again)) == 0
-    assert summary(settings)["iterations"] < 12 * 4 - 4
-    assert rows_of(settings["out"]) == undisturbed()
-
-
 def rows_there(settings):
     return len(rows_of(settings["out"])) if list(Path(settings["out"], "rows").glob("*.parquet")) else 0
 
 
-@pytest.mark.parametrize(("number", "flush"), [(signal.SIGKILL, 0.3), (signal.SIGTERM, 600.0)])
-def test_finished_rows_are_readable_while_the_run_goes_on_and_once_it_was_stopped(
-    settings, undisturbed, start_driver, cluster, number, flush
+@pytest.mark.parametrize(
+    ("number", "code"), [(signal.SIGTERM, 143), pytest.param(signal.SIGINT, 130, marks=pytest.mark.slow)]
+)
+def test_a_stopped_run_writes_what_it_has_and_resumes_inside_its_searches(
+    settings, undisturbed, start_driver, cluster, number, code
 ):
-    run_settings = {"chunk_rows": 32, "snapshot_seconds": 0.3, "flush_seconds": flush, "in_flight": 2}
+    run_settings = {"chunk_rows": 32, "snapshot_seconds": 0.3, "flush_seconds": 600.0, "in_flight": 2}
+    slow = {**settings, "policy": SLOW, "run": run_settings}
+    driver = start_driver(slow, cluster.address)
+    driver.wait_for(lambda: len(snapshot_of(settings)["rows"]) >= 3 and searches_under_way(settings))
+    assert rows_there(settings) == 0
+    sent = time.time()
+    driver.process.send_signal(number)
+    assert driver.wait()[0] == code
+    snapshot = snapshot_of(settings)
+    assert snapshot["ended"]
+    assert snapshot["time"] - sent < 3
+    stopped = summary(settings)
+    assert stopped["exit_code"] == code
+    assert rows_there(settings) == stopped["methods"]["aisp"]["rows"] >= 3
+    assert run(make_plan({**slow, "policy": {}})) == 0
+    assert stopped["iterations"] + summary(settings)["iterations"] == 12 * 4  # only what was being drawn is drawn again
+    assert rows_of(settings["out"]) == undisturbed()
+
+
+def test_rows_are_readable_during_a_run_and_a_killed_driver_loses_little(settings, undisturbed, start_driver, cluster):
+    run_settings = {"chunk_rows": 32, "snapshot_seconds": 0.3, "flush_seconds": 0.3, "in_flight": 2}
     slow = {**settings, "policy": SLOW, "run": {**run_settings, "particles": True}}
     driver = start_driver(slow, cluster.address)
-    if number == signal.SIGKILL:
-        driver.wait_for(lambda: rows_there(settings) >= 3)
-        assert driver.process.poll() is None
-        assert "the same command resumes it" in report_text(read_report(settings["out"]))
-    else:
-        driver.wait_for(lambda: len(snapshot_of(settings)["rows"]) >= 3)
-        assert rows_there(settings) == 0
-    driver.process.send_signal(number)
+    driver.wait_for(lambda: rows_there(settings) >= 3)
+    assert driver.process.poll() is None
+    assert "the same command resumes it" in report_text(read_report(settings["out"]))
+    driver.process.kill()
     driver.wait()
-    if number == signal.SIGTERM:
-        assert rows_there(settings) == summary(settings)["methods"]["aisp"]["rows"] >= 3
     there = rows_of(settings["out"])
     assert export(ExportSettings(out=(settings["out"],), format="sft")) == {"train": len(there)}
     assert export(ExportSettings(out=(settings["out"],), format="preference")) == {"train": len(there)}
     assert run(make_plan({**slow, "policy": {}})) == 0
+    assert summary(settings)["iterations"] <= 4 * (12 - len(there))
     assert rows_of(settings["out"]) == undisturbed()
     assert len(rows_of(settings["out"], "particles")) == 12 * 16
 

@@ -1,7 +1,10 @@
 """Runs from prompts to Parquet with models that sleep."""
 
+import contextlib
+import io
 import json
 import re
+import shutil
 import time
 import urllib.request
 from pathlib import Path
@@ -9,6 +12,7 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from conftest import write_prompts
 from plans import make_plan, rows_of
 
 from aisp_ray.pipeline import run
@@ -25,11 +29,28 @@ def settings(cluster, prompts, tmp_path):
     return {"out": str(tmp_path / "out"), "path": prompts(20), "run": {"chunk_rows": 8}}
 
 
-def test_every_prompt_has_one_row_a_method(settings, tmp_path):
-    assert run(make_plan({**settings, "judge": True})) == 0
-    rows = rows_of(settings["out"])
+@pytest.fixture(scope="module")
+def ended(cluster, tmp_path_factory):
+    """Settings of a run that has ended, for tests that look at it; `log` is what it said, as JSON."""
+    folder, log = tmp_path_factory.mktemp("ended"), io.StringIO()
+    settings = {"out": str(folder / "out"), "path": write_prompts(folder / "prompts.jsonl", 26), "limit": 20}
+    settings["run"] = {"chunk_rows": 8, "particles": True, "json_logs": True}
+    with contextlib.redirect_stderr(log):
+        assert run(make_plan({**settings, "judge": True})) == 0
+    return {**settings, "log": log.getvalue()}
+
+
+@pytest.fixture
+def again(ended, tmp_path):
+    """Settings that go on from a copy of the run that has ended."""
+    shutil.copytree(ended["out"], tmp_path / "out")
+    return {**ended, "out": str(tmp_path / "out"), "run": {"chunk_rows": 8, "particles": True}}
+
+
+def test_every_prompt_has_one_row_a_method(ended):
+    out, rows = Path(ended["out"]), rows_of(ended["out"])
     assert sorted({key[:2] for key in rows}) == [(i, m) for i in range(20) for m in ("aisp", "best_of_n")]
-    files = sorted(path.name for path in (tmp_path / "out" / "rows").iterdir())
+    files = sorted(path.name for path in (out / "rows").iterdir())
     assert files == [f"part-{m}-{c:08d}.parquet" for m in ("aisp", "best_of_n") for c in range(3)]
     for row in rows.values():
         assert row["status"] == "ok"
@@ -37,37 +58,40 @@ def test_every_prompt_has_one_row_a_method(settings, tmp_path):
         assert row["reward"] == max(row["reward_max"]) == row["reward_best"][-1]
         assert row["judge_names"] == ["judge"]
         assert row["judge_rewards"] == [row["reward"]]  # the judge is the same function of the text
-    schema = pq.read_schema(tmp_path / "out" / "rows" / files[0])
+    schema = pq.read_schema(out / "rows" / files[0])
     assert schema.equals(ROW_SCHEMA)
     assert schema.metadata[b"aisp_ray.schema"] == ROW_SCHEMA.metadata[b"aisp_ray.schema"]
-    manifest = json.loads((tmp_path / "out" / "manifest.json").read_text())
+    manifest = json.loads((out / "manifest.json").read_text())
     assert manifest["first_prompt"]["policy"] == "<user>question 0 of many<reply>"
     assert manifest["engine"] == [{"engine": "sleep", "slots": 16}]
-    summary = json.loads((tmp_path / "out" / "summary.json").read_text())
+    summary = json.loads((out / "summary.json").read_text())
     assert summary["methods"]["aisp"]["rows"] == 20
     assert summary["data"]["num_prompts"] == 20
     assert summary["generated_tokens"] == sum(row["num_generated_tokens"] for row in rows.values())
 
 
-def test_rows_do_not_depend_on_scheduling(settings, tmp_path):
-    run(make_plan(settings))
-    other = {**settings, "out": str(tmp_path / "other"), "run": {"chunk_rows": 3, "in_flight": 1}}
+def test_rows_do_not_depend_on_scheduling(ended, settings):
+    other = {**settings, "run": {"chunk_rows": 3, "in_flight": 1}}
     run(make_plan({**other, "policy": {"actors": (2, 2), "slots": 3}, "limit": 6}))
-    first, second = rows_of(settings["out"]), rows_of(other["out"])
+    first, second = unjudged(ended), rows_of(other["out"])
     assert second == {key: row for key, row in first.items() if key[0] < 6}
 
 
-def test_a_second_run_computes_nothing_and_a_longer_one_only_the_rest(settings):
-    run(make_plan({**settings, "limit": 10}))
-    short = rows_of(settings["out"])
-    assert run(make_plan({**settings, "limit": 10, "policy": {"load_error": ""}})) == 0
-    assert iterations(settings) == 0
-    run(make_plan({**settings, "limit": 20, "policy": {"slots": 8}}))
-    assert iterations(settings) == 10 * 2 * 4
+def unjudged(settings):
     rows = rows_of(settings["out"])
-    assert len(rows) == 40
-    assert {key: rows[key] for key in short} == short
-    manifest = json.loads(Path(settings["out"], "manifest.json").read_text())
+    return {key: {**row, "judge_names": [], "judge_rewards": []} for key, row in rows.items()}
+
+
+def test_a_second_run_computes_nothing_and_a_longer_one_only_the_rest(again):
+    before = rows_of(again["out"])
+    assert run(make_plan({**again, "policy": {"load_error": ""}})) == 0
+    assert iterations(again) == 0
+    run(make_plan({**again, "limit": 26, "policy": {"slots": 8}}))
+    assert iterations(again) == 6 * 2 * 4
+    rows = rows_of(again["out"])
+    assert len(rows) == 52
+    assert {key: rows[key] for key in before} == before
+    manifest = json.loads(Path(again["out"], "manifest.json").read_text())
     assert [engine["slots"] for engine in manifest["engine"]] == [16, 8]
 
 
@@ -94,18 +118,17 @@ def iterations(settings):
         return json.load(stream)["iterations"]
 
 
-def test_another_configuration_is_refused_with_the_difference(settings, capsys):
-    run(make_plan({**settings, "limit": 4}))
-    before = rows_of(settings["out"])
-    changed = {**settings, "limit": 4, "kappa": 2}
+def test_another_configuration_is_refused_with_the_difference(again, capsys):
+    before = rows_of(again["out"])
+    changed = {**again, "limit": 4, "kappa": 2}
     assert run(make_plan(changed)) == 2
     assert "kappa: 4 there, 2 now" in capsys.readouterr().err
-    assert rows_of(settings["out"]) == before
-    assert run(make_plan({**changed, "run": {**settings["run"], "on_mismatch": "overwrite"}})) == 0
-    assert {len(row["ess"]) for row in rows_of(settings["out"]).values()} == {2}
+    assert rows_of(again["out"]) == before
+    assert run(make_plan({**changed, "run": {**again["run"], "on_mismatch": "overwrite"}})) == 0
+    assert [len(row["ess"]) for row in rows_of(again["out"]).values()] == [2] * 8
 
 
-def test_a_bad_row_is_one_error_row_and_can_be_redone(settings, tmp_path):
+def test_a_bad_row_is_one_error_row_and_can_be_redone(ended, settings):
     faults = {"faults": {"00000003": "data", "00000005": "bug"}}
     assert run(make_plan({**settings, "policy": faults})) == 3
     rows = rows_of(settings["out"])
@@ -115,9 +138,7 @@ def test_a_bad_row_is_one_error_row_and_can_be_redone(settings, tmp_path):
     assert "RuntimeError: a bug" in wrong[5]
     assert run(make_plan(settings)) == 3  # they stay
     assert run(make_plan({**settings, "run": {**settings["run"], "retry_errors": True}})) == 0
-    clean = {**settings, "out": str(tmp_path / "clean")}
-    run(make_plan(clean))
-    assert rows_of(settings["out"]) == rows_of(clean["out"])
+    assert rows_of(settings["out"]) == unjudged(ended)
 
 
 def test_a_snapshot_that_cannot_be_written_costs_no_row_and_no_exit_code(settings, monkeypatch, capsys):
@@ -138,49 +159,40 @@ def test_an_input_without_a_row_is_refused(settings, tmp_path, capsys):
     assert "nothing.jsonl holds no row" in capsys.readouterr().err
 
 
-def test_files_keep_the_number_of_rows_that_the_output_was_begun_with(settings, capsys):
-    run(make_plan({**settings, "limit": 6, "run": {**settings["run"], "chunk_rows": 4}}))
-    parts = sorted(path.name for path in Path(settings["out"], "rows").iterdir())
-    assert run(make_plan({**settings, "limit": 6, "run": {**settings["run"], "chunk_rows": 2}})) == 0
-    assert "run.chunk_rows stays 4" in capsys.readouterr().err
-    assert sorted(path.name for path in Path(settings["out"], "rows").iterdir()) == parts
-
-
-def test_a_smaller_limit_says_that_more_rows_are_there(settings, capsys):
-    run(make_plan({**settings, "limit": 10}))
-    capsys.readouterr()
-    assert run(make_plan({**settings, "limit": 4})) == 0
+def test_a_smaller_limit_says_what_is_there_and_files_keep_their_number_of_rows(again, capsys):
+    before = rows_of(again["out"])
+    parts = sorted(path.name for path in Path(again["out"], "rows").iterdir())
+    assert run(make_plan({**again, "limit": 8, "run": {**again["run"], "chunk_rows": 2}})) == 0
     said = capsys.readouterr().err
-    assert "12 rows of prompts beyond limit=4 are there from an earlier run" in said
-    assert "going on: 8 rows are done" in said
-    assert len(rows_of(settings["out"])) == 20
+    assert "24 rows of prompts beyond limit=8 are there from an earlier run" in said
+    assert "going on: 16 rows are done" in said
+    assert "run.chunk_rows stays 8" in said
+    assert rows_of(again["out"]) == before
+    assert sorted(path.name for path in Path(again["out"], "rows").iterdir()) == parts
 
 
-def test_particles_are_a_second_table(settings, tmp_path):
-    plan = make_plan({**settings, "limit": 5, "run": {**settings["run"], "particles": True}})
-    assert run(plan) == 0
-    particles = rows_of(settings["out"], "particles")
-    assert len(particles) == 5 * 2 * 16
+def test_particles_are_a_second_table(ended):
+    particles = rows_of(ended["out"], "particles")
+    assert len(particles) == 20 * 2 * 16
     best = {}
     for (ordinal, method, *_), particle in particles.items():
         best[ordinal, method] = max(best.get((ordinal, method), -9), particle["reward"])
-    assert best == {key[:2]: row["reward"] for key, row in rows_of(settings["out"]).items()}
-    table = pq.read_table(f"{settings['out']}/particles/part-aisp-00000000.parquet")
+    assert best == {key[:2]: row["reward"] for key, row in rows_of(ended["out"]).items()}
+    table = pq.read_table(f"{ended['out']}/particles/part-aisp-00000000.parquet")
     assert table.schema.equals(PARTICLE_SCHEMA)
 
 
-def test_everybody_reads_the_rows(settings):
+def test_everybody_reads_the_rows(ended, tmp_path):
     import datasets
     import pandas
     import ray.data
 
-    run(make_plan({**settings, "limit": 9}))
-    folder = f"{settings['out']}/rows"
-    assert len(pandas.read_parquet(folder)) == 18
-    assert pq.read_table(folder).num_rows == 18
-    assert ray.data.read_parquet(folder).count() == 18
-    loaded = datasets.load_dataset("parquet", data_dir=folder, cache_dir=f"{settings['out']}/cache")["train"]
-    assert loaded.num_rows == 18
+    folder = f"{ended['out']}/rows"
+    assert len(pandas.read_parquet(folder)) == 40
+    assert pq.read_table(folder).num_rows == 40
+    assert ray.data.read_parquet(folder).count() == 40
+    loaded = datasets.load_dataset("parquet", data_dir=folder, cache_dir=str(tmp_path))["train"]
+    assert loaded.num_rows == 40
     assert sorted(loaded.column_names) == sorted(ROW_SCHEMA.names)
     assert pa.types.is_list(pq.read_schema(f"{folder}/part-aisp-00000000.parquet").field("ess").type)
 
@@ -201,8 +213,7 @@ def test_prometheus_sees_the_documented_names(settings):
     assert re.search(r'ray_aisp_rows_total{[^}]*method="aisp"[^}]*status="ok"[^}]*} \d+', text)
 
 
-def test_json_logs_name_prompt_and_iteration(settings, capsys):
-    assert run(make_plan({**settings, "limit": 2, "run": {**settings["run"], "json_logs": True}})) == 0
-    records = [json.loads(line) for line in capsys.readouterr().err.splitlines() if line.startswith("{")]
+def test_json_logs_name_prompt_and_iteration(ended):
+    records = [json.loads(line) for line in ended["log"].splitlines() if line.startswith("{")]
     told = {(r["prompt_id"], r["method"], r["iteration"]) for r in records if r["message"] == "iteration told"}
-    assert told == {(f"fake/train/{i:08d}", m, k) for i in range(2) for m in ("aisp", "best_of_n") for k in range(4)}
+    assert told == {(f"fake/train/{i:08d}", m, k) for i in range(20) for m in ("aisp", "best_of_n") for k in range(4)}
