@@ -8,7 +8,7 @@ OUT ?= outputs/real
 
 VLLM_VENV := .venv-vllm
 
-.PHONY: setup eval real test test-vllm test-slow chaos check format clean
+.PHONY: setup eval real test docs-commands test-vllm test-slow chaos check format clean
 
 setup: $(VENV)/.installed  ## make the virtual environment
 
@@ -36,6 +36,9 @@ real: setup  ## AISP against best-of-n on SmolLM2-135M; make real LIMIT=64 BUDGE
 
 test: setup  ## the tests: no network, no GPU
 	OMP_NUM_THREADS=1 $(PY) -m pytest -n 3 --dist worksteal $(ARGS)
+
+docs-commands: setup  ## run every command of the documentation, small; PAGES="cluster data" tries only these pages
+	$(PY) -m tools.docs_commands.run $(PAGES)
 
 # every package is pinned and none resolved: vLLM for CPUs would bring a torchvision that breaks its own import
 $(VLLM_VENV)/.installed: pyproject.toml constraints-vllm.txt

@@ -3,7 +3,15 @@
 from typing import Any
 
 __version__ = "0.1.0"
-__all__ = ["BestResponse", "BestResponses", "__version__", "abest_responses", "best_responses"]
+__all__ = [
+    "BestResponse",
+    "BestResponses",
+    "EvaluationRun",
+    "__version__",
+    "abest_responses",
+    "best_responses",
+    "evaluate",
+]
 
 
 def __getattr__(name: str) -> Any:

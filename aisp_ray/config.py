@@ -11,7 +11,9 @@ import dataclasses
 import difflib
 import importlib
 import importlib.resources
+import os
 import re
+import sys
 import types
 import typing
 from collections.abc import Iterable, Mapping, Sequence
@@ -27,6 +29,7 @@ from aisp_ray.errors import RefusedError
 MANY = ("method", "judges", "metric", "tracker")  # groups of which several may be chosen; their keys are group.NAME.key
 CHOSEN_BY = {"metric": "metrics", "tracker": "trackers"}  # group -> the key that chooses, where it has another name
 OPTIONAL = ("heldout",)  # groups of one choice that may be null
+_SUFFIXES = (".yaml", ".yml")  # of a choice that is a file of one's own
 FOLDER = {"judges": "reward", "heldout": "data"}  # group -> folder of conf/, where it has another name
 
 
@@ -35,22 +38,31 @@ class ConfigError(RefusedError):
 
 
 def locate(path: str) -> Any:
-    """The object at "package.module:name" or "package.module.name".
+    """The object at "package.module:name" or "package.module.name"; the current folder counts as importable.
 
     Raises:
-        ValueError: the path does not lead to an object; says which part failed.
+        ValueError: the path does not lead to an object, or its module raises when imported; says which part failed.
     """
     module_name, _, name = path.partition(":") if ":" in path else path.rpartition(".")
     if not module_name or not name:
         raise ValueError(f"{path!r} is not a path to an object; write it as package.module:name")
+    importable(os.getcwd())
     try:
         module = importlib.import_module(module_name)
     except ModuleNotFoundError as error:
         raise ValueError(f"{path!r}: there is no module {error.name!r} on the Python path") from error
+    except Exception as error:
+        raise ValueError(f"{path!r} cannot be imported: {type(error).__name__}: {error}") from error
     try:
         return getattr(module, name)
     except AttributeError as error:
         raise ValueError(f"{path!r}: module {module_name!r} has no {name!r}") from error
+
+
+def importable(folder: str) -> None:
+    """Modules in this folder can be imported from now on; what could be imported before stays first."""
+    if folder not in sys.path and not (folder == os.getcwd() and "" in sys.path):
+        sys.path.append(folder)  # a console script does not have the current one
 
 
 def conf_folder() -> Path:
@@ -105,23 +117,50 @@ def load_yaml(text: str) -> Any:
 def choices(group: str, folder: Path | None = None) -> dict[str, str]:
     """The YAML files of a group, name -> one-line description (the file's first comment)."""
     place = (folder or conf_folder()) / FOLDER.get(group, group)
-    found = {}
-    for path in sorted(place.glob("*.yaml")):
-        first = path.read_text(encoding="utf-8").split("\n", 1)[0]
-        found[path.stem] = first.lstrip("# ").strip() if first.startswith("#") else ""
-    return found
+    return {path.stem: _first_comment(path) for path in sorted(place.glob("*.yaml"))}
 
 
-def read_choice(group: str, name: str) -> dict[str, Any]:
-    """The keys of one choice, `_target_` among them.
+def _first_comment(path: Path) -> str:
+    first = path.read_text(encoding="utf-8").split("\n", 1)[0]
+    return first.lstrip("# ").strip() if first.startswith("#") else ""
+
+
+def choice_name(choice: str) -> str:
+    """What a choice is called in keys, rows and tables: `folder/mine.yaml` is `mine`."""
+    return Path(choice).stem if choice.endswith(_SUFFIXES) else choice
+
+
+def choice_file(group: str, choice: str) -> Path:
+    """The YAML of a choice: a name in the group's folder of conf/, or a path that ends in .yaml.
+
+    Raises:
+        ConfigError: there is none.
+    """
+    if choice.endswith(_SUFFIXES):
+        path = Path(choice).expanduser()
+        if not path.is_file():
+            raise ConfigError(f"{group}={choice}: there is no such file")
+        return path
+    known = choices(group)
+    if choice not in known:
+        raise ConfigError(f'{group}={choice}: there is no such choice in the group "{group}".{suggest(choice, known)}')
+    return conf_folder() / FOLDER.get(group, group) / f"{choice}.yaml"
+
+
+def about_choice(group: str, choice: str) -> str:
+    """The first comment of a choice's YAML."""
+    return _first_comment(choice_file(group, choice))
+
+
+def read_choice(group: str, choice: str) -> dict[str, Any]:
+    """The keys of one choice, `_target_` among them. Modules beside a YAML that is given by its path can be imported.
 
     Raises:
         ConfigError: there is no such choice, or its YAML is broken.
     """
-    known = choices(group)
-    if name not in known:
-        raise ConfigError(f'{group}={name}: there is no such choice in the group "{group}".{suggest(name, known)}')
-    path = conf_folder() / FOLDER.get(group, group) / f"{name}.yaml"
+    path = choice_file(group, choice)
+    if choice.endswith(_SUFFIXES):
+        importable(str(path.resolve().parent))
     try:
         values = load_yaml(path.read_text(encoding="utf-8"))
     except (yaml.YAMLError, ValueError, OSError) as error:
@@ -360,19 +399,30 @@ def compose(picked: Mapping[str, Any], overrides: Mapping[str, Any]) -> dict[str
         names = name_list(value)
         if group not in MANY and len(names) != 1 and not (group in OPTIONAL and not names):
             raise ConfigError(f"{group}={','.join(names)}: choose exactly one.{suggest('', choices(group))}")
-        groups[group] = {name: read_choice(group, name) for name in names}
+        groups[group] = read_choices(group, names)
         for values in groups[group].values():  # for the evaluation only, where it is a reward model
             usual += [*name_list(values.pop("_judges_", None))] if group == "reward" else []
             values.pop("_judges_", None)
     if groups.get("method") == {}:
         raise ConfigError(f"method=[]: choose at least one.{suggest('', choices('method'))}")
     if "judges" in groups and picked["judges"] is None:
-        groups["judges"] = {name: read_choice("judges", name) for name in usual}
+        groups["judges"] = read_choices("judges", usual)
         for values in groups["judges"].values():
             values.pop("_judges_", None)
     for key, value in overrides.items():
         override(groups, key, value)
     return groups
+
+
+def read_choices(group: str, names: Sequence[str]) -> dict[str, dict[str, Any]]:
+    """Choice name -> keys. Raises ConfigError as `read_choice`, and where two files would have one name."""
+    found: dict[str, dict[str, Any]] = {}
+    for choice in names:
+        name = choice_name(choice)
+        if name in found and name != choice:
+            raise ConfigError(f"{group}={choice}: {name} is chosen already; rename the file: its rows have its name")
+        found[name] = read_choice(group, choice)
+    return found
 
 
 def override(groups: dict[str, dict[str, dict[str, Any]]], key: str, value: Any) -> None:

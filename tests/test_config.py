@@ -1,5 +1,6 @@
 """The command line: what is accepted, and the one sentence for what is not."""
 
+import os
 import resource
 import subprocess
 import sys
@@ -237,3 +238,45 @@ def test_values_come_from_the_environment_by_interpolation(monkeypatch):
     with pytest.raises(config.ConfigError, match=r"out=.*AISP_TEST_MISSING"):
         plan("out=${oc.env:AISP_TEST_MISSING}/run")
     assert config.convert("a price of ${x}", str, "policy.system") == "a price of ${x}"  # a text, not a resolver
+
+
+def test_a_choice_may_be_a_file_of_ones_own(tmp_path, monkeypatch, capsys):
+    """Of any group; its keys are set by the file's name, and modules beside it are found."""
+    monkeypatch.setattr("sys.path", [path for path in sys.path if path])
+    (tmp_path / "own_folder").mkdir()
+    own = tmp_path / "own_folder"
+    code = "from aisp_ray.methods.best_of_n import BestOfN\n\n\nclass Mine(BestOfN):\n    pass\n"
+    (own / "a_module_beside_its_yaml.py").write_text(code)
+    (own / "mine.yaml").write_text("# my method\n_target_: a_module_beside_its_yaml.Mine\nn: 4\nkappa: 2\n")
+    (own / "quick.yaml").write_text(
+        "_target_: aisp_ray.policy.causal_lm.CausalLM\nmodel: demo:policy\nmax_new_tokens: 8\n"
+    )
+    (own / "plainly.yml").write_text("_target_: aisp_ray.rewards.callable.CallableReward\ntarget: builtins:len\n")
+    words = [f"method=[{own}/mine.yaml]", "method.mine.n=3", f"policy={own}/quick.yaml", f"reward={own}/plainly.yml"]
+    made = plan(*words, "baseline=mine")
+    assert type(made.methods["mine"]).__name__ == "Mine"
+    assert (made.methods["mine"].n, made.policy.max_new_tokens, made.reward.target) == (3, 8, "builtins:len")
+    assert cli.main([f"method={own}/mine.yaml", "--help"]) == 0
+    assert "method.mine.key of mine: my method" in capsys.readouterr().out
+    assert "there is no such file" in wrong(capsys, f"method={own}/none.yaml")
+    (own / "aisp.yaml").write_text("_target_: aisp_ray.methods.aisp.Aisp\n")
+    assert "aisp is chosen already" in wrong(capsys, f"method=[aisp,{own}/aisp.yaml]")
+
+
+def test_a_module_that_raises_is_one_sentence(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr("sys.path", [path for path in sys.path if path])
+    (tmp_path / "a_broken_module.py").write_text("raise RuntimeError('no licence')\n")
+    (tmp_path / "broken.yaml").write_text("_target_: a_broken_module.Mine\n")
+    assert "cannot be imported: RuntimeError: no licence" in wrong(capsys, f"method={tmp_path}/broken.yaml")
+
+
+def test_the_current_folder_is_importable_for_console_scripts(tmp_path):
+    """`aisp-eval` starts in a folder of its own, which is all that Python would look in."""
+    (tmp_path / "my_method.py").write_text("from aisp_ray.methods.best_of_n import BestOfN as Mine\n")
+    (tmp_path / "my_method.yaml").write_text("_target_: my_method.Mine\n")
+    script = "import sys; from aisp_ray.commands.eval import main; sys.exit(main())"
+    command = [sys.executable, "-c", script, "method=./my_method.yaml", "print_config=true"]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "PYTHONSAFEPATH": "1"}
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, env=environment)
+    assert done.returncode == 0, done.stderr
+    assert "_target_: my_method.Mine" in done.stdout

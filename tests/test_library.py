@@ -1,6 +1,7 @@
 """`best_responses`: the call of a script or notebook."""
 
 import asyncio
+import inspect
 import math
 import subprocess
 import sys
@@ -8,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from aisp_ray import abest_responses, best_responses
+from aisp_ray import abest_responses, best_responses, evaluate
 from aisp_ray.methods.best_of_n import BestOfN
 
 PROMPTS = ["Could you help me brew the coffee? It tastes bitter.", "How do I clean the oven?"]
@@ -122,3 +123,43 @@ def test_a_budget_is_the_number_of_responses_of_any_method():
         assert found[0].cost["num_samples"] == 6
     with pytest.raises(ValueError, match="no multiple"):
         best_responses("demo:policy", PROMPTS[:1], most_words, budget=7, **SMALL)
+
+
+def test_an_evaluation_is_the_command_and_its_results_open(tmp_path, monkeypatch):
+    from tests.report.made_rows import made_row, write_output
+
+    asked = []
+    monkeypatch.setattr("aisp_ray.pipeline.run", lambda plan: asked.append(plan) or 0)
+    rows = [made_row(method, ordinal, 0) for method in ("best_of_n", "aisp") for ordinal in range(4)]
+    out = write_output(tmp_path / "out", rows, config={})
+    done = evaluate({"method.aisp.sigma": 0.25}, method=["best_of_n", "aisp"], limit=4, out=str(out), report=False)
+    (plan,) = asked
+    assert (list(plan.methods), plan.methods["aisp"].sigma, plan.limit) == (["best_of_n", "aisp"], 0.25, 4)
+    assert done.to_arrow().num_rows == len(done.to_pandas()) == 8
+    assert "vs best_of_n" in done.table()
+    assert str(done) == done.table()
+    assert done.table("markdown").startswith("**made**")
+    assert Path(done.report()).is_file()
+
+
+@pytest.mark.parametrize(("code", "error"), [(1, RuntimeError), (2, ValueError), (75, RuntimeError)])
+def test_an_evaluation_that_did_not_end_raises(code, error, tmp_path, monkeypatch):
+    monkeypatch.setattr("aisp_ray.pipeline.run", lambda plan: code)
+    with pytest.raises(error, match=str(tmp_path)):
+        evaluate(out=str(tmp_path))
+    monkeypatch.setattr("aisp_ray.pipeline.run", lambda plan: 130)
+    with pytest.raises(KeyboardInterrupt):
+        evaluate(out=str(tmp_path))
+
+
+def test_a_wrong_key_of_an_evaluation_is_one_sentence(tmp_path):
+    for keys, text in (({"metod": "aisp"}, "Did you mean"), ({"seed": 2**70}, "64 bits"), ({"limit": 0}, "at least 1")):
+        with pytest.raises(ValueError, match=text):
+            evaluate(out=str(tmp_path), **keys)
+
+
+def test_both_calls_have_one_signature():
+    assert inspect.signature(best_responses) == inspect.signature(abest_responses)
+    assert best_responses.__name__ == "best_responses"
+    assert best_responses.__doc__ == abest_responses.__doc__
+    assert not inspect.iscoroutinefunction(best_responses)

@@ -14,13 +14,16 @@ import textwrap
 import typing
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
+
+import yaml
 
 from aisp_ray import config
 from aisp_ray.config import ConfigError
-from aisp_ray.errors import FAILED, INTERRUPTED, OK, refuse
+from aisp_ray.errors import FAILED, INTERRUPTED, OK, RefusedError, refuse
 from aisp_ray.plan import RunSettings
 
+_P = TypeVar("_P")  # a plan
 _HELP = {"--help", "-h", "help"}
 _FLAGS = {
     "dry_run": "true: check everything that can be checked before models load, and say what would run",
@@ -47,6 +50,7 @@ class Composed:
     settings: Any
     groups: dict[str, dict[str, dict[str, Any]]]  # group -> choice name -> keys
     typed: frozenset[str]  # the keys on the command line
+    chosen: Mapping[str, Any]  # group -> what chose in it: names of conf/ and paths
 
     def tree(self) -> dict[str, Any]:
         """As `print_config=true` shows it: a group with one choice is flat, others are by name."""
@@ -127,7 +131,29 @@ def read(command: Command, words: Sequence[str]) -> tuple[dict[str, bool], Compo
             raise ConfigError(f"{key}={text}: there is no such key.{config.suggest(key, [*choosing, *hints])}")
     settings = config.build({"_target_": f"{command.settings.__module__}.{command.settings.__qualname__}", **own}, "")
     picked |= {group: getattr(settings, key) for key, group in choosing.items() if key in hints}
-    return flags, Composed(settings, config.compose(picked, overrides), frozenset(arguments))
+    return flags, Composed(settings, config.compose(picked, overrides), frozenset(arguments), picked)
+
+
+def config_shown(flags: Mapping[str, bool], composed: Composed) -> bool:
+    """Print the configuration if `print_config` asks for it, which then is all that is done."""
+    if flags["print_config"]:
+        with for_a_reader():
+            print(yaml.safe_dump(composed.tree(), sort_keys=False), end="")
+    return flags["print_config"]
+
+
+def prepared(
+    composed: Composed, make: Callable[[Composed], _P], check: Callable[[_P], list[str]], pin: Callable[[_P], _P]
+) -> _P:
+    """The plan that is made of a configuration, checked, and pinned to what its names mean today.
+
+    Raises:
+        RefusedError: a line per problem.
+    """
+    plan = make(composed)
+    if problems := check(plan):
+        raise RefusedError("\n".join(problems))
+    return pin(plan)
 
 
 def _chosen(group: str, text: str) -> Any:
@@ -215,8 +241,9 @@ def _keys(group: str, name: str) -> str:
     """The keys of one choice, with what its YAML sets."""
     values = config.read_choice(group, name)
     cls = config.schema_of(values["_target_"], f"{group}.{name}")
+    about = config.about_choice(group, name)
+    name = config.choice_name(name)
     prefix = f"{group}.{name}." if group in config.MANY else f"{group}."
-    about = config.choices(group)[name]
     return "\n".join([f"{prefix}key of {name}: {about}", *_fields(cls, values)])
 
 

@@ -8,8 +8,6 @@ import sys
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import yaml
-
 from aisp_ray import __version__, config
 from aisp_ray.commands import base
 from aisp_ray.commands.base import Command, Composed, as_typed, for_a_reader, run_settings
@@ -18,6 +16,7 @@ from aisp_ray.errors import OK, SOME_ERRORS, refuse
 from aisp_ray.methods.base import TOTAL, Method, check_budgets, fit_budgets, read_budget, total_of
 from aisp_ray.plan import Plan, absolute, describe, draws_of
 from aisp_ray.policy.base import PolicySpec
+from aisp_ray.policy.causal_lm import CausalLM
 
 _ABOUT = """\
 python jobs/eval.py [key=value ...]
@@ -78,22 +77,29 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def carry_out(words: Sequence[str]) -> int:
     flags, composed = read_command(words)
-    if flags["print_config"]:
-        with for_a_reader():
-            print(yaml.safe_dump(composed.tree(), sort_keys=False), end="")
+    if base.config_shown(flags, composed):
         return OK
-    plan = make_plan(composed)
-    settings = composed.settings
-    problems = check(plan, settings.allow_unequal_budgets, settings.budget)
+    plan = planned(composed, flags["dry_run"])
     steps = first_steps(plan, composed)
-    if not (flags["dry_run"] or settings.train == "missing"):
-        problems += [f"method.{name} first needs: {step}  (or train=missing)" for name, step in steps]
-    if problems:
-        return refuse(problems)
-    plan = pin(plan)
     if flags["dry_run"]:
         return dry_run(plan, steps)
-    return train(steps) or evaluate(plan, settings.baseline, settings.report)
+    return train(steps) or evaluate(plan, composed.settings.baseline, composed.settings.report)
+
+
+def planned(composed: Composed, dry: bool = False) -> Plan:
+    """What is to be run, checked and pinned. dry: what must be run before is no problem yet.
+
+    Raises:
+        RefusedError: a line per problem.
+    """
+    settings: EvalSettings = composed.settings
+
+    def problems(plan: Plan) -> list[str]:
+        found = check(plan, settings.allow_unequal_budgets, settings.budget)
+        steps = [] if dry or settings.train == "missing" else first_steps(plan, composed)
+        return found + [f"method.{name} first needs: {step}  (or train=missing)" for name, step in steps]
+
+    return base.prepared(composed, make_plan, problems, pin)
 
 
 def read_command(words: Sequence[str]) -> tuple[dict[str, bool], Composed]:
@@ -170,12 +176,13 @@ def too_small(plan: Plan) -> list[str]:
 
 def first_steps(plan: Plan, composed: Composed) -> list[tuple[str, str]]:
     """What must be run before: the name of a method, and the whole command."""
-    choices = {group: next(iter(composed.groups[group])) for group in ("policy", "reward", "data")}
+    choices = {group: config.name_list(composed.chosen[group])[0] for group in ("policy", "reward", "data")}
     if any(field.name == "split" for field in dataclasses.fields(plan.data)):
         choices["data.split"] = "train"
     for group in (*choices, "run"):
-        for name, values in composed.groups.get(group, {}).items():
-            usual = config.read_choice(group, name)
+        chosen = config.name_list(composed.chosen.get(group))
+        for choice, values in zip(chosen, composed.groups.get(group, {}).values(), strict=True):
+            usual = config.read_choice(group, choice)
             changed = {key: value for key, value in values.items() if usual.get(key, usual) != value}
             choices |= {
                 f"{group}.{key}": as_typed(value) for key, value in changed.items() if key not in _OF_THE_EVALUATION
@@ -216,7 +223,7 @@ def fitted(methods: Mapping[str, Any], budget: Any, policy: PolicySpec) -> dict[
 
 
 def most_new_tokens(policy: PolicySpec) -> int:
-    return int(policy.max_new_tokens or 128)
+    return int(policy.max_new_tokens or CausalLM.max_new_tokens)
 
 
 def pin(plan: Plan) -> Plan:

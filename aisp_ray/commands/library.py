@@ -11,19 +11,23 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import dataclasses
+import functools
 import math
 import threading
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, TypeVar, overload
+from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar, overload
 
 from aisp_ray import config
 from aisp_ray.cluster.opening import open_models
+from aisp_ray.commands.base import as_typed
 from aisp_ray.driver import Driver, TotalBudget
+from aisp_ray.errors import INTERRUPTED, OK, REFUSED, SOME_ERRORS
 from aisp_ray.ledger import Outcome, Task, row_of
 from aisp_ray.methods.base import Method, fit_budgets, total_of
 from aisp_ray.plan import RunSettings
 from aisp_ray.policy.base import PolicySpec
+from aisp_ray.policy.causal_lm import CausalLM
 from aisp_ray.policy.given import policy_of
 from aisp_ray.results import ROW_SCHEMA
 from aisp_ray.rewards.base import RewardSpec
@@ -35,6 +39,7 @@ if TYPE_CHECKING:
 
 RewardFunction = Callable[[Prompt, list[str]], Sequence[float | None]]
 _T = TypeVar("_T")
+_Args = ParamSpec("_Args")
 
 _COST = ("num_samples", "num_generated_tokens", "num_prompt_tokens", "num_reward_calls", "policy_seconds")
 _TRACE = ("reward_mean", "reward_max", "reward_best", "ess", "control_norm", "num_samples_seen")
@@ -87,7 +92,7 @@ class BestResponses(Sequence[BestResponse]):
         return self.to_arrow().to_pandas()
 
 
-def best_responses(  # noqa: PLR0913 one call for a notebook: every argument but three has a default
+async def abest_responses(  # noqa: PLR0913 one call for a notebook: every argument but three has a default
     model: Any,
     prompts: Iterable[Any],
     reward: str | RewardSpec | RewardFunction,
@@ -101,14 +106,15 @@ def best_responses(  # noqa: PLR0913 one call for a notebook: every argument but
     progress: bool = True,
     **settings: Any,
 ) -> BestResponses:
-    """The best response to each prompt that `method` finds under `reward`.
+    """The best response to each prompt that `method` finds under `reward`; `best_responses` is the call without await.
 
     model: a path, a hub id, "demo:policy", or a loaded `transformers` model together with its `tokenizer`.
     prompts: strings, dialogues (lists of {"role": ..., "content": ...}), or rows with a column prompt or messages, as a
         `datasets.Dataset` has them.
     reward: a function of (prompt, responses) that returns a number per response, the name of a reward model in
         conf/reward, or its settings.
-    method: a preset of conf/method, whose keys `settings` changes (n=8, kappa=4, sigma=0.5), or a method object.
+    method: a preset of conf/method or the path of a YAML, whose keys `settings` changes (n=8, kappa=4, sigma=0.5), or a
+        method object.
     budget: responses per prompt, by setting kappa, or "total:8192" over all prompts; as in `methods.base.read_budget`.
         None: what the method's keys say.
     policy: settings of `policy.causal_lm.CausalLM`, such as {"max_new_tokens": 64}.
@@ -121,40 +127,10 @@ def best_responses(  # noqa: PLR0913 one call for a notebook: every argument but
     Raises:
         ValueError: a setting is wrong; says which values are allowed.
     """
-    work = abest_responses(
-        model,
-        prompts,
-        reward,
-        method=method,
-        budget=budget,
-        seed=seed,
-        tokenizer=tokenizer,
-        policy=policy,
-        cluster=cluster,
-        progress=progress,
-        **settings,
-    )
-    return _finish(work)
-
-
-async def abest_responses(  # noqa: PLR0913 as `best_responses`
-    model: Any,
-    prompts: Iterable[Any],
-    reward: str | RewardSpec | RewardFunction,
-    *,
-    method: str | Method = "aisp",
-    budget: int | str | None = None,
-    seed: int = 0,
-    tokenizer: Any = None,
-    policy: Mapping[str, Any] | None = None,
-    cluster: bool = False,
-    progress: bool = True,
-    **settings: Any,
-) -> BestResponses:
-    """`best_responses` for code that is asynchronous itself."""
     samples = total_of(budget)
     total = None if samples is None else TotalBudget(samples)
-    name, chosen = _method(method, settings, budget, (policy or {}).get("max_new_tokens", 128))
+    longest = (policy or {}).get("max_new_tokens", CausalLM.max_new_tokens)
+    name, chosen = _method(method, settings, budget, longest)
     asked = _prompts(prompts)
     plan = await asyncio.to_thread(_plan, (model, tokenizer), reward, policy or {}, chosen, not cluster)
     identity = {"run_id": "", "config_hash": "", "seed": seed}
@@ -169,26 +145,117 @@ async def abest_responses(  # noqa: PLR0913 as `best_responses`
     return BestResponses([found[ordinal] for ordinal in sorted(found)])
 
 
-def _finish(work: Coroutine[Any, Any, _T]) -> _T:
-    """Run to the end: here, or in a thread of its own where this thread runs an event loop already (a notebook)."""
+def _without_await(call: Callable[_Args, Coroutine[Any, Any, _T]]) -> Callable[_Args, _T]:
+    """The call with the same arguments and documentation, run to its end in an event loop of its own."""
+
+    @functools.wraps(call)
+    def finished(*args: _Args.args, **kwargs: _Args.kwargs) -> _T:
+        return _beside_a_loop(lambda: asyncio.run(call(*args, **kwargs)))
+
+    finished.__name__ = finished.__qualname__ = call.__name__.removeprefix("a")
+    return finished
+
+
+best_responses = _without_await(abest_responses)
+
+
+def _beside_a_loop(work: Callable[[], _T]) -> _T:
+    """Its result: of this thread, or of one of its own where this one runs an event loop already (a notebook)."""
     try:
         asyncio.get_running_loop()
     except RuntimeError:
-        return asyncio.run(work)
+        return work()
     outcome: list[_T | BaseException] = []
 
     def run() -> None:
         try:
-            outcome.append(asyncio.run(work))
+            outcome.append(work())
         except BaseException as error:
             outcome.append(error)
 
-    thread = threading.Thread(target=run, name="best_responses")
+    thread = threading.Thread(target=run, name="aisp_ray")
     thread.start()
     thread.join()
     if isinstance(outcome[0], BaseException):
         raise outcome[0]
     return outcome[0]
+
+
+# ---------------------------------------------------------------- an evaluation
+
+
+@dataclass(frozen=True)
+class EvaluationRun:
+    """An evaluation that has ended: its rows, table and report are those of `python jobs/eval.py`."""
+
+    out: str  # folder or URI of all that was written
+    baseline: str = "best_of_n"  # what differences in the table are against
+
+    def to_arrow(self) -> pa.Table:
+        """One row per prompt and method; `results.ROW_SCHEMA`, and a column `label`."""
+        return self._rows().drop_columns(["out"])
+
+    def to_pandas(self) -> Any:
+        """The same rows as a pandas DataFrame. Raises ImportError where pandas is not installed."""
+        return self.to_arrow().to_pandas()
+
+    def table(self, style: str = "text") -> str:
+        """The results as `text`, `markdown`, `latex` or `csv`."""
+        from aisp_ray.report.summary import summary_table
+        from aisp_ray.report.tables.evaluation import format_table
+
+        return format_table(summary_table(self._rows(), baseline=self.baseline), style)
+
+    def report(self, to: str | None = None) -> str:
+        """Write the page, its tables and figures to `to`, by default <out>/report; returns the path of index.html."""
+        from aisp_ray.report.write import make_report
+
+        return make_report(self.out, to, baseline=self.baseline).page
+
+    def _rows(self) -> pa.Table:
+        from aisp_ray.report.rows import read_rows
+
+        return read_rows(self.out)
+
+    def __str__(self) -> str:
+        return self.table()
+
+
+def evaluate(settings: Mapping[str, Any] | None = None, **keys: Any) -> EvaluationRun:
+    """`python jobs/eval.py` from Python: methods compared on prompts, on Ray, rows written as they come.
+
+    keys: the command's, such as method=["best_of_n", "aisp"], data="demo_hh", limit=16, out="outputs/hh"; without any
+        it is the demo.
+    settings: keys with dots, such as {"method.aisp.sigma": 0.5, "policy.actors": [1, 2]}.
+
+    The same call resumes where an earlier one stopped. It may run in a notebook.
+
+    Raises:
+        ValueError: a key is wrong, or `out` holds rows of another configuration.
+        RuntimeError: the run has failed; the message names the exit code, and what was written stays.
+        KeyboardInterrupt: it was stopped.
+    """
+    from aisp_ray.commands import eval as command
+    from aisp_ray.pipeline import run
+
+    words = [f"{key}={as_typed(value)}" for key, value in {**keys, **(settings or {})}.items()]
+    composed = command.read_command(words)[1]
+    plan = command.planned(composed)
+    steps = command.first_steps(plan, composed)
+    code = _beside_a_loop(lambda: command.train(steps) or run(plan))
+    if code == INTERRUPTED:
+        raise KeyboardInterrupt
+    if code == REFUSED:
+        raise ValueError(f"the evaluation was refused (the reason is printed above); out={plan.out}")
+    if code not in (OK, SOME_ERRORS):
+        raise RuntimeError(f"the evaluation has failed with exit code {code}; the same call resumes it from {plan.out}")
+    done = EvaluationRun(plan.out, composed.settings.baseline)
+    if composed.settings.report:
+        done.report()
+    return done
+
+
+# ---------------------------------------------------------------- parts
 
 
 def _method(
@@ -197,8 +264,8 @@ def _method(
     """The method's name and the method, with the settings and the budget that the call gives."""
     chosen: Any = method
     if isinstance(method, str):
-        name = method
-        chosen = config.build({**config.read_choice("method", method), **settings}, f"method.{method}")
+        name = config.choice_name(method)
+        chosen = config.build({**config.read_choice("method", method), **settings}, f"method.{name}")
     else:
         name = type(method).__name__.lower()
         chosen = dataclasses.replace(chosen, **settings)

@@ -6,14 +6,12 @@ import dataclasses
 import re
 from collections.abc import Sequence
 
-import yaml
-
 from aisp_ray import __version__, config
 from aisp_ray.commands import base
 from aisp_ray.commands.base import Command, Composed, for_a_reader, run_settings
 from aisp_ray.commands.eval import check_seed, show_report
 from aisp_ray.config import ConfigError
-from aisp_ray.errors import OK, SOME_ERRORS, refuse
+from aisp_ray.errors import OK, SOME_ERRORS
 from aisp_ray.plan import absolute, describe
 from aisp_ray.tune.heldout import MARK
 from aisp_ray.tune.objective import KINDS, make_objective, samples_of
@@ -102,14 +100,9 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def carry_out(words: Sequence[str]) -> int:
     flags, composed = read_command(words)
-    if flags["print_config"]:
-        with for_a_reader():
-            print(yaml.safe_dump(composed.tree(), sort_keys=False), end="")
+    if base.config_shown(flags, composed):
         return OK
-    plan = make_plan(composed)
-    if problems := check(plan):
-        return refuse(problems)
-    plan = pin(plan)
+    plan = base.prepared(composed, make_plan, check, pin)
     return dry_run(plan) if flags["dry_run"] else search(plan)
 
 

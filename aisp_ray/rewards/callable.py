@@ -16,7 +16,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from aisp_ray.config import locate
+from aisp_ray.config import importable, locate
 from aisp_ray.errors import is_away
 from aisp_ray.rewards.base import RewardSpec, Scorer, ScoreRequest
 from aisp_ray.types import Prompt, Scores
@@ -130,9 +130,6 @@ def find_target(path: str) -> Any:
         ValueError: the path does not lead to an object, or its module raises when imported; one sentence.
     """
     file, _, name = path.rpartition(":")
-    here = os.getcwd()
-    if here not in sys.path and "" not in sys.path:
-        sys.path.append(here)  # a console script does not have it
     try:
         if not file.endswith(".py"):
             return locate(path)
@@ -157,8 +154,7 @@ def _load_file(file: str) -> ModuleType:
     assert spec is not None
     assert spec.loader is not None
     module = sys.modules[name] = importlib.util.module_from_spec(spec)
-    if str(found.parent) not in sys.path:
-        sys.path.append(str(found.parent))  # for its own imports
+    importable(str(found.parent))  # for its own imports
     try:
         spec.loader.exec_module(module)
     except BaseException:

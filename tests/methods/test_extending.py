@@ -6,6 +6,7 @@ import dataclasses
 import importlib
 import itertools
 import re
+import sys
 from pathlib import Path
 
 import pytest
@@ -89,3 +90,24 @@ def test_the_page_names_what_exists():
     rows = re.findall(r"^\| `(\w+)` \|", PAGE, re.MULTILINE)
     assert rows
     assert set(rows) <= set(Proposal.__dataclass_fields__)
+
+
+def test_its_yaml_is_chosen_by_path_and_its_threshold_is_reached_on_the_demo(tmp_path, monkeypatch):
+    from aisp_ray import best_responses
+
+    monkeypatch.setattr("sys.path", [path for path in sys.path if path])
+    monkeypatch.delitem(sys.modules, "good_enough", raising=False)
+    (tmp_path / "good_enough.py").write_text(block("python"), encoding="utf-8")
+    (tmp_path / "good_enough.yaml").write_text(block("yaml"), encoding="utf-8")
+    (threshold,) = re.findall(r"method\.good_enough\.threshold=([\d.]+)", PAGE)
+    (item,) = best_responses(
+        "demo:policy",
+        ["Could you help me brew the coffee? It tastes bitter."],
+        "demo",
+        method=str(tmp_path / "good_enough.yaml"),
+        progress=False,
+        threshold=float(threshold),
+    )
+    assert item.reward >= float(threshold)
+    assert item.cost["num_samples"] < 256
+    assert item.row["method"] == "good_enough"

@@ -217,3 +217,18 @@ def test_json_logs_name_prompt_and_iteration(ended):
     records = [json.loads(line) for line in ended["log"].splitlines() if line.startswith("{")]
     told = {(r["prompt_id"], r["method"], r["iteration"]) for r in records if r["message"] == "iteration told"}
     assert told == {(f"fake/train/{i:08d}", m, k) for i in range(20) for m in ("aisp", "best_of_n") for k in range(4)}
+
+
+def test_an_evaluation_from_python_runs_beside_an_event_loop(settings, monkeypatch):
+    import asyncio
+
+    from aisp_ray import evaluate
+
+    monkeypatch.setattr("aisp_ray.commands.eval.planned", lambda composed: make_plan({**settings, "limit": 2}))
+
+    async def notebook():
+        return evaluate(report=False)
+
+    done = asyncio.run(notebook())
+    assert done.to_arrow()["status"].to_pylist() == ["ok"] * 4
+    assert "vs best_of_n" in done.table()

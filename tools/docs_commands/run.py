@@ -1,0 +1,154 @@
+"""Runs every command of the documentation, small, in a copy of the repository: `python -m tools.docs_commands.run`.
+
+What is made smaller, what stands in for what, and what is not run is declared here; everything else runs as printed.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+from tools.docs_commands.find import ROOT, DocCommand, commands_of, files_of, pages
+
+NOT_RUN = (  # pattern -> why
+    (r"s3://|gs://|BUCKET", "needs an object store"),
+    (r"^ray (up|exec|job stop)|^export RAY_API_SERVER_ADDRESS", "needs a cluster in a cloud"),
+    (r"llama3_8b|ultrarm|experiment=|owner/hub-set|push_to=|policy\.model=\.\.\.", "needs the model hub"),
+    (r"judge_win|encoder=path", "needs a judge's endpoint or an encoder"),
+    (r"^make|^python -m tools\.real_models|/real\d*\b|pip install", "make runs it: setup, eval, real, test"),
+    (r"tools\.demo_models", "trains the demo's models for twenty minutes"),
+    (r"<\w+>|\.\.\.|\bNAME\b", "is a pattern, not a command"),
+)
+SMALLER = (  # a job -> what is changed in its words, then what is added where the key is not there
+    ("eval", ((r"limit=\d+", "limit=1"),), ("limit=1", "method.kappa=1", "allow_unequal_budgets=true")),
+    (
+        "tune",
+        ((r"limit=\d+", "limit=1"), (r"trials=\d+", "trials=1")),
+        ("limit=1", "heldout_limit=1", "tune.samples=32"),
+    ),
+    ("train_value", (), ("limit=2",)),
+)
+ELSEWHERE = ((r"/absolute/path|/abs(?=/)", "{folder}/outputs/absolute"),)
+FIRST = "python jobs/eval.py run.particles=true"  # what reports and exports of the demo read
+STAND_IN = "outputs/demo"  # copied for outputs that a page names and does not make
+_POST = {"history": "How do I brew coffee?", "human_ref_A": "Slowly.", "human_ref_B": "Now.", "labels": 1}
+DATA = {"posts.jsonl": json.dumps({**_POST, "post_id": "a", "domain": "d", "score_A": 9, "score_B": 1})}
+
+
+def why_not(command: DocCommand) -> str | None:
+    return next((why for pattern, why in NOT_RUN if re.search(pattern, command.text)), None)
+
+
+def smaller(command: DocCommand, folder: Path) -> str:
+    """The command line as it is run."""
+    text = command.text
+    for pattern, other in ELSEWHERE:
+        text = re.sub(pattern, other.format(folder=folder), text)
+    for job, changes, additions in SMALLER:
+        if command.job != job or "--help" in text:
+            continue
+        for pattern, other in changes:
+            text = re.sub(rf"(?<=\s){pattern}\b", other, text)
+        text = " ".join([text, *(word for word in additions if f" {word.split('=')[0]}=" not in text)])
+    return text
+
+
+def stand_in(command: DocCommand, folder: Path) -> list[str]:
+    """Copies the stand-in to outputs that the command reads and nothing has made; returns their names."""
+    if command.job not in ("report", "export"):
+        return []
+    read = next((word for word in command.arguments if word.startswith("out=")), "")
+    missing = [name for name in re.findall(r"outputs/\w+", read) if not (folder / name).exists()]
+    for name in missing:
+        shutil.copytree(folder / STAND_IN, folder / name)
+    return missing
+
+
+def copy_of_the_repository(folder: Path) -> None:
+    listed = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    for name in listed.split("\n"):
+        if name and not name.startswith(("tests/", "docs/", "benchmarks/")):
+            (folder / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy(ROOT / name, folder / name)
+    for path in pages():
+        for name, text in files_of(path):
+            (folder / name).parent.mkdir(parents=True, exist_ok=True)
+            (folder / name).write_text(text, encoding="utf-8")
+    for name, text in DATA.items():
+        (folder / name).write_text(text + "\n", encoding="utf-8")
+
+
+class Shell:
+    """Runs command lines in a folder; `export` lines hold for those that follow on their page."""
+
+    def __init__(self, folder: Path):
+        self.folder = folder
+        binaries = Path(sys.executable).parent
+        self._start = {**os.environ, "PATH": f"{binaries}:{os.environ['PATH']}", "PYTHONPATH": str(folder)}
+        self.environment = dict(self._start)
+
+    def new_page(self) -> None:
+        self.environment = dict(self._start)
+
+    def run(self, text: str) -> str | None:
+        """None, or the end of what a command that failed has printed."""
+        exported = re.fullmatch(r"export (\w+)=(.*)", text)
+        if exported:
+            self.environment[exported[1]] = exported[2]
+            return None
+        command = ["bash", "-c", text]
+        done = subprocess.run(command, cwd=self.folder, env=self.environment, capture_output=True, text=True)
+        return None if done.returncode == 0 else (done.stdout + done.stderr)[-3000:]
+
+
+def main(only: Sequence[str]) -> int:
+    """only: parts of the pages' names; none: all pages. Returns how many commands failed."""
+    failed = 0
+    with tempfile.TemporaryDirectory(prefix="docs-") as place:
+        folder = Path(place)
+        copy_of_the_repository(folder)
+        shell = Shell(folder)
+        failed += report(FIRST, shell, smaller(DocCommand("", 0, FIRST), folder))
+        try:
+            for path in pages():
+                shell.new_page()
+                wanted = not only or any(part in str(path) for part in only)
+                for command in commands_of(path) if wanted else ():
+                    failed += try_one(command, shell)
+        finally:
+            subprocess.run(["ray", "stop"], env=shell.environment, capture_output=True)
+    print(f"{failed} commands failed" if failed else "no command failed")
+    return failed
+
+
+def try_one(command: DocCommand, shell: Shell) -> int:
+    place = f"{command.page}:{command.line}"
+    why = why_not(command) or ("is in running text" if command.inline else None)
+    if why:
+        print(f"-      {place}  {command.text}\n       not run: it {why}")
+        return 0
+    for name in stand_in(command, shell.folder):
+        print(f"       {name} is a copy of {STAND_IN}")
+    return report(f"{place}  {command.text}", shell, smaller(command, shell.folder))
+
+
+def report(shown: str, shell: Shell, text: str) -> int:
+    started = time.monotonic()
+    said = shell.run(text)
+    seconds = time.monotonic() - started
+    print(f"{'failed' if said else 'ok':6} {shown}\n       run as: {text}  ({seconds:.0f} s)", flush=True)
+    if said:
+        print("".join(f"       | {line}\n" for line in said.split("\n")), flush=True)
+    return int(said is not None)
+
+
+if __name__ == "__main__":
+    sys.exit(min(main(sys.argv[1:]), 1))
