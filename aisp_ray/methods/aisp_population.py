@@ -15,26 +15,18 @@ distribution. No paper is known to us that describes it in this form.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
 from aisp_ray.controls.laws import OpenLoop
+from aisp_ray.methods._memory import Member, remember
 from aisp_ray.methods._selection import PREFIX_SELECTIONS
 from aisp_ray.methods.base import Info, Iterative, State, check_horizon, check_sampling, require
 from aisp_ray.rng import generator
 from aisp_ray.types import Control, Proposal, Rollouts, Sampling, Scores
 from aisp_ray.weights import effective_sample_size, importance_weights, systematic, temperature_for_ess
-
-
-@dataclass(frozen=True, slots=True)
-class Member:
-    """A response of the memory."""
-
-    reward: float
-    token_ids: tuple[int, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,12 +92,3 @@ class AispPopulation(Iterative):
         shares = self.keep * draw.random(num_children)
         kept = [ids[: int(share * len(ids))] for ids, share in zip(parents, shares, strict=True)]
         return (*kept, *[()] * (self.n - num_children))
-
-
-def remember(members: tuple[Member, ...], rollouts: Rollouts, scores: Scores, capacity: int) -> tuple[Member, ...]:
-    """The best distinct responses of the memory and a round, best first; the earlier one wins a tie."""
-    known = {member.token_ids: member for member in members}
-    for item, reward in zip(rollouts.items, scores.rewards, strict=True):
-        if math.isfinite(reward) and item.token_ids and item.token_ids not in known:
-            known[item.token_ids] = Member(float(reward), item.token_ids)
-    return tuple(sorted(known.values(), key=lambda member: -member.reward)[:capacity])

@@ -59,6 +59,31 @@ def test_with_every_iteration_free_it_is_aisp():
     assert (free.log, free.best) == (aisp.log, aisp.best)
 
 
+def test_only_what_the_winners_agree_on_is_committed():
+    policy = ToyPolicy(max_new_tokens=8, ends=False, seed=2)
+    method = AispCommit(**SMALL, commit=1.0, winners=3)
+    _, history = drive(method, policy, reward)
+    drawn = {}
+    for k, (proposal, rollouts, _, info) in enumerate(history):
+        top = sorted(drawn, key=lambda ids: -drawn[ids])[:3]
+        common = next(t for t in range(9) if t == 8 or len({ids[: t + 1] for ids in top}) > 1) if top else 0
+        m = 0 if k < 2 else min(int(1.0 * (k - 1) / 4 * 8), 6, common)
+        assert info["committed_tokens"] == m
+        assert proposal.prefixes == (None if m == 0 else (top[0][:m],) * 8)
+        drawn |= {item.token_ids: reward(item.token_ids) for item in rollouts.items if item.token_ids not in drawn}
+    assert any(info["committed_tokens"] for *_, info in history)
+
+
+def test_noise_may_grow_along_the_response_and_the_update_stays_the_same():
+    policy = ToyPolicy(max_new_tokens=8, ends=False)
+    _, history = drive(AispCommit(**SMALL, sigma_decay=1.1), policy, reward)
+    assert {proposal.control.decay for proposal, *_ in history} == {1.1}
+    with pytest.raises(ValueError, match="sigma_decay is 0"):
+        AispCommit(sigma_decay=0)
+    with pytest.raises(ValueError, match="winners is 1; give 0, or 2 or more"):
+        AispCommit(winners=1)
+
+
 def test_what_is_committed_is_not_generated_again():
     policy = ToyPolicy(max_new_tokens=8, ends=False)
     _, history = drive(AispCommit(**SMALL), policy, reward)
