@@ -8,7 +8,7 @@ OUT ?= outputs/real
 
 VLLM_VENV := .venv-vllm
 
-.PHONY: setup eval real test docs-commands test-vllm test-slow chaos check format clean
+.PHONY: setup eval real test docs docs-commands test-vllm test-slow chaos check format clean
 
 setup: $(VENV)/.installed  ## make the virtual environment
 
@@ -36,6 +36,10 @@ real: setup  ## AISP against best-of-n on SmolLM2-135M; make real LIMIT=64 BUDGE
 
 test: setup  ## the tests: no network, no GPU
 	OMP_NUM_THREADS=1 $(PY) -m pytest -n 3 --dist worksteal $(ARGS)
+
+docs: setup  ## the documentation as a site in build/site; a dead link or anchor fails it
+	$(PY) -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[docs]'
+	NO_MKDOCS_2_WARNING=1 $(PY) -m mkdocs build --strict
 
 docs-commands: setup  ## run every command of the documentation, small; PAGES="cluster data" tries only these pages
 	$(PY) -m tools.docs_commands.run $(PAGES)

@@ -157,6 +157,7 @@ def _without_await(call: Callable[_Args, Coroutine[Any, Any, _T]]) -> Callable[_
 
 
 best_responses = _without_await(abest_responses)
+"""`abest_responses` with the same arguments, run to its end: for scripts and notebooks."""
 
 
 def _beside_a_loop(work: Callable[[], _T]) -> _T:
