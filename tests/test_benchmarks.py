@@ -1,0 +1,69 @@
+"""What the benchmarks read off a run: prefixes by iteration, and rewards within a budget."""
+
+import importlib.util
+import math
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+FOLDER = Path(__file__).parent.parent / "benchmarks"
+
+
+def script(name, monkeypatch):
+    monkeypatch.syspath_prepend(str(FOLDER))
+    spec = importlib.util.spec_from_file_location(f"benchmarks_{name}", FOLDER / f"{name}.py")
+    module = importlib.util.module_from_spec(spec)
+    monkeypatch.setitem(__import__("sys").modules, spec.name, module)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_common_prefixes_are_of_pairs_of_the_best_before_and_of_winners(monkeypatch):
+    explained = script("explained", monkeypatch)
+    first = [(1, 2, 3), (1, 2, 4), (5, 2)], [0.0, 2.0, 1.0]
+    second = [(1, 2, 4, 9), (1, 7), (1, 2)], [math.nan, 0.5, 1.5]
+    found = explained.prefixes([first, second])
+    assert found["pairs"] == pytest.approx([(2 + 0 + 0) / 3, (1 + 2 + 1) / 3])
+    assert found["leader"][1] == pytest.approx((3 + 1 + 2) / 3)  # (1, 2, 4), the best so far
+    assert found["winners"][1] == 2  # (1, 2) and (1, 2, 4)
+    assert found["length"] == pytest.approx([8 / 3, 8 / 3])
+    assert math.isnan(found["leader"][0])
+
+
+def test_a_search_is_read_off_within_its_budget_and_a_schedule_only_at_its_end(monkeypatch):
+    methods = script("methods", monkeypatch)
+
+    def curve(tokens, best, anytime, samples):
+        rows = {0: {"num_samples": samples, "num_samples_seen": [samples]}}
+        return methods.Curve({0: np.array(tokens)}, {0: np.array(best)}, rows, anytime)
+
+    one = curve([10, 30, 60], [1.0, 2.0, 3.0], True, 3)
+    assert [one.at("tokens", b)[0] for b in (5, 10, 59, 60, 99)] == [1.0, 1.0, 2.0, 3.0, 3.0]
+    assert [one.at("samples", b)[0] for b in (1, 2, 3)] == [1.0, 2.0, 3.0]
+    runs = [curve([40], [1.0], False, 64), curve([80], [2.0], False, 128), curve([160], [3.0], False, 256)]
+    chosen = [methods.chosen_for(runs, "blockwise", "tokens", budget) for budget in (10, 77, 100, 500)]
+    assert [each.at("tokens", 10)[0] for each in chosen] == [1.0, 2.0, 2.0, 3.0]  # 80 is within 5 % of 77
+    assert methods.chosen_for(runs, "aisp_commit", "samples", 128) is runs[1]
+
+
+def test_every_run_of_the_method_tables_is_a_command_that_is_accepted(monkeypatch):
+    from aisp_ray.commands import eval as evaluation
+
+    methods, asked = script("methods", monkeypatch), []
+    monkeypatch.setattr(evaluation, "evaluate", lambda plan, *_: asked.append(plan) or 0)
+    methods.run_all(Path("/tmp/nowhere"), 1, ["limit=2"])
+    assert len(asked) == len(methods.calls())
+    main = asked[0].methods
+    assert {method.num_samples for method in main.values()} == {256}
+
+
+def test_a_shared_budget_and_a_stop_stay_within_the_draws(monkeypatch):
+    budgets = script("budgets", monkeypatch)
+    rewards = np.random.default_rng(0).normal(size=(5, 64)) * np.arange(1, 6)[:, None]
+    spent = budgets.shared(rewards, 8, 120)
+    assert spent.sum() <= 120
+    assert spent.min() >= 8
+    assert spent.max() > 8
+    assert set(budgets.stopped(rewards, 8, accept_at=0.45)) <= set(range(24, 65, 8))
+    assert budgets.best(rewards, np.array([1, 2, 3, 4, 5])).tolist() == [rewards[i, : i + 1].max() for i in range(5)]
