@@ -9,6 +9,10 @@ import contextlib
 import os
 import re
 import sys
+import traceback
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any, TextIO
 
 # Exit codes of every command: all rows are ok; failed; refused: the command, the configuration or the output is wrong;
 # some rows are errors; try again (no machines, or a service was away); stopped by Ctrl-C; stopped by SIGTERM
@@ -48,16 +52,65 @@ def refuse(problems: Exception | list[str]) -> int:
 
 
 _MOST_TEXT = 8000  # characters of an error text
-_USER = re.compile(r"(?<=://)[^/@\s'\"]+@")  # of a URI: scheme://user:password@host
 _SECRET = re.compile(r"KEY|TOKEN|SECRET|PASSWORD|CREDENTIAL", re.I)  # names of environment variables
+_SECRET_KEY = re.compile(  # names of settings whose values are secrets
+    r"(?:^|[-_.])(?:api[-_]?key|access[-_]?key(?:[-_]id)?|secret(?:[-_]?(?:access[-_]?)?key)?|passw(?:or)?d|credentials?|"
+    r"authorization|(?:api|auth|access|bearer|hf|session)[-_]token)$|^(?:token|sig|signature)$",
+    re.I,
+)
+_SECRETS = tuple(
+    (re.compile(pattern), shown)
+    for pattern, shown in (
+        # of a URI: scheme://user:password@host; a password may hold a slash, a port is no password
+        (r"(?<=://)(?:[^/\s'\"]+@|[^/@:\s'\"]+:(?!\d*(?:[/?#]|$))[^\s'\"]*@)", "***@"),
+        (r"(?i)([?&](?:[\w.-]*(?:key|token|secret|password|credential|signature)[\w.-]*|sig)=)[^&\s'\"#]+", r"\1***"),
+        (r"(?i)(authorization['\"]?\s*[:=]\s*['\"]?(?:(?:basic|bearer|token)\s+)?)[^\s'\",}]+", r"\1***"),
+        (r"\b(Bearer\s+)[\w.~+/=-]{8,}", r"\1***"),
+        (r"(?i)(\bapi[-_]?key['\"]?\s*[:=]\s*['\"]?)[^\s'\",}&*]{8,}", r"\1***"),
+        (r"\b(?:sk-[\w-]{20,}|hf_[A-Za-z0-9]{30,}|gh[pousr]_[A-Za-z0-9]{30,}|AKIA[0-9A-Z]{16})\b", "***"),
+    )
+)
 
 
 def redacted(text: str) -> str:
-    """The text without the user part of any URI, and without the value of any variable that is named like a secret."""
+    """The text with *** for the user part of any URI, for what looks like a key or is called one, and for the value of
+    any environment variable that is named like a secret."""
     values = {value for name, value in os.environ.items() if _SECRET.search(name) and len(value) >= 8}
     for value in sorted(values, key=len, reverse=True):
         text = text.replace(value, "***")
-    return _USER.sub("***@", text)
+    for pattern, shown in _SECRETS:
+        text = pattern.sub(shown, text)
+    return text
+
+
+def redacted_values(value: Any) -> Any:
+    """JSON values with every text redacted, and with *** for the texts under a key that is called like a secret."""
+    if isinstance(value, str):
+        return redacted(value)
+    if isinstance(value, Mapping):
+        return {
+            key: "***" if isinstance(item, str) and item and _SECRET_KEY.search(str(key)) else redacted_values(item)
+            for key, item in value.items()
+        }
+    return [redacted_values(item) for item in value] if isinstance(value, list | tuple) else value
+
+
+class RedactedStream:
+    """A text stream that redacts what is written to it."""
+
+    def __init__(self, stream: TextIO):
+        self._stream = stream
+
+    def write(self, text: str) -> int:
+        self._stream.write(redacted(text))
+        return len(text)
+
+    def writelines(self, lines: Iterable[str]) -> None:
+        for line in lines:
+            self.write(line)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
 
 
 def encodable(text: str) -> str:
@@ -67,8 +120,8 @@ def encodable(text: str) -> str:
 
 def error_text(text: str) -> str:
     """An error's text as it may leave the process: encodable, without secrets, and of bounded length."""
-    text = redacted(encodable(text))
-    return text if len(text) <= _MOST_TEXT else f"{text[:_MOST_TEXT]} ... [{len(text) - _MOST_TEXT} characters more]"
+    kept = redacted(encodable(text[: 2 * _MOST_TEXT]))[:_MOST_TEXT]  # twice: no secret is cut before it is known
+    return kept if len(text) <= _MOST_TEXT else f"{kept} ... [{len(text) - _MOST_TEXT} characters more]"
 
 
 def visible(text: str) -> str:
@@ -116,6 +169,15 @@ def comes_from_away(error: BaseException | None) -> bool:
 def will_fail_again(error: BaseException) -> bool:
     """Whether a model that did not load for this fails to load anywhere: a setting, a file or a package is wrong."""
     return isinstance(error, _SETTINGS) and not comes_from_away(error)
+
+
+def is_sentence(error: BaseException) -> bool:
+    """Whether this package raised it for people: a ValueError, or a LoadError, with a sentence that needs no place."""
+    frames = traceback.extract_tb(error.__traceback__)
+    if not frames or not (frames[-1].line or "").startswith("raise"):  # a call that failed is a fault of ours
+        return False
+    ours = Path(frames[-1].filename).is_relative_to(Path(__file__).parent)
+    return ours and isinstance(error, ValueError | LoadError)
 
 
 def _status(error: BaseException) -> int | None:

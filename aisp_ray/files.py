@@ -8,6 +8,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import re
@@ -20,7 +21,7 @@ import pyarrow as pa
 import pyarrow.fs as pafs
 import pyarrow.parquet as pq
 
-from aisp_ray.errors import RefusedError
+from aisp_ray.errors import RefusedError, redacted_values
 
 ROWS, PARTICLES, STATE = "rows", "particles", "_state"
 _PART = re.compile(r"^part-(?P<method>.+)-(?P<chunk>\d{8})\.parquet$")
@@ -93,6 +94,24 @@ class Output:
             temporary.unlink(missing_ok=True)
         _sync_folder(target.parent)
 
+    def require_writable(self) -> None:
+        """Write a small file and remove it again, with the folders that it needed.
+
+        Raises:
+            OSError: it cannot be written.
+        """
+        probe = f"{self.unfinished}/.probe-{uuid.uuid4().hex}"
+        place = Path(self.root, probe)
+        made = [folder for folder in place.parents if not folder.exists()] if self.is_local else []
+        try:
+            self.write(probe, b"")
+        finally:
+            with contextlib.suppress(OSError):  # whoever may write need not be allowed to delete
+                self.remove(probe)
+            for folder in made:  # the innermost first; a run that is refused later leaves nothing
+                with contextlib.suppress(OSError):
+                    folder.rmdir()
+
     def read(self, name: str) -> bytes | None:
         """The content, or None where there is no such file."""
         try:
@@ -102,7 +121,8 @@ class Output:
             return None
 
     def write_json(self, name: str, value: Any) -> None:
-        self.write(name, (json.dumps(value, indent=1, default=str) + "\n").encode())
+        """The value without secrets: other people than the one who typed them read these files."""
+        self.write(name, (json.dumps(redacted_values(value), indent=1, default=str) + "\n").encode())
 
     def read_json(self, name: str) -> dict[str, Any] | None:
         """The object, or None where there is no such file.
@@ -194,7 +214,14 @@ def to_table(rows: Iterable[Mapping[str, Any]], schema: pa.Schema) -> pa.Table:
 
 
 def differences(before: Any, now: Any, path: str = "") -> list[str]:
-    """Where two JSON values differ, one line each: `method.aisp.sigma: 0.5 there, 0.7 now`."""
+    """Where two JSON values differ, one line each: `method.aisp.sigma: 0.5 there, 0.7 now`.
+
+    Secrets are no difference: they are not kept, and a new password changes no row.
+    """
+    return _differences(redacted_values(before), redacted_values(now), path)
+
+
+def _differences(before: Any, now: Any, path: str) -> list[str]:
     if isinstance(before, Mapping) and isinstance(now, Mapping):
         lines = []
         for key in sorted({*before, *now}):
@@ -204,6 +231,6 @@ def differences(before: Any, now: Any, path: str = "") -> list[str]:
             elif key not in now:
                 lines.append(f"{inner}: {before[key]!r} there, absent now")
             else:
-                lines += differences(before[key], now[key], inner)
+                lines += _differences(before[key], now[key], inner)
         return lines
     return [] if before == now else [f"{path}: {before!r} there, {now!r} now"]

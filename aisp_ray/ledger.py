@@ -105,7 +105,7 @@ def extend(trace: Trace, drawn: tuple[Rollouts, Scores], told: tuple[State, Info
         policy_seconds=trace.policy_seconds + rollouts.seconds,
         reward_seconds=trace.reward_seconds + scores.seconds,
         wall_seconds=trace.wall_seconds + seconds,
-        particle_error=trace.particle_error or (errors[0] if errors else None),
+        particle_error=trace.particle_error or (error_text(errors[0]) if errors else None),  # a snapshot holds it
     )
 
 

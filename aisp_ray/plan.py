@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from aisp_ray.errors import redacted_values
 from aisp_ray.types import Placement
 
 # where models run does not change what they say
@@ -76,7 +77,7 @@ class Plan:
 
     @property
     def config_hash(self) -> str:
-        text = json.dumps(self.fingerprint, sort_keys=True, default=str)
+        text = json.dumps(redacted_values(self.fingerprint), sort_keys=True, default=str)
         return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 

@@ -6,10 +6,14 @@ import struct
 
 import pytest
 import torch
-from safetensors.torch import save_file
+import transformers
+from safetensors.torch import load_file, save_file
 
+from aisp_ray.cluster.failures import sort_load_error
+from aisp_ray.engine.factory import build_engine
 from aisp_ray.lm.checkpoints import damage, dtype_for, reason
 from aisp_ray.policy.causal_lm import CausalLM, resolve
+from aisp_ray.rewards.regression_head import RegressionHead
 from aisp_ray.rewards.sequence_classifier import SequenceClassifier
 
 POINTER = b"version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\nsize 538090408\n"
@@ -80,14 +84,80 @@ def test_more_bytes_than_the_header_says_are_damage_too(folder):
         ),
         (
             ValueError("The repository x contains custom code.\nPlease pass `trust_remote_code=True` to allow it."),
-            "The repository x contains custom code; reward.trust_remote_code=true allows that",
+            "it brings its own Python code; reward.trust_remote_code=true runs that",
         ),
-        (KeyError("nolm"), "'nolm'"),
+        (
+            ValueError("The checkpoint has model type `nolm` but Transformers does not recognize this.\n\nUpdate."),
+            "transformers does not know its architecture, nolm; a newer transformers may",
+        ),
+        (KeyError("nolm"), "KeyError: 'nolm'"),
+        (AttributeError("'X' object has no attribute 'y'"), "AttributeError: 'X' object has no attribute 'y'"),
         (MemoryError(), "MemoryError"),
     ],
 )
 def test_the_line_that_says_what_is_kept(error, wanted):
     assert reason(error, "reward") == wanted
+
+
+def test_without_a_group_the_key_stands_alone():
+    error = ValueError("Please pass the argument `trust_remote_code=True` to allow custom code to be run.")
+    assert reason(error, "") == "it brings its own Python code; trust_remote_code=true runs that"
+
+
+def _drop(folder, name):
+    tensors = load_file(folder / "model.safetensors")
+    del tensors[next(key for key in tensors if name in key)]
+    save_file(tensors, folder / "model.safetensors", {"format": "pt"})
+
+
+def _set(folder, **settings):
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | settings))
+
+
+@pytest.mark.parametrize("name", ["layers.0.mlp.up_proj", "norm.weight"])
+def test_a_checkpoint_that_lacks_tensors_is_no_policy(folder, name):
+    _drop(folder, name)
+    with pytest.raises(ValueError, match=rf"policy\.model=.* it lacks \S*{name}\S*: .*random weights"):
+        CausalLM(model=str(folder)).load("cpu")
+
+
+@pytest.mark.parametrize("spec", [CausalLM, SequenceClassifier, RegressionHead])
+def test_tensors_of_other_shapes_are_named_with_both(folder, spec):
+    _set(folder, intermediate_size=7)
+    with pytest.raises(
+        ValueError, match=r"model=.* cannot be loaded on .*(has the shape \d+ x \d+ and by|it lacks)"
+    ) as e:
+        spec(model=str(folder)).load("cpu")
+    assert "\n" not in str(e.value)
+
+
+@pytest.mark.parametrize("spec", [SequenceClassifier, RegressionHead])
+@pytest.mark.parametrize(
+    ("damaged", "said"),
+    [
+        (lambda at: (at / "model.safetensors").write_bytes(POINTER), "git lfs pull"),
+        (lambda at: (at / "model.safetensors").write_bytes(b"torn"), "copy or download it again"),
+        (lambda at: (at / "config.json").write_text("{nope"), "not a valid JSON"),
+        (lambda at: _set(at, model_type="nolm"), "nolm"),
+        (lambda at: [file.unlink() for file in at.glob("tok*")], "holds no tokenizer"),
+    ],
+)
+def test_a_reward_model_that_does_not_load_is_one_sentence_too(folder, spec, damaged, said):
+    damaged(folder)
+    with pytest.raises(ValueError, match=rf"^model={folder} cannot be loaded on .*{said}") as caught:
+        spec(model=str(folder)).load("cpu")
+    assert "\n" not in str(caught.value)
+    assert sort_load_error(caught.value).text == str(caught.value)
+    assert sort_load_error(caught.value).kind == "settings"
+
+
+@pytest.mark.parametrize("engine", ["fast", "plain"])
+def test_a_model_without_a_cache_to_decode_from_is_refused_at_load(folder, engine):
+    config = transformers.MambaConfig(hidden_size=16, num_hidden_layers=1, vocab_size=64)
+    with pytest.raises(ValueError, match=r"^MambaForCausalLM cannot be decoded here: .*choose a model") as caught:
+        build_engine(transformers.AutoModelForCausalLM.from_config(config), engine)
+    assert "\n" not in str(caught.value)
 
 
 def test_a_long_text_is_cut():

@@ -1,6 +1,7 @@
 """The command line: what is accepted, and the one sentence for what is not."""
 
 import os
+import re
 import resource
 import subprocess
 import sys
@@ -184,6 +185,17 @@ def test_a_bad_command_fails_within_two_seconds():
     assert done.returncode == 2
     assert 'Did you mean "seed"' in done.stderr
     assert used() - before < 2
+
+
+def test_no_secret_of_the_command_line_is_shown(capsys):
+    words = ["data=prompts", "data.path=https://me:pw@host/x.jsonl", "reward=judge_openai"]
+    words += ["reward.extra={api_key: abc}", "out=s3://KEY:SE/CR@bucket/x"]
+    assert cli.main(["print_config=true", *words]) == 0
+    shown = capsys.readouterr().out
+    assert "https://***@host/x.jsonl" in shown
+    assert not re.search(r"pw|abc|SE/CR", shown)
+    cli.main(["limit=none", *words])
+    assert not re.search(r"pw|abc|SE/CR", "".join(capsys.readouterr()))
 
 
 def test_print_config_is_yaml_that_names_every_choice(capsys):

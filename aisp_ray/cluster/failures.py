@@ -18,7 +18,7 @@ import traceback
 
 import ray.exceptions as rx
 
-from aisp_ray.errors import DataError, is_away, will_fail_again
+from aisp_ray.errors import DataError, is_away, is_sentence, redacted, will_fail_again
 
 
 class CallError(Exception):
@@ -41,11 +41,11 @@ _CUDA = re.compile(
 def sort_error(error: BaseException) -> Exception:
     """The exception that an actor sends instead of `error`: a `DataError` as it is, anything else as `CallError`."""
     if isinstance(error, DataError):
-        return DataError(str(error))
+        return DataError(redacted(str(error)))
     if isinstance(error, CallError):
         return error
     names = {cls.__name__ for cls in type(error).__mro__}
-    text = f"{type(error).__name__}: {error}"
+    text = redacted(f"{type(error).__name__}: {error}")  # here: the driver need not have this node's secrets
     if _CUDA.search(text) or "AcceleratorError" in names:
         return CallError("broken", text)
     if is_away(error):
@@ -56,10 +56,15 @@ def sort_error(error: BaseException) -> Exception:
 
 
 def sort_load_error(error: BaseException) -> CallError:
-    """Why a model did not load: `settings` will fail again anywhere, `load` may not."""
-    text = f"{type(error).__name__}: {error}"
+    """Why a model did not load: `settings` will fail again anywhere, `load` may not.
+
+    A sentence of this package is all there is to say; of any other exception the place is needed, too.
+    """
     kind = "settings" if will_fail_again(error) else "load"
-    return CallError(kind, f"{text}\n{''.join(traceback.format_exception(error))}")
+    if is_sentence(error):
+        return CallError(kind, redacted(str(error)))
+    text = f"{type(error).__name__}: {error}\n{''.join(traceback.format_exception(error))}"
+    return CallError(kind, redacted(text))
 
 
 def read_error(error: BaseException) -> tuple[str, str]:

@@ -12,7 +12,7 @@ from aisp_ray.cluster.actors import PolicyActor, RewardActor, remote_class
 from aisp_ray.cluster.models import ModelPlan, Models, asks_of, choose_in_flight
 from aisp_ray.cluster.placement import ask_in_words, find_problems, most_actors
 from aisp_ray.cluster.pool import Pool, PoolCall, PoolSettings
-from aisp_ray.cluster.session import joined, local_node, starts_local
+from aisp_ray.cluster.session import check_machine, joined, local_node, starts_local
 from aisp_ray.errors import SessionError
 from aisp_ray.plan import RunSettings
 from aisp_ray.policy.base import PolicySpec
@@ -110,6 +110,7 @@ def preflight(plan: ModelPlan) -> list[str]:
     asks = asks_of(plan)
     try:
         if starts_local(plan.run.address):
+            check_machine()
             return find_problems(asks, [local_node(asks)])
         with joined(plan.run, asks) as nodes:
             return find_problems(asks, nodes)

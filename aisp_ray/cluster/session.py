@@ -8,6 +8,7 @@ import math
 import os
 import resource
 import socket
+import tempfile
 import time
 import warnings
 from collections.abc import Callable, Iterator, Mapping
@@ -25,6 +26,7 @@ _ANY = Node(1e6, 1e6, None)  # where it cannot be known what an autoscaler may s
 _START_ATTEMPTS = 3  # Ray gives a local node 30 s to start, which an overloaded machine may exceed
 _LOCAL_OBJECT_STORE = 256 * 2**20  # bytes; a run moves kilobytes
 _OPEN_FILES = 1024  # what a local Ray needs at least
+_SOCKET_PATH = 107  # bytes of a Unix socket's path at most
 _KNOCKS = 3  # times that a head is looked for before it counts as gone; Ray itself would wait for minutes
 _KNOCK_SECONDS = 5.0
 
@@ -96,6 +98,12 @@ def local_node(asks: Mapping[str, Placement]) -> Node:
     return Node(max(os.cpu_count() or 1, math.ceil(cpus_of(asks, 0)) + 1), gpus)
 
 
+def check_machine() -> None:
+    """Raises SessionError where this machine cannot start a local Ray."""
+    _check_open_files()
+    _check_folder()
+
+
 def _check_open_files() -> None:
     """Raise this process's limit where it may; raises SessionError where Ray could not start under it."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
@@ -107,6 +115,27 @@ def _check_open_files() -> None:
             f"join a cluster with run.address"
         )
     resource.setrlimit(resource.RLIMIT_NOFILE, (_OPEN_FILES, hard))
+
+
+def _check_folder() -> None:
+    """Raises SessionError where a local Ray could not keep its files and sockets in its folder."""
+    name = next((name for name in ("RAY_TMPDIR", "TMPDIR") if os.environ.get(name)), "its folder")
+    folder = os.environ.get(name, "/tmp")
+    session = f"ray/session_2026-01-01_00-00-00_000000_{os.getpid()}/sockets/plasma_store"
+    length = len(os.fsencode(os.path.join(folder, session)))
+    if length > _SOCKET_PATH:
+        raise SessionError(
+            f"{name}={folder} is {length - _SOCKET_PATH} bytes too long for a local Ray, whose sockets lie below it "
+            f"and may have paths of {_SOCKET_PATH} bytes; give a shorter folder, such as RAY_TMPDIR=/tmp"
+        )
+    try:
+        os.makedirs(folder, exist_ok=True)
+        tempfile.TemporaryFile(dir=folder).close()
+    except OSError as error:
+        raise SessionError(
+            f"{name}={folder} cannot be written to ({error.strerror}), and a local Ray keeps its files there; "
+            f"give another folder with RAY_TMPDIR"
+        ) from error
 
 
 def connect(address: str | None, asks: Mapping[str, Placement], json_logs: bool = False) -> bool:
@@ -129,7 +158,7 @@ def connect(address: str | None, asks: Mapping[str, Placement], json_logs: bool 
     if head is not None:
         _knock(head, address)
     else:
-        _check_open_files()
+        check_machine()
         options |= {
             "num_cpus": int(local_node(asks).num_cpus),
             "include_dashboard": False,

@@ -20,7 +20,7 @@ import yaml
 
 from aisp_ray import config
 from aisp_ray.config import ConfigError
-from aisp_ray.errors import FAILED, INTERRUPTED, OK, RefusedError, refuse
+from aisp_ray.errors import FAILED, INTERRUPTED, OK, RedactedStream, RefusedError, redacted_values, refuse
 from aisp_ray.plan import RunSettings
 
 _P = TypeVar("_P")  # a plan
@@ -74,6 +74,11 @@ def main(command: Command, carry_out: Callable[[list[str]], int], argv: Sequence
     words = list(sys.argv[1:] if argv is None else argv)
     with contextlib.suppress(AttributeError, ValueError):
         sys.stdout.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]  # an ASCII terminal
+    with contextlib.redirect_stdout(RedactedStream(sys.stdout)), contextlib.redirect_stderr(RedactedStream(sys.stderr)):
+        return _code_of(command, carry_out, words)
+
+
+def _code_of(command: Command, carry_out: Callable[[list[str]], int], words: list[str]) -> int:
     try:
         if not _HELP & set(words):
             return carry_out(words)
@@ -138,7 +143,7 @@ def config_shown(flags: Mapping[str, bool], composed: Composed) -> bool:
     """Print the configuration if `print_config` asks for it, which then is all that is done."""
     if flags["print_config"]:
         with for_a_reader():
-            print(yaml.safe_dump(composed.tree(), sort_keys=False), end="")
+            print(yaml.safe_dump(redacted_values(composed.tree()), sort_keys=False), end="")
     return flags["print_config"]
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -33,7 +34,8 @@ class Prompts(DataSpec):
 
     @property
     def dataset(self) -> str:
-        return self.name or Path(self.path.rstrip("/*").split(":")[-1]).name.split(".")[0] or self.own_name
+        place = re.sub(r"(?<=://)[^/]*@", "", self.path)  # a password is no name
+        return self.name or Path(place.rstrip("/*").split(":")[-1]).name.split(".")[0] or self.own_name
 
     @property
     def wanted_columns(self) -> tuple[str, ...]:

@@ -48,7 +48,8 @@ def build_engine(
     Before anything else it decodes a few tokens and compares them with the model's own forward.
 
     Raises:
-        ValueError: an unknown kind or slot count, or a model whose logits are not those of its LM head.
+        ValueError: an unknown kind or slot count, a model whose logits are not those of its LM head, or one that keeps
+            no cache to decode from.
     """
     if kind not in KINDS:
         raise ValueError(f"engine {kind!r} is not known; it is one of {', '.join(KINDS)}")
@@ -59,8 +60,24 @@ def build_engine(
         engine = _fast(model, slots, decode, max_new_tokens, **settings)
     if engine is None:
         engine = (PlainEngine if kind == "plain" else ExpandedEngine)(model, decode)
+        _require_steps(model, engine)
     verify_head(model, engine.head)
     return engine
+
+
+def _require_steps(model: Any, engine: PlainEngine) -> None:
+    """Raises ValueError for a model that cannot be read and then decoded token by token in several rows."""
+    prompt = tuple(probe(5, engine.head.weight.shape[0]))
+    try:
+        engine.run(RolloutRequest(prompt, 0, Proposal(0, 2, OpenLoop(horizon=2, sigma=0.0)), 2, StopRules()))
+    except torch.OutOfMemoryError:
+        raise
+    except Exception as error:  # whatever a model of another kind raises
+        raise ValueError(
+            f"{type(model).__name__} cannot be decoded here: it keeps no cache of the kind that attention layers have "
+            f"({type(error).__name__}: {error}), as Mamba and RWKV do; choose a model with attention layers, or "
+            "policy.engine=vllm where vLLM knows it"
+        ) from error
 
 
 @torch.no_grad()

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 _ASKED, _ANSWERED = "zebra question 17", "walrus answer 23"  # no template writes these by itself
@@ -64,6 +66,29 @@ def open_chat(tokenizer: Any, where: str, answers: bool, options: Mapping[str, A
         f"{where} does not write {lost} into what the model reads, neither from a text nor from a list of parts; "
         "choose another template"
     )
+
+
+def damaged_template(path: str) -> str | None:
+    """What is wrong with a file that holds a chat template, as the end of a sentence; None: nothing found.
+
+    What it renders is looked at when there is a tokenizer: `open_chat`.
+    """
+    from jinja2 import TemplateSyntaxError
+    from jinja2.sandbox import ImmutableSandboxedEnvironment
+
+    file = Path(path).expanduser()
+    try:
+        text = file.read_text(encoding="utf-8-sig")
+        # as transformers reads chat templates, with its block {% generation %}
+        tags = r"\{%-?\s*(?:end)?generation\s*-?%\}"
+        ImmutableSandboxedEnvironment(extensions=["jinja2.ext.loopcontrols"]).parse(re.sub(tags, "", text))
+    except FileNotFoundError:
+        return f": no such file (looked in {Path.cwd()})"
+    except (OSError, UnicodeDecodeError) as error:
+        return f" cannot be read: {error}"
+    except TemplateSyntaxError as error:
+        return f" has a syntax error in line {error.lineno}: {error.message}"
+    return None
 
 
 def require_fitting_tokenizer(tokenizer: Any, num_embeddings: int, where: str) -> None:

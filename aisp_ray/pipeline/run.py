@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 
 from aisp_ray.errors import refuse
@@ -48,8 +47,11 @@ def check_output(out: str) -> list[str]:
             output.filesystem.get_file_info(output.root)  # credentials, bucket, host
     except (ValueError, OSError) as error:
         return [f"out={out} cannot be reached: {error}"]
-    if output.is_local:
-        there = next(folder for folder in (Path(output.root), *Path(output.root).parents) if folder.exists())
-        if not (there.is_dir() and os.access(there, os.W_OK)):
-            return [f"out={out} cannot be written to: {there} is not a folder that this user may write in"]
+    try:
+        output.require_writable()
+    except OSError as error:  # pyarrow's, too
+        there = next((folder for folder in (Path(output.root), *Path(output.root).parents) if folder.exists()), None)
+        file = output.is_local and there is not None and not there.is_dir()
+        reason = f"{there} is a file" if file else error.strerror or str(error).split("\n")[0]
+        return [f"out={out} cannot be written to: {reason}; give a folder or URI that this user may write in"]
     return []

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import difflib
-import socket
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -13,10 +11,10 @@ from types import SimpleNamespace
 from typing import Any
 
 from aisp_ray.engine.base import RolloutRequest, StopRules
-from aisp_ray.errors import DataError, LoadError, comes_from_away, will_fail_again
+from aisp_ray.errors import DataError
 from aisp_ray.lm import gguf
-from aisp_ray.lm.checkpoints import damage, dtype_for, reason
-from aisp_ray.lm.text import require_fitting_tokenizer, unread
+from aisp_ray.lm.checkpoints import damage, dtype_for, load_whole, loading
+from aisp_ray.lm.text import damaged_template, require_fitting_tokenizer, unread
 from aisp_ray.policy._render import Renderer
 from aisp_ray.policy.base import PolicySpec
 from aisp_ray.policy.templates import find_template
@@ -94,8 +92,8 @@ class CausalLM(PolicySpec):
             else:
                 problem = damage(resolve(name)) if name is not None else None
                 found += [f"policy.{key}={name}: {problem}"] if problem else []
-        if self.template.endswith(".jinja") and not Path(self.template).is_file():
-            found.append(f"policy.template={self.template}: no such file (looked in {Path.cwd()})")
+        if self.template.endswith(".jinja") and (problem := damaged_template(self.template)):
+            found.append(f"policy.template={self.template}{problem}")
         return found
 
     def pinned(self) -> CausalLM:
@@ -175,16 +173,16 @@ class CausalLM(PolicySpec):
 
         source, options = gguf.locate(str(resolve(self.model)), self.gguf_file)
         kwargs = {"revision": self.revision, "trust_remote_code": self.trust_remote_code, "cache_dir": self.cache_dir}
-        with _told("model", self.model, source):
+        with loading("policy.model", self.model, source):
             tokenizer = AutoTokenizer.from_pretrained(source, **options, **kwargs)
         self._renderer(tokenizer)  # what is wrong with the template is said before the weights load
-        with _told("model", self.model, source):
+        with loading("policy.model", self.model, source):
             if self.engine_for(device) == "vllm":
                 return self._load_vllm(source, tokenizer, device, kwargs)
             model = self._load_model(source, device, {**gguf.weights_options(options), **kwargs})
         if self.adapter:
             adapter = str(resolve(self.adapter))
-            with _told("adapter", self.adapter, adapter):
+            with loading("policy.adapter", self.adapter, adapter):
                 model = _merge_adapter(model, adapter, self.adapter_revision, self.cache_dir)
         return self.around(model if self.num_gpus > 1 else model.to(device), tokenizer)
 
@@ -241,7 +239,8 @@ class CausalLM(PolicySpec):
 
         spread = {"device_map": "auto"} if self.num_gpus > 1 else {}
         dtype = getattr(torch, dtype_for(self.dtype, device))
-        return gguf.as_dense(AutoModelForCausalLM.from_pretrained(source, dtype=dtype, **spread, **kwargs))
+        otherwise = "it is no causal language model, and its responses would come from random weights"
+        return gguf.as_dense(load_whole(AutoModelForCausalLM, source, otherwise, dtype=dtype, **spread, **kwargs))
 
 
 def _decoder(tokenizer: Any) -> Callable[[Sequence[int]], str]:
@@ -254,23 +253,6 @@ def resolve(model: str) -> Path:
     if model.startswith(DEMO):
         return Path(__file__).parent.parent / "demo" / "models" / model.removeprefix(DEMO)
     return Path(model).expanduser()
-
-
-@contextmanager
-def _told(key: str, name: str, source: str) -> Iterator[None]:
-    """An exception of the libraries as one sentence that names the setting.
-
-    Raises:
-        ValueError: no machine would load it.
-        LoadError: another try may work.
-    """
-    try:
-        yield
-    except Exception as error:  # the libraries' texts have many lines
-        where = f"policy.{key}={name} cannot be loaded on {socket.gethostname()}"
-        problem = damage(source)
-        kind = ValueError if problem or _is_setting(error, source) else LoadError
-        raise kind(f"{where}: {problem or reason(error)}") from error
 
 
 def _merge_adapter(model: Any, source: str, revision: str | None, cache: str | None) -> Any:
@@ -290,16 +272,6 @@ def _merge_adapter(model: Any, source: str, revision: str | None, cache: str | N
     if not hasattr(adapted, "merge_and_unload"):
         raise ValueError(f"it is a {kind.peft_type.value} adapter, which cannot be merged into the weights")
     return adapted.merge_and_unload(safe_merge=True)
-
-
-def _is_setting(error: Exception, source: str) -> bool:
-    """Whether no machine would load this: a file or package is missing, or the libraries do not know the model.
-
-    Where a hub's file is missing that may be the network, of which the libraries' exception does not always tell.
-    """
-    local = Path(source).is_absolute() or Path(source).exists()
-    missing = local and isinstance(error, OSError) and error.errno is None  # what transformers raises for a file
-    return will_fail_again(error) or (missing and not comes_from_away(error))
 
 
 class LoadedCausalLM:

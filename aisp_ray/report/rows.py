@@ -12,6 +12,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from aisp_ray.errors import redacted, redacted_values
 from aisp_ray.files import PARTICLES, ROWS, Output, inside, split_query
 from aisp_ray.results import ROW_SCHEMA, SCHEMA_VERSION
 
@@ -87,12 +88,12 @@ def holds_rows(out: str) -> bool:
 
 def name_of(place: str) -> str:
     """The last part of a folder or URI."""
-    return split_query(place)[0].rpartition("/")[2]
+    return redacted(split_query(place)[0]).rpartition("/")[2]
 
 
 def read_json(out: str, name: str) -> dict[str, Any]:
     """`<out>/<name>`; empty where there is none yet. Raises ValueError where it is not a JSON object."""
-    return Output(out).read_json(name) or {}
+    return redacted_values(Output(out).read_json(name) or {})
 
 
 def read_parts(out: str, folder: str, schema: pa.Schema) -> pa.Table:

@@ -8,6 +8,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from aisp_ray.errors import redacted
 from aisp_ray.report.rows import flatten
 from aisp_ray.report.summary import flat
 
@@ -87,7 +88,7 @@ def _name(*parts: str) -> str:
 def settings_of(report: Report) -> dict[str, Any]:
     """What the outputs ran, flat, from the first output's configuration."""
     manifest: Mapping[str, Any] = next(iter(report.runs.values()))["manifest.json"]
-    return {"outs": ", ".join(report.runs), **flatten(manifest.get("config") or {}, "")}
+    return {"outs": redacted(", ".join(report.runs)), **flatten(manifest.get("config") or {}, "")}
 
 
 def last_values(report: Report) -> Iterator[tuple[str, float]]:

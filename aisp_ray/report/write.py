@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+from aisp_ray.errors import redacted, redacted_values
 from aisp_ray.files import ROWS, Output, inside, split_query
 from aisp_ray.metrics.base import TextMetric
 from aisp_ray.pipeline.showcase import first_whole
@@ -122,7 +123,7 @@ def write_report(report: Report) -> None:
     """
     target = Output(report.to, unfinished=".")
     for style, suffix in (("markdown", "md"), ("latex", "tex"), ("csv", "csv")) if report.records else ():
-        target.write(f"table.{suffix}", format_table(report.records, style).encode())
+        target.write(f"table.{suffix}", redacted(format_table(report.records, style)).encode())
     budgets = [replace(table, title=part.dataset) for part in report.sections if (table := budget_table(part))]
     published = [table for part in report.sections if (table := published_first(part, report.runs))]
     frontiers = [
@@ -130,22 +131,25 @@ def write_report(report: Report) -> None:
     ]
     for name, tables in (("budgets.md", budgets), ("published.md", published), ("frontier.md", frontiers)):
         if tables:
-            target.write(name, "\n".join(map(markdown, tables)).encode())
+            target.write(name, redacted("\n".join(map(markdown, tables))).encode())
     many = len(report.searches) > 1
     for number, each in enumerate(report.searches):
         names = each.table.column_names if each.table is not None else []
-        target.write(f"search{number}_trials.csv" if many else "trials.csv", csv_text(names, each.trials).encode())
+        target.write(
+            f"search{number}_trials.csv" if many else "trials.csv", redacted(csv_text(names, each.trials)).encode()
+        )
     summary = {
         "table": summary_json(report.records),
         "searches": list(map(search_json, report.searches)),
         "notices": report.notices,
     }
-    target.write("summary.json", (json.dumps(summary, indent=1, ensure_ascii=False) + "\n").encode())
+    target.write("summary.json", (json.dumps(redacted_values(summary), indent=1, ensure_ascii=False) + "\n").encode())
     named: dict[str, Search] = {}
     for each in report.searches:
         named[each.name if each.name not in named else f"{each.name} in {each.out}"] = each
     drawn = _write_figures(report, named, target)
-    target.write("index.html", render(report.sections, named, drawn, report.notices, report.runs).encode())
+    page = render(report.sections, named, drawn, report.notices, report.runs)
+    target.write("index.html", redacted(page).encode())
 
 
 def _write_figures(report: Report, named: Mapping[str, Search], target: Output) -> dict[str, list[Picture]]:

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from aisp_ray.lm import gguf
-from aisp_ray.lm.checkpoints import damage, dtype_for
+from aisp_ray.lm.checkpoints import damage, dtype_for, loading
 from aisp_ray.lm.text import require_fitting_tokenizer, unread
 from aisp_ray.rewards._templates import CHAT, TEMPLATES, RewardRenderer, make_renderer
 from aisp_ray.rewards._tokens import Encoded, TokenRow, encode, encode_pairs
@@ -104,11 +104,13 @@ class NeuralReward(RewardSpec):
     def load(self, device: str) -> NeuralScorer:
         from aisp_ray.rewards._reader import Reader
 
-        tokenizer = self._tokenizer()
+        with loading("model", self.model, self.source):
+            tokenizer = self._tokenizer()
         renderer = make_renderer(self.template, tokenizer)  # refuses a template before the weights load
-        model = gguf.as_dense(self._model(device))
+        with loading("model", self.model, self.source):
+            model = gguf.as_dense(self._model(device))
         model.eval().requires_grad_(False)
-        require_fitting_tokenizer(tokenizer, model.get_input_embeddings().weight.shape[0], f"reward.model={self.model}")
+        require_fitting_tokenizer(tokenizer, model.get_input_embeddings().weight.shape[0], f"model={self.model}")
         return NeuralScorer(self, tokenizer, renderer, Reader(model, *self._parts(model), self))
 
     @abstractmethod

@@ -17,7 +17,7 @@ from types import ModuleType
 from typing import Any
 
 from aisp_ray.config import importable, locate
-from aisp_ray.errors import is_away
+from aisp_ray.errors import is_away, redacted
 from aisp_ray.rewards.base import RewardSpec, Scorer, ScoreRequest
 from aisp_ray.types import Prompt, Scores
 
@@ -94,7 +94,7 @@ class CallableScorer(Scorer):
             rewards.append(value if isinstance(value, float) and good else math.nan)
             errors.append(None if good else f"{where}: {self.name} {said}")
         seconds = time.perf_counter() - started
-        shown = "".join(traceback.format_exception(raised[0])) if raised else None
+        shown = redacted("".join(traceback.format_exception(raised[0]))) if raised else None
         return Scores(tuple(rewards), tuple(errors), seconds=seconds, traceback=shown)
 
     def _values(self, prompt: Prompt, responses: list[str], raised: list[BaseException]) -> list[float | str]:
@@ -190,4 +190,4 @@ def _number(value: Any) -> float | str:
 
 
 def _said(error: BaseException) -> str:
-    return f"{type(error).__name__}: {error}"[:MAX_SAID]
+    return redacted(f"{type(error).__name__}: {error}"[:MAX_SAID])  # here: the driver need not have the same secrets

@@ -15,6 +15,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 
+from aisp_ray.errors import LoadError
 from aisp_ray.rewards._programs import called_names, completed, extract_code, runnable_test
 from aisp_ray.rewards.base import RewardSpec, Scorer, ScoreRequest
 from aisp_ray.rewards.sandbox.child import landlock_version
@@ -50,7 +51,7 @@ class CodeTestsScorer(Scorer):
     """`rewards.base.Scorer` by unit tests. Needs no model and no device.
 
     Raises:
-        RuntimeError: this system cannot contain answers, and `sandbox` is set.
+        LoadError: this system cannot contain answers, and `sandbox` is set.
     """
 
     max_requests = 1
@@ -61,7 +62,7 @@ class CodeTestsScorer(Scorer):
             spec.test_seconds, spec.total_seconds, spec.wall_seconds, spec.memory_mb, sandbox=spec.sandbox
         )
         if spec.sandbox and (problem := contained()):
-            raise RuntimeError(
+            raise LoadError(
                 f"{problem}. Code answers need a Linux kernel with seccomp filters; where every answer is trusted, "
                 "reward.sandbox=false runs them with limits only"
             )

@@ -108,6 +108,7 @@ class EnsembleScorer(Scorer):
             tuple(errors),
             seconds=sum(one.seconds for one in scores),
             num_truncated=max(one.num_truncated for one in scores),
+            traceback=next((one.traceback for one in scores if one.traceback), None),
         )
 
     def _scaled(self, member: int, reward: float) -> float:

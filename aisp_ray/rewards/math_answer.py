@@ -63,7 +63,7 @@ class MathAnswerScorer(Scorer):
     """`rewards.base.Scorer` by equivalence of answers. Needs no model and no device.
 
     Raises:
-        RuntimeError: the process that compares answers does not start.
+        LoadError: the process that compares answers does not start.
     """
 
     max_requests = 1

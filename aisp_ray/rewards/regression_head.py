@@ -12,6 +12,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+from aisp_ray.lm.checkpoints import load_whole
 from aisp_ray.rewards._neural import NeuralReward
 
 
@@ -22,19 +23,26 @@ class RegressionHead(NeuralReward):
     def _model(self, device: str) -> Any:
         from transformers import AutoConfig
 
+        cls = model_class(self._model_type())
         config = AutoConfig.from_pretrained(
             self.source, revision=self.revision, trust_remote_code=False, **self._options
         )
-        model, loading = model_class(config.model_type).from_pretrained(
-            self.source, config=config, output_loading_info=True, **self._loading(device)
+        model = load_whole(
+            cls,
+            self.source,
+            "it has not the layout of UltraRM or Eurus-RM, and its rewards would come from random weights",
+            config=config,
+            **self._loading(device),
         )
-        if missing := sorted(loading["missing_keys"]):
-            raise ValueError(
-                f"{self.model} lacks {', '.join(missing[:3])}: it has not the layout of UltraRM or Eurus-RM, and its "
-                "rewards would come from random weights"
-            )
         model.regression_head.float()
         return model if self.num_gpus > 1 else model.to(device)
+
+    def _model_type(self) -> str:
+        """As the checkpoint's configuration names it, whether or not transformers knows the name."""
+        from transformers import PretrainedConfig
+
+        settings, _ = PretrainedConfig.get_config_dict(self.source, revision=self.revision, **self._options)
+        return str(settings.get("model_type"))
 
     def _parts(self, model: Any) -> tuple[Any, Callable[[Any], Any]]:
         return model.model, lambda hidden: model.regression_head(hidden.float())[:, 0]
@@ -51,9 +59,7 @@ def model_class(model_type: str) -> Any:
 
     families = {"llama": (LlamaPreTrainedModel, LlamaModel), "mistral": (MistralPreTrainedModel, MistralModel)}
     if model_type not in families:
-        raise ValueError(
-            f"this checkpoint has a {model_type!r} body; regression heads are known on {' and '.join(families)}"
-        )
+        raise ValueError(f"it has a {model_type!r} body; regression heads are known on {' and '.join(families)}")
     base: Any
     body: Any
     base, body = families[model_type]

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+from aisp_ray.lm.checkpoints import load_whole
 from aisp_ray.rewards._neural import NeuralReward
 
 _REDUCTIONS = re.compile(r"(label|probability):(\d+)|mean|expected")
@@ -28,15 +29,14 @@ class SequenceClassifier(NeuralReward):
     def _model(self, device: str) -> Any:
         from transformers import AutoModelForSequenceClassification
 
-        model, loading = AutoModelForSequenceClassification.from_pretrained(
-            self.source, trust_remote_code=self.trust_remote_code, output_loading_info=True, **self._loading(device)
+        model = load_whole(
+            AutoModelForSequenceClassification,
+            self.source,
+            "it is no sequence classifier, and its rewards would come from random weights",
+            trust_remote_code=self.trust_remote_code,
+            **self._loading(device),
         )
-        if missing := sorted(loading["missing_keys"]):
-            raise ValueError(
-                f"{self.model} lacks {', '.join(missing[:3])}: it is no sequence classifier, and its rewards "
-                "would come from random weights"
-            )
-        _check_labels(self.model, model.config.num_labels, self.reduction)
+        _check_labels(model.config.num_labels, self.reduction)
         head = _head_of(model)
         if head is not None:
             _in_float32(head)
@@ -49,17 +49,17 @@ class SequenceClassifier(NeuralReward):
         return None, lambda logits: reduce(logits.float())
 
 
-def _check_labels(name: str, count: int, reduction: str | None) -> None:
+def _check_labels(count: int, reduction: str | None) -> None:
     if count == 1 and reduction is not None:
-        raise ValueError(f"{name} has one label, so reduction={reduction} has no meaning; remove it")
+        raise ValueError(f"it has one label, so reduction={reduction} has no meaning; remove it")
     if count > 1 and reduction is None:
         raise ValueError(
-            f"{name} has {count} labels; say what the reward is: reduction=label:K, probability:K, mean or expected"
+            f"it has {count} labels; say what the reward is: reduction=label:K, probability:K, mean or expected"
         )
     match = _REDUCTIONS.fullmatch(reduction or "mean")
     assert match is not None, reduction  # checked when the settings were made
     if match[2] is not None and int(match[2]) >= count:
-        raise ValueError(f"reduction={reduction}, but {name} has labels 0 to {count - 1}")
+        raise ValueError(f"reduction={reduction}, but it has labels 0 to {count - 1}")
 
 
 def _head_of(model: Any) -> Any | None:

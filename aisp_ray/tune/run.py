@@ -18,7 +18,7 @@ from aisp_ray import config
 from aisp_ray.cluster.models import Models
 from aisp_ray.cluster.opening import open_models
 from aisp_ray.driver import Driver
-from aisp_ray.errors import OK, SOME_ERRORS, RefusedError, refuse
+from aisp_ray.errors import OK, SOME_ERRORS, RefusedError, redacted_values, refuse
 from aisp_ray.files import Output, inside
 from aisp_ray.methods.base import Method
 from aisp_ray.pipeline.exits import Ending
@@ -155,7 +155,7 @@ class Study:
         plan, rules = self.plan, self.plan.rules
         identity = {
             "run_id": f"{time.strftime('%Y%m%d-%H%M%S')}-{uuid.uuid4().hex[:6]}",
-            "config_hash": setting_hash(plan.fingerprint),
+            "config_hash": setting_hash(redacted_values(plan.fingerprint)),
             "seed": plan.seed,
         }
         objective = make_objective(plan.objective, list(plan.judges))

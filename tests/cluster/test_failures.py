@@ -8,6 +8,7 @@ import ray.exceptions as rx
 import requests
 
 from aisp_ray.cluster.failures import CallError, read_error, sort_error, sort_load_error
+from aisp_ray.data.prompts import Prompts
 from aisp_ray.errors import DataError
 
 
@@ -64,3 +65,13 @@ def test_a_wrong_setting_is_told_from_a_flaky_machine():
     with pytest.raises(ValueError, match="invalid literal") as caught:
         int("x")
     assert 'int("x")' in sort_load_error(caught.value).text  # the traceback comes along
+
+
+def test_a_sentence_of_this_package_comes_without_a_traceback_and_nothing_with_a_secret(monkeypatch):
+    with pytest.raises(ValueError, match="format is") as caught:
+        Prompts(path="x", format="tsv")
+    assert sort_load_error(caught.value).text == str(caught.value)
+    monkeypatch.setenv("JUDGE_KEY", "0123-of-this-node")
+    for sort in (sort_error, sort_load_error):
+        assert "0123-of" not in str(sort(RuntimeError("it sent 0123-of-this-node back")))
+    assert "0123-of" not in str(sort_error(DataError("0123-of-this-node")))

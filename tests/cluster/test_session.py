@@ -2,6 +2,7 @@
 
 import socket
 import time
+from pathlib import Path
 
 import pytest
 
@@ -60,4 +61,24 @@ def test_a_local_cluster_is_started_whatever_the_environment_says(monkeypatch):
 def test_too_few_open_files_are_refused_with_the_number_needed(monkeypatch):
     monkeypatch.setattr(session.resource, "getrlimit", lambda what: (64, 64))
     with pytest.raises(SessionError, match=r"at most 64 files .*needs 1024"):
+        connect("local", {})
+
+
+@pytest.mark.parametrize("name", ["RAY_TMPDIR", "TMPDIR"])
+def test_a_folder_too_long_for_sockets_is_refused_before_ray_starts(name, monkeypatch, tmp_path):
+    monkeypatch.delenv("RAY_TMPDIR", raising=False)
+    monkeypatch.setenv(name, f"{tmp_path}/{'a' * 120}")
+    with pytest.raises(SessionError, match=rf"^{name}=\S+ is \d+ bytes too long .*give a shorter folder") as caught:
+        connect("local", {})
+    assert "\n" not in str(caught.value)
+    assert not list(tmp_path.iterdir())
+    short = "/tmp/" + "a" * 20
+    monkeypatch.setenv(name, short)
+    session.check_machine()
+    Path(short).rmdir()
+
+
+def test_a_folder_that_cannot_be_written_is_refused_before_ray_starts(monkeypatch):
+    monkeypatch.setenv("RAY_TMPDIR", "/proc/y")
+    with pytest.raises(SessionError, match=r"^RAY_TMPDIR=/proc/y cannot be written to .*another folder"):
         connect("local", {})

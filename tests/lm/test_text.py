@@ -6,6 +6,7 @@ from small_models_of_lm import tokenizer_with
 from aisp_ray.errors import DataError
 from aisp_ray.lm.text import open_chat, require_fitting_tokenizer, unread
 from aisp_ray.policy._render import Renderer
+from aisp_ray.policy.causal_lm import CausalLM
 from aisp_ray.rewards._templates import make_renderer
 from aisp_ray.types import Message, Prompt
 
@@ -63,6 +64,22 @@ def test_a_syntax_error_is_refused_at_start_with_its_line(broken, tmp_path):
         Renderer(tokenizer_with(None), str(path))
     with pytest.raises(ValueError, match="syntax error in line"):
         make_renderer("chat", tokenizer_with(broken))
+    (said,) = CausalLM(model="demo:policy", template=str(path)).check()  # before anything loads
+    assert said.startswith(f"policy.template={path} has a syntax error in line ")
+
+
+@pytest.mark.parametrize(
+    "text", ["{% generation %}{{ 1 }}{% endgeneration %}", "{% for m in x %}{% break %}{% endfor %}"]
+)
+def test_what_transformers_adds_to_jinja_is_no_syntax_error(text, tmp_path):
+    (tmp_path / "own.jinja").write_text(text)
+    assert CausalLM(model="demo:policy", template=str(tmp_path / "own.jinja")).check() == []
+
+
+def test_a_template_file_that_is_no_text_is_said_before_anything_loads(tmp_path):
+    (tmp_path / "own.jinja").write_bytes(b"\xff\xfe\x00")
+    (said,) = CausalLM(model="demo:policy", template=str(tmp_path / "own.jinja")).check()
+    assert "own.jinja cannot be read: " in said
 
 
 def test_a_mark_at_the_start_of_a_template_file_enters_no_prompt(tmp_path):

@@ -9,6 +9,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from aisp_ray.files import Output, differences, inside, part_name, resolve, split_query, to_table
+from aisp_ray.pipeline.run import check_output
+from aisp_ray.plan import Plan
 from aisp_ray.results import ROW_SCHEMA
 
 
@@ -97,3 +99,45 @@ def test_differences_name_the_key_and_both_values():
         "old: 1 there, absent now",
     ]
     assert differences(now, now) == []
+
+
+def test_secrets_are_neither_kept_nor_a_difference(tmp_path):
+    output = Output(str(tmp_path))
+    before, now = ({"data": {"path": f"https://me:{word}@host/x", "token": word}, "n": 1} for word in ("old", "new"))
+    output.write_json("manifest.json", before)
+    assert "old" not in (tmp_path / "manifest.json").read_text()
+    assert differences(output.read_json("manifest.json"), now) == []
+    assert differences(before, {**now, "n": 2}) == ["n: 1 there, 2 now"]
+    plans = [Plan({}, None, None, {}, None, None, 0, None, "o", fingerprint=each) for each in (before, now)]
+    assert plans[0].config_hash == plans[1].config_hash
+
+
+@pytest.mark.parametrize("place", ["/proc/x", "/proc/1/y/z", "/sys/new", "/dev/null/x", "{file}", "{file}/a/b"])
+def test_a_place_that_cannot_be_written_is_refused_in_a_sentence(place, tmp_path):
+    file = tmp_path / "file"
+    file.write_text("x")
+    place = place.format(file=file)
+    (said,) = check_output(place)
+    assert said.startswith(f"out={place} cannot be written to: ")
+    assert said.endswith("; give a folder or URI that this user may write in")
+    assert "\n" not in said
+
+
+def test_the_look_at_a_place_leaves_nothing(tmp_path):
+    assert check_output(str(tmp_path / "new" / "deep")) == []
+    assert check_output(f"file://{tmp_path}/other") == []
+    assert list(tmp_path.iterdir()) == []
+    (tmp_path / "there").mkdir()
+    assert check_output(str(tmp_path / "there")) == []
+    assert [path.name for path in tmp_path.rglob("*")] == ["there"]
+
+
+def test_an_object_store_that_takes_no_files_is_refused(monkeypatch):
+    class ReadOnly(pafs.LocalFileSystem):
+        def open_output_stream(self, *_, **__):
+            raise OSError("AWS Error ACCESS_DENIED during PutObject operation\nand more")
+
+    monkeypatch.setattr("aisp_ray.files.resolve", lambda out: (pafs.SubTreeFileSystem("/", ReadOnly()), "/bucket"))
+    (said,) = check_output("s3://bucket")
+    assert "cannot be written to" in said
+    assert "\n" not in said

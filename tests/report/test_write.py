@@ -6,6 +6,7 @@ import base64
 import gzip
 import json
 import re
+import shutil
 import sys
 from pathlib import Path
 
@@ -227,3 +228,16 @@ def test_the_command_to_repeat_a_run_is_one_line_for_a_shell(tmp_path, no_figure
     page = Path(make_report(str(out)).page).read_text()
     assert "python jobs/eval.py &#39;policy.stop_strings=[User:, &lt;b&gt;]&#39; limit=6</pre>" in page
     assert "1 prompt, 1 method<" in page
+
+
+def test_no_secret_of_an_old_manifest_reaches_the_report(out, tmp_path, no_figures):
+    place = tmp_path / "run"
+    shutil.copytree(out, place, ignore=shutil.ignore_patterns("report"))
+    manifest = json.loads((place / "manifest.json").read_text())
+    manifest["config"] = {"data": {"path": "s3://KEY:SE/CR@bucket/x"}, "reward": {"extra": {"api_key": "topsecret"}}}
+    manifest["runs"] = [{"run_id": "a", "command": ["jobs/eval.py", "out=https://me:topsecret@host/x"]}]
+    (place / "manifest.json").write_text(json.dumps(manifest))
+    report = make_report(str(place))
+    texts = [path.read_text(errors="replace") for path in Path(report.to).rglob("*") if path.is_file()]
+    assert "s3://***@bucket/x" in "".join(texts)
+    assert not any("SE/CR" in text or "topsecret" in text for text in texts)

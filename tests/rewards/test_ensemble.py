@@ -46,6 +46,17 @@ def test_one_member_without_a_reward_leaves_none(combine):
     assert scores.errors[1] is None
 
 
+def broken(prompt, responses):
+    raise KeyError("no such word")
+
+
+def test_the_traceback_of_a_member_comes_through():
+    members = (*MEMBERS, CallableReward(target="test_ensemble:broken"))
+    scores = Ensemble(members=members).load("cpu").score([ScoreRequest(PROMPT, ("a", "b"))])[0]
+    assert 'raise KeyError("no such word")' in scores.traceback
+    assert Ensemble(members=MEMBERS).load("cpu").score([ScoreRequest(PROMPT, ("a",))])[0].traceback is None
+
+
 def test_members_are_names_or_mappings():
     named = build({"_target_": "aisp_ray.rewards.ensemble.Ensemble", "members": ["demo", "demo_gold"]}, "reward")
     assert [type(spec).__name__ for spec in named.specs] == ["SequenceClassifier", "DemoGold"]

@@ -13,6 +13,8 @@ import time
 from pathlib import Path
 from typing import IO, Any
 
+from aisp_ray.errors import LoadError
+
 ROOT = Path(__file__).resolve().parents[3]
 CHILD = "aisp_ray.rewards.sandbox.maths_child"
 _START_SECONDS = 120.0  # by the clock, on a machine that does much else
@@ -23,7 +25,7 @@ class Comparer:
     """A process that compares answers, started again when one was more than it could bear.
 
     Raises:
-        RuntimeError: the process does not start, with its last words.
+        LoadError: the process does not start, with its last words.
     """
 
     def __init__(self, seconds: float):
@@ -33,7 +35,7 @@ class Comparer:
         self._words: IO[bytes] | None = None
         self._number = 0
         if not self.same("0.5", "\\frac12", 1e-6, True):
-            raise RuntimeError(f"the process that compares answers does not work: {self._last_words()}")
+            raise LoadError(f"the process that compares answers does not work: {self._last_words()}")
 
     def same(self, given: str, expected: str, tolerance: float, percent_as_number: bool) -> bool:
         """As `_answers.same`; False where that takes more than `seconds` of processor time or too much memory."""
