@@ -14,6 +14,7 @@ import pyarrow.compute as pc
 import yaml
 
 from aisp_ray import __version__
+from aisp_ray.errors import redacted
 from aisp_ray.metrics._words import words
 from aisp_ray.report.export.drops import Drops
 from aisp_ray.report.export.filters import SPLITS
@@ -71,7 +72,7 @@ def _texts(column: pa.ChunkedArray) -> list[str]:
 def write_card(writer: ShardWriter, settings: ExportSettings, drops: Drops, contents: Contents) -> None:
     """Write `<to>/README.md`."""
     text = f"---\n{_front_matter(writer, settings)}---\n\n{_body(writer, settings, drops, contents)}"
-    writer.output.write("README.md", text.encode())
+    writer.output.write("README.md", redacted(text).encode())  # it may be pushed to a hub
 
 
 def _front_matter(writer: ShardWriter, settings: ExportSettings) -> str:
