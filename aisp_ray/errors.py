@@ -43,6 +43,10 @@ class StarvationError(RuntimeError):
     """No machine, or no service, for longer than the run may wait. The same command resumes later. Exit code 75."""
 
 
+class LimitError(RuntimeError):
+    """The run has taken the time or the money that it may. Exit code 75."""
+
+
 def refuse(problems: Exception | list[str]) -> int:
     """Print each sentence as an error; returns the exit code."""
     for line in str(problems).split("\n") if isinstance(problems, Exception) else problems:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
+import math
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -29,6 +30,9 @@ class RunSettings:
     on_mismatch: str = "refuse"  # refuse | overwrite | ignore: what to do if <out> holds rows of another configuration
     retry_errors: bool = False  # redo the rows whose status is error
     snapshot_seconds: float = 30.0  # how often the searches in flight are saved to <out>/_state/inflight.json
+    max_hours: float | None = None  # stop this start after so long, with a snapshot and exit code 75; null: no limit
+    max_cost: float | None = None  # the same once all starts on this output have cost so much; needs price
+    price: dict[str, float] | None = None  # of an actor hour, {policy: 2.1, reward: 1.2, judges: 0.5}, any currency
     progress_seconds: float = 15.0  # one progress line this often in a log; a terminal gets a live line
     json_logs: bool = False  # log lines as JSON with prompt and iteration ids
     address: str | None = None  # null joins RAY_ADDRESS or this machine's `ray start`, else starts one, as local does
@@ -44,10 +48,26 @@ class RunSettings:
         for name in ("chunk_rows", *seconds):
             if not getattr(self, name) > 0:
                 raise ValueError(f"{name} is {getattr(self, name)}; it must be above 0")
+        for name in ("max_hours", "max_cost"):
+            value = getattr(self, name)
+            if value is not None and not value > 0:
+                raise ValueError(f"{name} is {value}; it must be above 0, or null for no limit")
+        self._check_price()
         if self.infra_retries < 0:
             raise ValueError(f"infra_retries is {self.infra_retries}; it must be at least 0")
         if self.in_flight is not None and self.in_flight < 1:
             raise ValueError(f"in_flight is {self.in_flight}; give at least 1, or null to have it chosen")
+
+    def _check_price(self) -> None:
+        if self.price is None:
+            if self.max_cost is not None:
+                raise ValueError("max_cost has no effect without price; give price={policy: 2.1, reward: 1.2} too")
+            return
+        for role, value in self.price.items():
+            if role not in ("policy", "reward", "judges"):
+                raise ValueError(f"price has {role!r}; its keys are policy, reward and judges (one price for all)")
+            if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value < math.inf:
+                raise ValueError(f"price of {role} is {value!r}; give a number per actor hour, at least 0")
 
 
 @dataclass(frozen=True)
@@ -66,6 +86,12 @@ class Plan:
     total: int | None = None  # samples over all prompts, for each method; None: what each method plans
     config: Mapping[str, Any] = field(default_factory=dict)  # resolved, JSON values
     fingerprint: Mapping[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        asked = ["policy", "reward", *(["judges"] if self.judges else [])]
+        lacking = [role for role in asked if self.run.price is not None and role not in self.run.price]
+        if lacking:
+            raise ValueError(f"run.price has no {lacking[0]}; give its price too, 0 where its actors cost nothing")
 
     @property
     def local(self) -> bool:

@@ -11,6 +11,8 @@ aisp_outstanding_particles{pool}      sent to actors and not yet back
 aisp_retries_total{pool, kind}        calls sent again: lost, broken, preempted, unavailable, service, unknown
 aisp_replicas_ended_total{pool, kind} actors that ended, and why
 aisp_best_reward                      highest reward so far
+aisp_actor_hours{pool}                hours of actors with a machine, of this start
+aisp_cost                             what all starts on this output have cost, where run.price is given
 """
 
 from __future__ import annotations
@@ -39,6 +41,8 @@ class RunMetrics:
         self._retries = Counter("aisp_retries_total", "calls sent again", ("pool", "kind"))
         self._ended = Counter("aisp_replicas_ended_total", "actors that ended", ("pool", "kind"))
         self._best = Gauge("aisp_best_reward", "highest reward so far")
+        self._hours = Gauge("aisp_actor_hours", "hours of actors of this start", ("pool",))
+        self._cost = Gauge("aisp_cost", "cost of all starts")
 
     def row(self, method: str, status: str) -> None:
         self._rows.inc(1, {"method": method, "status": status})
@@ -56,6 +60,12 @@ class RunMetrics:
 
     def event(self, pool: str, event: str, kind: str) -> None:
         (self._retries if event == "retry" else self._ended).inc(1, {"pool": pool, "kind": kind})
+
+    def spent(self, actor_hours: Mapping[str, float], cost: float | None) -> None:
+        for pool, hours in actor_hours.items():
+            self._hours.set(hours, {"pool": pool})
+        if cost is not None:
+            self._cost.set(cost)
 
     def state(self, pools: Mapping[str, Any], in_flight: int, best: float | None) -> None:
         """Gauges, a few times a minute."""

@@ -42,10 +42,13 @@ class EvalSettings:
     budget: Any = None  # sets kappa: 256 (samples a prompt), generated_tokens:16384; total:8192: over all prompts
     allow_unequal_budgets: bool = False  # compare methods although they may cost differently
     train: str = "never"  # missing: first train the value functions that are not there, in this job; or never
+    pilot: int | None = None  # with dry_run=true: run so many random prompts to tell hours and money; their rows stay
     report: bool = True  # write <out>/report/ at the end
 
     def __post_init__(self) -> None:
         check_seed(self.seed)
+        if self.pilot is not None and self.pilot < 8:
+            raise ValueError(f"pilot={self.pilot}: give at least 8 prompts, or null for none")
         if self.limit is not None and self.limit < 1:
             raise ValueError(f"limit={self.limit}: give at least 1, or null for all prompts")
         if self.train not in ("never", "missing"):
@@ -82,7 +85,7 @@ def carry_out(words: Sequence[str]) -> int:
     plan = planned(composed, flags["dry_run"])
     steps = first_steps(plan, composed)
     if flags["dry_run"]:
-        return dry_run(plan, steps)
+        return dry_run(plan, steps, composed.settings.pilot)
     return train(steps) or evaluate(plan, composed.settings.baseline, composed.settings.report)
 
 
@@ -96,10 +99,21 @@ def planned(composed: Composed, dry: bool = False) -> Plan:
 
     def problems(plan: Plan) -> list[str]:
         found = check(plan, settings.allow_unequal_budgets, settings.budget)
-        steps = [] if dry or settings.train == "missing" else first_steps(plan, composed)
+        found += pilot_problems(settings, plan, dry)
+        later = settings.pilot is None and (dry or settings.train == "missing")
+        steps = [] if later else first_steps(plan, composed)
         return found + [f"method.{name} first needs: {step}  (or train=missing)" for name, step in steps]
 
     return base.prepared(composed, make_plan, problems, pin)
+
+
+def pilot_problems(settings: EvalSettings, plan: Plan, dry: bool) -> list[str]:
+    if settings.pilot is None:
+        return []
+    if not dry:
+        return ["pilot has no effect without dry_run=true"]
+    shared = "pilot and budget=total exclude each other: what a prompt gets depends on all of them"
+    return [shared] if plan.total is not None else []
 
 
 def read_command(words: Sequence[str]) -> tuple[dict[str, bool], Composed]:
@@ -236,10 +250,13 @@ def pin(plan: Plan) -> Plan:
     return dataclasses.replace(plan, policy=policy, reward=reward, data=data, judges=judges, fingerprint=fingerprint)
 
 
-def dry_run(plan: Plan, steps: Sequence[tuple[str, str]] = ()) -> int:
-    """Say what would run, what must be run before, and what it would cost; check the cluster against what is asked."""
+def dry_run(plan: Plan, steps: Sequence[tuple[str, str]] = (), pilot: int | None = None) -> int:
+    """Say what would run, what must be run before, and what it would cost; check the cluster against what is asked.
+
+    pilot: run so many prompts, by which hours and money are known.
+    """
     from aisp_ray.files import inside
-    from aisp_ray.pipeline import preflight
+    from aisp_ray.pipeline import preflight, run
 
     prompts = "all prompts" if plan.limit is None else f"{plan.limit} prompts"
     with for_a_reader():
@@ -250,14 +267,19 @@ def dry_run(plan: Plan, steps: Sequence[tuple[str, str]] = ()) -> int:
             print(f"  {name}: {_cost_of([method], plan)} in {method.num_iterations} iterations")
             for remark in method.remarks(most_new_tokens(plan.policy)):
                 print(f"    {remark}")
-        for line in _total_cost(plan):
-            print(f"  {line}")
+        print(f"  {_total_cost(plan)}")
         for role, part in (("policy", plan.policy), ("reward", plan.reward), *plan.judges.items()):
             low, high = part.actors
             print(f"  {role}: {low} to {high} actors of {part.num_gpus:g} GPUs")
         print(f"  rows: {inside(plan.out, 'rows')}  (configuration {plan.config_hash})")
-    problems = preflight(plan)
-    return refuse(problems) if problems else OK
+    if problems := preflight(plan):
+        return refuse(problems)
+    if pilot is not None and (code := run(plan, pilot)) not in (OK, SOME_ERRORS):
+        return code
+    with for_a_reader():
+        for line in _time_and_money(plan):
+            print(f"  {line}")
+    return OK
 
 
 def _cost_of(methods: Sequence[Method], plan: Plan) -> str:
@@ -271,23 +293,30 @@ def _most(methods: Sequence[Method], plan: Plan) -> tuple[int, int]:
     return sum(m.num_samples for m in methods), sum(m.max_generated_tokens(longest) for m in methods)
 
 
-def _total_cost(plan: Plan) -> list[str]:
-    """What all of it costs at most, and about how long it takes where a run with these models has been timed."""
-    from aisp_ray.pipeline.estimate import earlier_rate
-
+def _total_cost(plan: Plan) -> str:
+    """What all of it costs at most."""
     methods = list(plan.methods.values())
     if plan.total is not None:
-        return [f"together: at most {plan.total * len(methods):,} samples over all prompts (budget=total)"]
+        return f"together: at most {plan.total * len(methods):,} samples over all prompts (budget=total)"
     if plan.limit is None:
-        lines = [f"together: {_cost_of(methods, plan)}; the data say how many prompts there are"]
-    else:
-        samples, tokens = (each * plan.limit for each in _most(methods, plan))
-        lines = [f"together: {samples:,} samples and at most {tokens:,} tokens for {plan.limit} prompts"]
-    rate = earlier_rate(plan.out, describe(plan.policy), describe(plan.reward))
+        return f"together: {_cost_of(methods, plan)}; the data say how many prompts there are"
+    samples, tokens = (each * plan.limit for each in _most(methods, plan))
+    return f"together: {samples:,} samples and at most {tokens:,} tokens for {plan.limit} prompts"
+
+
+def _time_and_money(plan: Plan) -> list[str]:
+    """How long it takes, where a run with these models has been timed."""
+    from aisp_ray.pipeline import estimate
+
+    if plan.total is not None:
+        return []  # what one prompt gets depends on all of them
+    if lines := estimate.lines_of(plan):
+        return lines
+    rate = estimate.earlier_rate(plan.out, describe(plan.policy), describe(plan.reward))
     if rate is None:
-        unknown = "no run with this policy and reward lies beside this output; one with limit=2 measures it"
-        return [*lines, f"time: unknown, as {unknown}"]
-    return [*lines, f"time: {rate.says(_most(methods, plan)[1] * (plan.limit or 1), plan.limit or 1)}"]
+        return ["time: unknown, as no run with this policy and reward lies beside this output; pilot=16 measures it"]
+    prompts = plan.limit or 1
+    return [f"time: {rate.says(_most(list(plan.methods.values()), plan)[1] * prompts, prompts)}"]
 
 
 def evaluate(plan: Plan, baseline: str, report: bool) -> int:

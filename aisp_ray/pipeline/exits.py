@@ -20,6 +20,7 @@ from aisp_ray.errors import (
     INTERRUPTED,
     RETRY,
     TERMINATED,
+    LimitError,
     PoolError,
     RefusedError,
     StarvationError,
@@ -36,9 +37,11 @@ class Ending:
     def __init__(self, screen: Screen, out: str, on_signal: Callable[[], None] = lambda: None):
         """on_signal: what must be done first when a signal comes, in the little time that is left."""
         self.screen = screen
-        self.again = f"the same command goes on from {out}"
+        self.again = f"the same command resumes from {out}"
         self.stopped: int | None = None  # the exit code of the signal that came
         self._on_signal = on_signal
+        self._guarded: asyncio.Task[Any] | None = None
+        self._reason: Exception | None = None  # why the guarded work was stopped from inside
 
     def run(self, main: Callable[[], Coroutine[Any, Any, int]]) -> int:
         """The exit code of `main()`, with the package's log records on the screen."""
@@ -61,10 +64,19 @@ class Ending:
         Once the machines are open, as Ray takes SIGTERM for itself when it starts.
         """
         try:
+            self._guarded = asyncio.current_task()
             with self._signals():
                 return await work
         except BaseException as error:
-            return self._code_of(error)
+            return self._code_of(self._reason or error)
+        finally:
+            self._guarded = None
+
+    def stop(self, reason: Exception) -> None:
+        """End the work that is guarded now, as if it had raised `reason`."""
+        if self._guarded is not None and self._reason is None:
+            self._reason = reason
+            self._guarded.cancel()
 
     def _code_of(self, error: BaseException) -> int:
         if self.stopped is not None:
@@ -76,6 +88,9 @@ class Ending:
             return TERMINATED
         if isinstance(error, RefusedError):
             return refuse(error)
+        if isinstance(error, LimitError):
+            self.screen.say(f"stopped: {error}")
+            return RETRY
         if isinstance(error, StarvationError):
             self.screen.say(f"error: {error}\n{self.again}")
             return RETRY

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import functools
+import heapq
 import logging
 import math
 import threading
@@ -25,18 +26,29 @@ from aisp_ray.ledger import Outcome, Progress, Task, particle_rows, row_of
 from aisp_ray.pipeline import snapshot as snapshots
 from aisp_ray.pipeline.exits import Ending
 from aisp_ray.pipeline.feed import Feed
-from aisp_ray.pipeline.manifest import MANIFEST, SUMMARY, note_engines, open_manifest, shown_prompt, summary_of
+from aisp_ray.pipeline.manifest import (
+    MANIFEST,
+    SUMMARY,
+    note_engines,
+    open_manifest,
+    save_manifest,
+    shown_prompt,
+    summary_of,
+)
 from aisp_ray.pipeline.meter import Meter
 from aisp_ray.pipeline.progress import Screen
 from aisp_ray.pipeline.showcase import Showcase, Shown
 from aisp_ray.pipeline.snapshot import RunSnapshot
+from aisp_ray.pipeline.spending import Account
 from aisp_ray.pipeline.store import Store
 from aisp_ray.plan import Plan
+from aisp_ray.rng import derive_seed
 from aisp_ray.types import Prompt, Rollouts, Scores
 
 log = logging.getLogger("aisp_ray.run")
 
 _DESCRIBE_ATTEMPTS = 3
+_LIMIT_TICK = 1.0  # seconds between two looks at the limits of time and money
 _SAMPLE_TICK = 1.0  # seconds between two looks at whether a response is to be shown
 SHARES = f"{STATE}/shares.json"  # how a budget over all prompts was shared out, once it is
 
@@ -44,7 +56,9 @@ SHARES = f"{STATE}/shares.json"  # how a budget over all prompts was shared out,
 class Job:
     """Everything of one run that lives in the driver process."""
 
-    def __init__(self, plan: Plan, output: Output, screen: Screen, ending: Ending):
+    def __init__(self, plan: Plan, output: Output, screen: Screen, ending: Ending, pilot: int | None = None):
+        """pilot: run only so many of the plan's prompts, drawn at random."""
+        self.pilot = pilot
         self.plan = plan
         self.output = output
         self.screen = screen
@@ -54,6 +68,7 @@ class Job:
         self.meter = Meter(len(plan.methods))
         self.showcase = Showcase(list(plan.methods))
         self.report = DropReport()
+        self.account = Account(plan.run, plan.out, self.manifest, self.run_id)
         self._ending = ending
         self._feed: Feed | None = None
         self._describing: asyncio.Task[None] | None = None
@@ -64,10 +79,12 @@ class Job:
 
     async def run(self) -> int:
         """The exit code."""
+        if reached := self.account.limit_reached():
+            raise reached  # by earlier starts
         async with open_models(self.plan, self.screen.say) as models:
             quiet_data()
             self.models = models
-            self.pools = models.pools
+            self.pools = self.account.pools = models.pools
             self.metrics = RunMetrics()
             for name, pool in self.pools.items():
                 pool.count = functools.partial(self.metrics.event, name)
@@ -101,14 +118,15 @@ class Job:
         self.driver.progress.update(searches)  # now: a snapshot taken while models load must hold them
         self._resumed = True
         self.meter.num_earlier = self.store.num_kept + len(rows)
-        if self.plan.limit is not None:
+        if self.plan.limit is not None and self.pilot is None:
             self.meter.num_rows_total = self.plan.limit * len(self.plan.methods)
         self._say_what_is_there(len(searches))
         self._every(run.snapshot_seconds, self._snapshot)
-        self._every(run.snapshot_seconds, self._list_engines)
+        self._every(run.snapshot_seconds, self._note_in_manifest)
+        self._every(_LIMIT_TICK, self._stop_at_limit)
         self._every(run.flush_seconds, self._flush)
         self._every(self.screen.every, self._show)
-        self.output.write_json(MANIFEST, self.manifest)
+        await self._note_in_manifest()
         await self.models.ready()
         self.meter.begin()
         self._say_what_runs()
@@ -140,7 +158,11 @@ class Job:
         return TotalBudget(self.plan.total, keep=keep)
 
     def _read(self) -> Iterator[Prompt]:
-        yield from stream_prompts(self.plan.data, self.plan.limit, self.report)
+        prompts = stream_prompts(self.plan.data, self.plan.limit, self.report)
+        if self.pilot is not None:
+            drawn = heapq.nsmallest(self.pilot, prompts, lambda prompt: derive_seed("pilot", prompt.prompt_id))
+            prompts = iter(sorted(drawn, key=lambda prompt: prompt.ordinal))
+        yield from prompts
 
     async def _tasks(self, feed: Feed) -> AsyncIterator[Task]:
         async for prompt in feed:
@@ -238,24 +260,33 @@ class Job:
             for line in shown_prompt(role, shown[role]):
                 self.screen.say(line)
         self.manifest["first_prompt"] = shown
-        note_engines(self.manifest, self.pools["policy"])
+        await self._note_in_manifest()
         scales = [engine["noise_scale"] for engine in self.manifest["engine"] if "noise_scale" in engine]
         if scales:
             self.screen.say(f"policy: noise of sigma 1 changes its logits by {scales[0]:.3g} (standard deviation)")
-        self.output.write_json(MANIFEST, self.manifest)
 
-    async def _list_engines(self) -> None:
-        """Keep the engines of actors that came later, perhaps on another kind of GPU."""
-        if note_engines(self.manifest, self.pools["policy"]):
-            self.output.write_json(MANIFEST, self.manifest)
+    async def _note_in_manifest(self) -> None:
+        """Keep what this start has taken, and engines that came later, perhaps on another kind of GPU."""
+        note_engines(self.manifest, self.pools["policy"])
+        self.account.note()
+        self.manifest |= await asyncio.to_thread(self._save_manifest, dict(self.manifest))
+
+    def _save_manifest(self, manifest: dict[str, Any]) -> dict[str, Any]:
+        with self._saving:
+            return save_manifest(self.output, manifest, self.run_id)
+
+    async def _stop_at_limit(self) -> None:
+        if reached := self.account.limit_reached():
+            self._ending.stop(reached)
 
     async def _show(self) -> None:
-        self.screen.show(self.meter.status(self.pools, self._under_way))
+        self.screen.show(self.meter.status(self.pools, self._under_way, self.account.in_words()))
         self._gauge()
 
     def _gauge(self) -> None:
         best = self.meter.best if math.isfinite(self.meter.best) else None
         self.metrics.state(self.pools, self._under_way, best)
+        self.metrics.spent(self.account.spent().actor_hours, self.account.in_all().cost(self.plan.run.price))
 
     @property
     def _under_way(self) -> int:
@@ -301,7 +332,7 @@ class Job:
             await asyncio.gather(*(pool.refresh() for pool in self.pools.values()))
         self._gauge()
         with self._said(f"{MANIFEST} could not be written"):
-            await self._list_engines()
+            await self._note_in_manifest()
         with self._said(f"{SUMMARY} could not be written"):
             self._write_summary(code)
         self.store.close()
@@ -327,6 +358,7 @@ class Job:
             "generated_tokens": self.meter.num_tokens,
             "tokens_per_second": round(self.meter.num_tokens / max(seconds, 1e-9), 3),
             "data": self.report.as_dict(),
+            **self.account.facts(),
         }
         self.output.write_json(SUMMARY, summary_of(facts, self.store.tallies, self.pools))
 

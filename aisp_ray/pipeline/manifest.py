@@ -42,17 +42,33 @@ def open_manifest(plan: Plan, output: Output, run_id: str) -> dict[str, Any]:
         raise RefusedError(
             f"{inside(plan.out, ROWS)} holds files but there is no {MANIFEST} beside them; give another out"
         )
-    command = [redacted(word) for word in sys.argv]
-    now["runs"] = [
-        *now["runs"],
-        {
-            "run_id": run_id,
-            "started": time.time(),
-            "host": socket.gethostname(),
-            "command": command,
-        },
-    ]
+    now["runs"].append(_record_of(run_id))
     return now
+
+
+def save_manifest(output: Output, manifest: Mapping[str, Any], run_id: str) -> dict[str, Any]:
+    """Write it, with what other runs on this output have noted in it since: their records and engines.
+
+    Returns the entries of these two.
+    """
+    try:
+        there = output.read_json(MANIFEST) or {}
+    except ValueError:  # damaged since this run began; nothing in it is needed
+        there = {}
+    known = {record["run_id"]: record for record in manifest["runs"]}
+    known |= {record["run_id"]: record for record in there.get("runs", ()) if record["run_id"] != run_id}
+    engines = list(manifest.get("engine", ()))
+    merged = {
+        "runs": sorted(known.values(), key=lambda record: record["started"]),
+        "engine": engines + [engine for engine in there.get("engine", ()) if engine not in engines],
+    }
+    output.write_json(MANIFEST, {**manifest, **merged})
+    return merged
+
+
+def _record_of(run_id: str) -> dict[str, Any]:
+    command = [redacted(word) for word in sys.argv]
+    return {"run_id": run_id, "started": time.time(), "host": socket.gethostname(), "command": command}
 
 
 def _manifest(plan: Plan) -> dict[str, Any]:
@@ -80,6 +96,7 @@ def _go_on(plan: Plan, output: Output, before: Mapping[str, Any], now: dict[str,
     lines += differences(before["data"], _as_json(now["data"]), "data")
     if lines and plan.run.on_mismatch == "overwrite":
         output.clear()
+        output.remove(MANIFEST)
         return now
     if not lines or plan.run.on_mismatch == "ignore":
         mixed = [*before.get("ignored_differences", ()), *lines]  # what is mixed stays mixed

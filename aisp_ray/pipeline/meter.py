@@ -90,8 +90,8 @@ class Meter:
         left = self.num_rows_total - self.num_earlier - max(self._work_done, self.num_rows)
         return max(0.0, left / searches_a_second)
 
-    def status(self, pools: Mapping[str, Any], in_flight: int) -> Status:
-        """What is shown now. in_flight: searches under way."""
+    def status(self, pools: Mapping[str, Any], in_flight: int, spent: str = "") -> Status:
+        """What is shown now. in_flight: searches under way. spent: actor hours and money so far, in words."""
         iterations, tokens, searches = self.rates()
         done, total = self.num_rows + self.num_earlier, self.num_rows_total
         noun = "prompts" if self.num_methods == 1 else "searches"  # one search is one prompt under one method
@@ -100,6 +100,7 @@ class Meter:
         facts += [f"{self.num_errors} error rows"] if self.num_errors else []
         facts += [f"{tokens:,.0f} tokens/s", f"{iterations:.3g} iterations/s"] if self.num_iterations else []
         facts += [f"{name} {_actors(pool)}" for name, pool in pools.items()]
+        facts += [spent] if spent else []
         quiet = self._clock() - self.last_finished
         return Status(
             head=f"{noun} {done}/{'?' if total is None else total}",

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+from dataclasses import replace
 from pathlib import Path
 
 from aisp_ray.errors import refuse
@@ -11,8 +13,11 @@ from aisp_ray.pipeline.progress import Screen
 from aisp_ray.plan import Plan, in_ray_job
 
 
-def run(plan: Plan) -> int:
-    """Carry out the plan; returns the exit code (`pipeline.exits`). Uses a Ray session that is open here."""
+def run(plan: Plan, pilot: int | None = None) -> int:
+    """Carry out the plan; returns the exit code (`pipeline.exits`). Uses a Ray session that is open here.
+
+    pilot: only on so many prompts, drawn from all of the plan's, and on one actor of each model. Their rows stay.
+    """
     if problems := check_output(plan.out):
         return refuse(problems)
     screen = Screen(every=plan.run.progress_seconds, as_json=plan.run.json_logs)
@@ -22,9 +27,21 @@ def run(plan: Plan) -> int:
     ending = Ending(screen, plan.out)
 
     async def main() -> int:
-        return await Job(plan, Output(plan.out), screen, ending).run()
+        return await Job(plan if pilot is None else on_one_actor(plan), Output(plan.out), screen, ending, pilot).run()
 
     return ending.run(main)
+
+
+def on_one_actor(plan: Plan) -> Plan:
+    """With one actor of each model, which gets its share of the searches in flight."""
+    most = plan.policy.actors[1]
+    run, alone = plan.run, {"actors": (1, 1)}
+    if run.in_flight is not None:
+        run = replace(run, in_flight=math.ceil(run.in_flight / most))
+    judges = {name: replace(judge, **alone) for name, judge in plan.judges.items()}
+    return replace(
+        plan, policy=replace(plan.policy, **alone), reward=replace(plan.reward, **alone), judges=judges, run=run
+    )
 
 
 def preflight(plan: Plan) -> list[str]:

@@ -10,7 +10,7 @@ import pytest
 from aisp_ray.errors import RefusedError
 from aisp_ray.files import Output, to_table
 from aisp_ray.pipeline import snapshot
-from aisp_ray.pipeline.manifest import note_engines, open_manifest
+from aisp_ray.pipeline.manifest import note_engines, open_manifest, save_manifest
 from aisp_ray.pipeline.snapshot import RunSnapshot
 from aisp_ray.pipeline.store import Store
 from aisp_ray.plan import Plan, RunSettings
@@ -97,6 +97,20 @@ def test_the_manifest_lists_every_engine_of_this_run_and_of_earlier_ones(tmp_pat
     assert not note_engines(again, pool(None, {"tile": (4, 8)}))
     assert note_engines(again, pool({"tile": (4, 8)}, {"tile": (2, 2)}))  # one that came later, on another machine
     assert again["engine"] == [{"tile": [4, 8]}, {"tile": [2, 2]}]
+
+
+def test_two_runs_on_one_output_keep_each_others_records(tmp_path):
+    output = Output(str(tmp_path))
+    first = open_manifest(plan(tmp_path), output, "r1")
+    second = open_manifest(plan(tmp_path), output, "r2")  # before the first has written its own
+    second["engine"] = [{"tile": 2}]
+    save_manifest(output, first, "r1")
+    save_manifest(output, second, "r2")
+    first["runs"][-1]["seconds"] = 7.0
+    merged = save_manifest(output, {**first, "engine": [{"tile": 1}]}, "r1")
+    there = output.read_json("manifest.json")
+    assert [(run["run_id"], run.get("seconds")) for run in there["runs"]] == [("r1", 7.0), ("r2", None)]
+    assert merged["engine"] == there["engine"] == [{"tile": 1}, {"tile": 2}]
 
 
 @pytest.mark.parametrize("content", [b'{"methods": [', b"\xff\xfe"])

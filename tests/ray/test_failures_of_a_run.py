@@ -105,6 +105,23 @@ def test_a_service_that_stays_away_ends_the_run_with_retry_me(settings, undistur
     assert rows_of(settings["out"]) == undisturbed()
 
 
+def test_a_run_stops_at_its_limit_of_money_and_resumes_with_a_higher_one(settings, undisturbed, capsys):
+    price = {"policy": 3600.0, "reward": 0}  # one a second
+    slow = {**settings, "policy": {"step_seconds": 0.05}, "run": {**settings["run"], "price": price, "max_cost": 2.5}}
+    assert run(make_plan(slow)) == 75
+    assert "stopped: run.max_cost=2.5 is reached: " in capsys.readouterr().err
+    done, facts = summary(settings)["methods"]["aisp"]["rows"], summary(settings)
+    assert 2.5 <= facts["cost"] == facts["all_starts"]["cost"] < 6
+    assert len(snapshot_of(settings)["searches"]) > 0
+    assert rows_there(settings) == done < 12
+    assert run(make_plan(slow)) == 75  # nothing loads: the money is spent
+    assert "in 2 starts; the same command with a higher run.max_cost resumes" in capsys.readouterr().err
+    assert run(make_plan({**slow, "policy": {}, "run": {**slow["run"], "max_cost": 100}})) == 0
+    assert summary(settings)["all_starts"]["starts"] == 2  # the one that did not begin is none
+    assert summary(settings)["all_starts"]["cost"] > facts["cost"]
+    assert rows_of(settings["out"]) == undisturbed()
+
+
 def test_what_can_never_be_placed_is_refused_in_one_sentence(settings, capsys):
     assert run(make_plan({**settings, "policy": {"num_gpus": 1.0}})) == 2
     assert "policy: no node can hold one actor, which asks for 1 GPUs" in capsys.readouterr().err

@@ -200,7 +200,7 @@ def test_everybody_reads_the_rows(ended, tmp_path):
 def test_prometheus_sees_the_documented_names(settings):
     import ray
 
-    assert run(make_plan({**settings, "limit": 4})) == 0
+    assert run(make_plan({**settings, "limit": 4, "run": {"price": {"policy": 1.0, "reward": 1.0}}})) == 0
     port = next(node["MetricsExportPort"] for node in ray.nodes() if node["Alive"])
     documented = set(re.findall(r"`(ray_aisp_\w+)`", DOCS.read_text(encoding="utf-8")))
     deadline, missing = time.monotonic() + 30, documented
