@@ -26,6 +26,7 @@ class RunSettings:
     in_flight: int | None = None  # searches (prompts x methods) in flight; null chooses from slots and actors
     chunk_rows: int = 32  # prompts per Parquet file
     flush_seconds: float = 60.0  # a finished row is in its file after at most this long, complete or not
+    shard: str | None = None  # i/k: every k-th chunk from the i-th on; k commands, 1/k to k/k, share one output
     particles: bool = False  # also write every particle to <out>/particles/
     on_mismatch: str = "refuse"  # refuse | overwrite | ignore: what to do if <out> holds rows of another configuration
     retry_errors: bool = False  # redo the rows whose status is error
@@ -53,6 +54,10 @@ class RunSettings:
             if value is not None and not value > 0:
                 raise ValueError(f"{name} is {value}; it must be above 0, or null for no limit")
         self._check_price()
+        words = ("" if self.shard is None else self.shard).split("/")
+        whole = len(words) == 2 and all(word.isdecimal() for word in words)
+        if self.shard is not None and not (whole and 1 <= int(words[0]) <= int(words[1])):
+            raise ValueError(f"shard is {self.shard!r}; it is i/k with 1 <= i <= k, such as 1/2 and 2/2")
         if self.infra_retries < 0:
             raise ValueError(f"infra_retries is {self.infra_retries}; it must be at least 0")
         if self.in_flight is not None and self.in_flight < 1:
@@ -92,6 +97,8 @@ class Plan:
         lacking = [role for role in asked if self.run.price is not None and role not in self.run.price]
         if lacking:
             raise ValueError(f"run.price has no {lacking[0]}; give its price too, 0 where its actors cost nothing")
+        if self.total is not None and self.run.shard is not None:
+            raise ValueError("run.shard and budget=total exclude each other: one driver shares out the budget")
 
     @property
     def local(self) -> bool:

@@ -88,7 +88,35 @@ def find_problems(asks: Mapping[str, Placement], nodes: Sequence[Node]) -> list[
 
 def cpus_of(asks: Mapping[str, Placement], which: int) -> float:
     """CPUs that the actors reserve at the minimum (which=0) or maximum (which=1). GPU actors reserve none."""
-    return sum(spec.num_cpus * spec.actors[which] for spec in asks.values() if spec.num_gpus == 0)
+    return cpus_held(asks, {name: spec.actors[which] for name, spec in asks.items()})
+
+
+def cpus_held(asks: Mapping[str, Placement], actors: Mapping[str, int]) -> float:
+    """CPUs that so many actors of each model reserve. GPU actors reserve none."""
+    return sum(asks[name].num_cpus * count for name, count in actors.items() if asks[name].num_gpus == 0)
+
+
+def cpu_wait(cpus: float, purpose: str, total: float, free: float, own: float) -> str | None:
+    """Why something waits for `cpus`: total and free CPUs are the cluster's, own those of this run's actors.
+
+    None where there are enough free ones: then it waits for something else.
+    """
+    if free >= cpus - 1e-9:
+        return None
+    others = total - free - own
+    holders = f"{others:g} of {total:g} are held by others" if others > 1e-9 else f"this run's actors hold {own:g}"
+    return f"waiting for {cpus:g} CPU {purpose}; {holders}"
+
+
+def shortage(asks: Mapping[str, Placement], reading: float, total: float, free: float) -> str | None:
+    """What is said before anything starts where others hold so many CPUs that the run will wait; else None."""
+    need = cpus_of(asks, 0) + reading
+    if free >= min(need, total) - 1e-9:
+        return None
+    return (
+        f"{total - free:g} of {total:g} CPUs are held by others: the actors and the reading of the data need {need:g}, "
+        f"{free:g} are free, and the run waits for the rest"
+    )
 
 
 def most_actors(asks: Mapping[str, Placement], num_cpus: float) -> dict[str, int]:

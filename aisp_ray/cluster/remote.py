@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from typing import Any
 
 import ray
 
 from aisp_ray.cluster.actors import PolicyActor, RewardActor, remote_class
 from aisp_ray.cluster.models import ModelPlan, Models, asks_of, choose_in_flight
-from aisp_ray.cluster.placement import ask_in_words, find_problems, most_actors
+from aisp_ray.cluster.placement import Node, ask_in_words, find_problems, most_actors, shortage
 from aisp_ray.cluster.pool import Pool, PoolCall, PoolSettings
-from aisp_ray.cluster.session import check_machine, joined, local_node, starts_local
+from aisp_ray.cluster.session import check_machine, cpus_now, joined, local_node, starts_local
+from aisp_ray.data._ray import TASK_CPUS
 from aisp_ray.errors import SessionError
 from aisp_ray.plan import RunSettings
 from aisp_ray.policy.base import PolicySpec
@@ -87,6 +88,7 @@ async def open_pools(plan: ModelPlan, say: Callable[[str], None]) -> AsyncIterat
     with joined(plan.run, asks, say) as nodes:
         if problems := find_problems(asks, nodes):
             raise SessionError("\n".join(problems))
+        _warn(asks, nodes, say)
         most = most_actors(asks, sum(node.num_cpus * node.copies for node in nodes))
         in_flight = choose_in_flight(plan, most["policy"])
         judging = {f"judges.{name}": judge for name, judge in plan.judges.items()}
@@ -105,14 +107,28 @@ async def open_pools(plan: ModelPlan, say: Callable[[str], None]) -> AsyncIterat
                 await pool.close()
 
 
-def preflight(plan: ModelPlan) -> list[str]:
-    """What can never be placed on the cluster that the plan would join or start, a sentence each."""
+def _warn(asks: Mapping[str, Placement], nodes: Sequence[Node], say: Callable[[str], None]) -> None:
+    """Say that others hold the CPUs that this run will ask for, unless more machines may come."""
+    total, free = cpus_now()
+    may_grow = sum(node.num_cpus * node.copies for node in nodes) > total
+    if not may_grow and (text := shortage(asks, TASK_CPUS, total, free)):
+        say(f"warning: {text}")
+
+
+def preflight(plan: ModelPlan, say: Callable[[str], None] = lambda text: None) -> list[str]:
+    """What can never be placed on the cluster that the plan would join or start, a sentence each.
+
+    say: takes warnings of what will have to wait.
+    """
     asks = asks_of(plan)
     try:
         if starts_local(plan.run.address):
             check_machine()
             return find_problems(asks, [local_node(asks)])
         with joined(plan.run, asks) as nodes:
-            return find_problems(asks, nodes)
+            problems = find_problems(asks, nodes)
+            if not problems:
+                _warn(asks, nodes, say)
+            return problems
     except SessionError as error:
         return [str(error)]

@@ -225,6 +225,13 @@ def nodes_now() -> list[Node]:
     return nodes + _nodes_to_come()
 
 
+def cpus_now() -> tuple[float, float]:
+    """(all, free) CPUs of the nodes that are there."""
+    import ray
+
+    return ray.cluster_resources().get("CPU", 0.0), ray.available_resources().get("CPU", 0.0)
+
+
 def _nodes_to_come() -> list[Node]:
     """Node types that this cluster's autoscaler may start. Its configuration is read where the head is, which is where
     a job's driver runs; on Kubernetes it cannot be read, and anything may come."""

@@ -272,7 +272,7 @@ def dry_run(plan: Plan, steps: Sequence[tuple[str, str]] = (), pilot: int | None
             low, high = part.actors
             print(f"  {role}: {low} to {high} actors of {part.num_gpus:g} GPUs")
         print(f"  rows: {inside(plan.out, 'rows')}  (configuration {plan.config_hash})")
-    if problems := preflight(plan):
+    if problems := preflight(plan, print):
         return refuse(problems)
     if pilot is not None and (code := run(plan, pilot)) not in (OK, SOME_ERRORS):
         return code

@@ -12,6 +12,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from aisp_ray.pipeline.shards import ALL, Shard
+
 Row = Mapping[str, Any]
 Part = tuple[str, int]  # method, chunk
 
@@ -28,7 +30,8 @@ class Batch:
 class Chunks:
     """The book of a run's rows. One thread uses it."""
 
-    def __init__(self, methods: Sequence[str], chunk_rows: int):
+    def __init__(self, methods: Sequence[str], chunk_rows: int, shard: Shard = ALL):
+        self.shard = shard
         self.methods = tuple(methods)
         self.chunk_rows = chunk_rows
         self._committed: dict[Part, frozenset[int]] = {}  # in a file, from an earlier run
@@ -48,14 +51,16 @@ class Chunks:
     def restore(self, row: Row) -> bool:
         """A row that an earlier run finished and did not commit. Before its prompt is expected. False: not needed."""
         part = (row["method"], self.chunk(row["ordinal"]))
-        if part[0] not in self.methods or self.is_committed(row["ordinal"], row["method"]):
+        if part[0] not in self.methods or not self.lacks(row["ordinal"], row["method"]):
             return False
         self._rows[part][row["ordinal"]] = row
         return True
 
-    def is_committed(self, ordinal: int, method: str) -> bool:
-        """Whether an earlier run left this row in a file, and it stays."""
-        return ordinal in self._committed.get((method, self.chunk(ordinal)), ())
+    def lacks(self, ordinal: int, method: str) -> bool:
+        """Whether this row is this shard's to make: no earlier run left it, to stay, and none handed it on."""
+        part = (method, self.chunk(ordinal))
+        there = ordinal in self._committed.get(part, ()) or ordinal in self._rows.get(part, ())
+        return self.shard.owns(part[1]) and not there
 
     def expect(self, ordinal: int) -> list[str]:
         """The stream has this prompt, in rising order: the methods whose rows are still to be made for it."""
@@ -63,9 +68,8 @@ class Chunks:
         self._sealed_below = chunk
         wanted = []
         for method in self.methods:
-            part = (method, chunk)
-            if not self.is_committed(ordinal, method) and ordinal not in self._rows.get(part, ()):
-                self._missing[part] += 1
+            if self.lacks(ordinal, method):
+                self._missing[method, chunk] += 1
                 wanted.append(method)
         return wanted
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import threading
+import time
 from collections.abc import Callable, Iterator
 
 from aisp_ray.errors import as_exception
@@ -15,6 +16,7 @@ class Feed:
 
     def __init__(self, read: Callable[[], Iterator[Prompt]], ahead: int = 4096):
         self.total: int | None = None  # prompts in all, once the reader has seen the last
+        self._heard = time.monotonic()  # when the reader last gave a prompt, or began
         self._read = read
         self._loop = asyncio.get_running_loop()
         self._queue: asyncio.Queue[Prompt | Exception | None] = asyncio.Queue(maxsize=ahead)
@@ -32,6 +34,12 @@ class Feed:
         if item is None:
             raise StopAsyncIteration
         return item
+
+    @property
+    def quiet_seconds(self) -> float:
+        """How long the taker has had nothing to take from a reader that has not ended."""
+        busy = self.total is not None or not self._queue.empty()
+        return 0.0 if busy else time.monotonic() - self._heard
 
     def close(self) -> None:
         """Stop reading; the thread ends at its next prompt."""
@@ -56,6 +64,7 @@ class Feed:
             waiting = asyncio.run_coroutine_threadsafe(self._queue.put(item), self._loop)
         except RuntimeError:  # the loop is closed
             return False
+        self._heard = time.monotonic()
         while True:
             try:
                 waiting.result(timeout=0.2)

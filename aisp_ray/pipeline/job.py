@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import dataclasses
 import functools
 import heapq
 import logging
@@ -15,6 +16,7 @@ from collections.abc import AsyncIterator, Iterator
 from typing import Any
 
 from aisp_ray.cluster.metrics import RunMetrics
+from aisp_ray.cluster.models import asks_of
 from aisp_ray.cluster.opening import open_models
 from aisp_ray.cluster.session import quiet_data
 from aisp_ray.data.select import DropReport
@@ -28,7 +30,6 @@ from aisp_ray.pipeline.exits import Ending
 from aisp_ray.pipeline.feed import Feed
 from aisp_ray.pipeline.manifest import (
     MANIFEST,
-    SUMMARY,
     note_engines,
     open_manifest,
     save_manifest,
@@ -37,10 +38,12 @@ from aisp_ray.pipeline.manifest import (
 )
 from aisp_ray.pipeline.meter import Meter
 from aisp_ray.pipeline.progress import Screen
+from aisp_ray.pipeline.shards import SUMMARY, write_summary
 from aisp_ray.pipeline.showcase import Showcase, Shown
 from aisp_ray.pipeline.snapshot import RunSnapshot
 from aisp_ray.pipeline.spending import Account
 from aisp_ray.pipeline.store import Store
+from aisp_ray.pipeline.waiting import waits_for
 from aisp_ray.plan import Plan
 from aisp_ray.rng import derive_seed
 from aisp_ray.types import Prompt, Rollouts, Scores
@@ -119,7 +122,7 @@ class Job:
         self._resumed = True
         self.meter.num_earlier = self.store.num_kept + len(rows)
         if self.plan.limit is not None and self.pilot is None:
-            self.meter.num_rows_total = self.plan.limit * len(self.plan.methods)
+            self.meter.num_rows_total = self._num_rows(self.plan.limit)
         self._say_what_is_there(len(searches))
         self._every(run.snapshot_seconds, self._snapshot)
         self._every(run.snapshot_seconds, self._note_in_manifest)
@@ -167,14 +170,19 @@ class Job:
     async def _tasks(self, feed: Feed) -> AsyncIterator[Task]:
         async for prompt in feed:
             if feed.total is not None:
-                self.meter.num_rows_total = feed.total * len(self.plan.methods)
+                self.meter.num_rows_total = self._num_rows(feed.total)
             if self._describing is None and prompt.error is None:
                 self._describing = asyncio.create_task(self._describe(prompt))
             for name in self.store.chunks.expect(prompt.ordinal):
                 yield Task(prompt, name, self.plan.methods[name])
         self.store.chunks.end()
         assert feed.total is not None  # the feed has ended
-        self.meter.num_rows_total = feed.total * len(self.plan.methods)
+        self.meter.num_rows_total = self._num_rows(feed.total)
+
+    def _num_rows(self, num_prompts: int) -> int:
+        """Rows of this run's shard of so many prompts; those of a pilot are few and scattered, and counted whole."""
+        shard, chunk_rows = self.store.shard, self.store.chunks.chunk_rows
+        return shard.count(num_prompts, chunk_rows) * len(self.plan.methods)
 
     def _iterated(self, task: Task, progress: Progress, rollouts: Rollouts, scores: Scores) -> None:
         tokens = rollouts.num_generated_tokens
@@ -280,7 +288,11 @@ class Job:
             self._ending.stop(reached)
 
     async def _show(self) -> None:
-        self.screen.show(self.meter.status(self.pools, self._under_way, self.account.in_words()))
+        status = self.meter.status(self.pools, self._under_way, self.account.in_words())
+        if self._feed is not None and self.store.chunks.ended is False:
+            waits = await asyncio.to_thread(waits_for, self._feed, self.pools, asks_of(self.plan))
+            status = dataclasses.replace(status, trouble=waits or status.trouble)
+        self.screen.show(status)
         self._gauge()
 
     def _gauge(self) -> None:
@@ -304,7 +316,7 @@ class Job:
         """Write a snapshot; none after the one of the end, however long its writing thread was held up."""
         with self._saving:
             if not self._saved_last:
-                snapshots.save(self.output, state)
+                snapshots.save(self.output, state, self.store.shard.snapshot)
                 self._saved_last = state.ended
 
     def _state(self, ended: bool) -> RunSnapshot:
@@ -360,7 +372,7 @@ class Job:
             "data": self.report.as_dict(),
             **self.account.facts(),
         }
-        self.output.write_json(SUMMARY, summary_of(facts, self.store.tallies, self.pools))
+        write_summary(self.output, self.store.shard, summary_of(facts, self.store.tallies, self.pools))
 
     # ------------------------------------------------------------ parts
 

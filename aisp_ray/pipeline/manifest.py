@@ -18,7 +18,7 @@ from aisp_ray.files import ROWS, Output, differences, inside
 from aisp_ray.plan import Plan
 from aisp_ray.results import SCHEMA_VERSION
 
-MANIFEST, SUMMARY = "manifest.json", "summary.json"
+MANIFEST = "manifest.json"
 _PACKAGES = ("ray", "torch", "transformers", "pyarrow", "numpy", "datasets")
 
 
@@ -42,7 +42,7 @@ def open_manifest(plan: Plan, output: Output, run_id: str) -> dict[str, Any]:
         raise RefusedError(
             f"{inside(plan.out, ROWS)} holds files but there is no {MANIFEST} beside them; give another out"
         )
-    now["runs"].append(_record_of(run_id))
+    now["runs"].append(_record_of(run_id, plan.run.shard))
     return now
 
 
@@ -66,9 +66,10 @@ def save_manifest(output: Output, manifest: Mapping[str, Any], run_id: str) -> d
     return merged
 
 
-def _record_of(run_id: str) -> dict[str, Any]:
+def _record_of(run_id: str, shard: str | None) -> dict[str, Any]:
     command = [redacted(word) for word in sys.argv]
-    return {"run_id": run_id, "started": time.time(), "host": socket.gethostname(), "command": command}
+    record = {"run_id": run_id, "started": time.time(), "host": socket.gethostname(), "command": command}
+    return record if shard is None else {**record, "shard": shard}
 
 
 def _manifest(plan: Plan) -> dict[str, Any]:

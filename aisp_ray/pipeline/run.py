@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -35,7 +36,7 @@ def run(plan: Plan, pilot: int | None = None) -> int:
 def on_one_actor(plan: Plan) -> Plan:
     """With one actor of each model, which gets its share of the searches in flight."""
     most = plan.policy.actors[1]
-    run, alone = plan.run, {"actors": (1, 1)}
+    run, alone = replace(plan.run, shard=None), {"actors": (1, 1)}
     if run.in_flight is not None:
         run = replace(run, in_flight=math.ceil(run.in_flight / most))
     judges = {name: replace(judge, **alone) for name, judge in plan.judges.items()}
@@ -44,11 +45,14 @@ def on_one_actor(plan: Plan) -> Plan:
     )
 
 
-def preflight(plan: Plan) -> list[str]:
-    """What can never work, a sentence each: the output, and the cluster's resources against what is asked."""
+def preflight(plan: Plan, say: Callable[[str], None] = lambda text: None) -> list[str]:
+    """What can never work, a sentence each: the output, and the cluster's resources against what is asked.
+
+    say: takes warnings of what will have to wait.
+    """
     from aisp_ray.cluster import remote
 
-    return check_output(plan.out) or remote.preflight(plan)
+    return check_output(plan.out) or remote.preflight(plan, say)
 
 
 def check_output(out: str) -> list[str]:

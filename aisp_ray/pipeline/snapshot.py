@@ -20,7 +20,7 @@ from aisp_ray.pipeline.codec import decode, encode
 
 log = logging.getLogger(__name__)
 
-SNAPSHOT = f"{STATE}/inflight.json"
+SNAPSHOT = f"{STATE}/inflight.json"  # of a run without shards (`shards.Shard.snapshot`)
 _VERSION = 1
 
 Key = tuple[int, str]  # ordinal, method
@@ -40,7 +40,7 @@ class RunSnapshot:
     ended: bool = False  # the run that wrote it is over
 
 
-def save(output: Output, snapshot: RunSnapshot) -> None:
+def save(output: Output, snapshot: RunSnapshot, name: str = SNAPSHOT) -> None:
     """Overwrite the snapshot file."""
     value = {
         "version": _VERSION,
@@ -53,23 +53,23 @@ def save(output: Output, snapshot: RunSnapshot) -> None:
         "rows": list(snapshot.rows),
         "particles": [[*key, list(rows)] for key, rows in snapshot.particles.items()],
     }
-    output.write(SNAPSHOT, json.dumps(value).encode())
+    output.write(name, json.dumps(value).encode())
 
 
-def load(output: Output, config_hash: str, packages: Collection[str] = ()) -> RunSnapshot | None:
+def load(output: Output, config_hash: str, packages: Collection[str] = (), name: str = SNAPSHOT) -> RunSnapshot | None:
     """The snapshot of an earlier run of this configuration; None where there is none, or none that can be read.
 
     packages: those of the configured methods, whose states may be in it (`codec.decode`).
     """
     try:
-        value = output.read_json(SNAPSHOT)
+        value = output.read_json(name)
         if value is None or value["config_hash"] != config_hash:  # before anything is made of it
             return None
         if value["version"] != _VERSION:
             raise ValueError(f"it is of version {value['version']}, and this is version {_VERSION}")
         return _snapshot_of(value, packages)
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-        where = inside(output.out, SNAPSHOT)
+        where = inside(output.out, name)
         log.warning("%s cannot be read: what was under way starts anew (%s: %s)", where, type(error).__name__, error)
         return None
 

@@ -21,6 +21,7 @@ from aisp_ray.ledger import Progress
 from aisp_ray.pipeline import snapshot as snapshots
 from aisp_ray.pipeline.chunks import Batch, Chunks, Part
 from aisp_ray.pipeline.manifest import Tally
+from aisp_ray.pipeline.shards import Shard, snapshots_of
 from aisp_ray.pipeline.snapshot import Key
 from aisp_ray.plan import Plan
 from aisp_ray.results import PARTICLE_SCHEMA, ROW_SCHEMA
@@ -40,7 +41,8 @@ class Store:
     def __init__(self, plan: Plan, output: Output, chunk_rows: int):
         self.plan = plan
         self.output = output
-        self.chunks = Chunks(tuple(plan.methods), chunk_rows)
+        self.shard = Shard.read(plan.run.shard)
+        self.chunks = Chunks(tuple(plan.methods), chunk_rows, self.shard)
         self.tallies: dict[str, Tally] = {name: Tally() for name in plan.methods}
         self.num_kept = 0  # rows in files of earlier runs that stay, of prompts below the limit
         self.num_beyond = 0  # rows of earlier runs whose prompts are not below this run's smaller limit; they stay too
@@ -57,30 +59,44 @@ class Store:
         Returns the searches, and the finished rows of prompts below the limit that are in no file.
         """
         for method, chunk in self.output.parts():
-            if method in self.tallies:
+            if method in self.tallies and self.shard.owns(chunk):
                 self._keep(method, chunk)
         packages = {type(method).__module__.partition(".")[0] for method in self.plan.methods.values()}
-        earlier = snapshots.load(self.output, self.plan.config_hash, packages)
-        if earlier is None:
-            return {}, []
+        searches: dict[Key, Progress] = {}
+        restored = []
+        for name, shard in snapshots_of(self.output).items():  # of this shard, and of others where k has changed
+            earlier = snapshots.load(self.output, self.plan.config_hash, packages, name)
+            if earlier is None:
+                continue
+            if shard.overlaps(self.shard):
+                self._warn_of_another(earlier)
+            rows = [row for row in earlier.rows if not self._redone(row) and self.chunks.restore(row)]
+            restored += rows
+            self._restore_searches(earlier, {(row["ordinal"], row["method"]) for row in rows}, searches)
+        for row in restored:
+            self.tallies[row["method"]].add(row["status"], row["reward"])
+            searches.pop((row["ordinal"], row["method"]), None)
+        within = [row for row in restored if self._within(row["ordinal"])]
+        self.num_beyond += len(restored) - len(within)
+        return searches, within
+
+    def _warn_of_another(self, earlier: snapshots.RunSnapshot) -> None:
         age = time.time() - earlier.time
         if not earlier.ended and age < self.plan.run.snapshot_seconds + _HEARTBEAT_GRACE:
             text = "run %s on %s wrote here %.0f s ago; if it still goes on, both compute the same rows, none doubled"
             log.warning(text, earlier.run_id, earlier.host, age)
-        rows = [row for row in earlier.rows if not self._redone(row) and self.chunks.restore(row)]
-        for row in rows:
-            self.tallies[row["method"]].add(row["status"], row["reward"])
-        known = {(row["ordinal"], row["method"]) for row in rows}
-        searches = {
-            key: progress
-            for key, progress in earlier.searches.items()
-            if key not in known and not self.chunks.is_committed(*key)
-        }
+
+    def _restore_searches(
+        self, earlier: snapshots.RunSnapshot, finished: set[Key], searches: dict[Key, Progress]
+    ) -> None:
+        """Take what a snapshot holds of searches that this shard has to end, where it is further than what is known."""
+        found = {key: progress for key, progress in earlier.searches.items() if self.chunks.lacks(*key)}
+        for key in [*found]:
+            if key in searches and searches[key].state.iteration >= found[key].state.iteration:
+                del found[key]
         if self.plan.run.particles:
-            searches = self._restore_particles(earlier, known, searches)
-        within = [row for row in rows if self._within(row["ordinal"])]
-        self.num_beyond += len(rows) - len(within)
-        return searches, within
+            found = self._restore_particles(earlier, finished, found)
+        searches.update(found)
 
     def _within(self, ordinal: int) -> bool:
         return self.plan.limit is None or ordinal < self.plan.limit

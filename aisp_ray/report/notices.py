@@ -35,11 +35,26 @@ def run_notices(run: Mapping[str, Mapping[str, Any]]) -> Iterator[str]:
     if mixed:
         yield f"rows of different configurations are mixed in it (run.on_mismatch=ignore): {'; '.join(map(str, mixed))}"
     code, runs = summary.get("exit_code"), manifest.get("runs") or ()
-    if runs and summary.get("run_id") != runs[-1].get("run_id"):  # a run writes its summary when it ends
+    if runs and "/" in (runs[-1].get("shard") or ""):
+        yield from _shard_notices(runs, summary)
+    elif runs and summary.get("run_id") != runs[-1].get("run_id"):  # a run writes its summary when it ends
         yield "the run has not ended: it still runs, or it was killed and the same command resumes it"
     elif code not in (None, 0, 3):
         yield f"the run has not ended (exit code {code}); the same command resumes it"
     yield from run_warnings(summary)
+
+
+def _shard_notices(runs: Sequence[Mapping[str, Any]], summary: Mapping[str, Any]) -> Iterator[str]:
+    """Shards of an output (`run.shard=i/k`) that have not ended, or ended before their work was done."""
+    started = {record.get("shard"): record.get("run_id") for record in runs}  # the last start of each
+    of = int(runs[-1]["shard"].rpartition("/")[2])
+    ended = summary.get("shards") or {}
+    for shard in (f"{number}/{of}" for number in range(1, of + 1)):
+        there = ended.get(shard) or {}
+        if there.get("run_id") != started.get(shard) or shard not in started:
+            yield f"shard {shard} has not ended: run.shard={shard} still runs, was killed, or was never started"
+        elif there.get("exit_code") not in (0, 3):
+            yield f"shard {shard} has not ended (exit code {there.get('exit_code')}); the same command resumes it"
 
 
 def run_warnings(summary: Mapping[str, Any]) -> Iterator[str]:

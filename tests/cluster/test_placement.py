@@ -2,7 +2,7 @@
 
 import pytest
 
-from aisp_ray.cluster.placement import Node, ask_in_words, find_problems, most_actors
+from aisp_ray.cluster.placement import Node, ask_in_words, cpu_wait, cpus_held, find_problems, most_actors, shortage
 from aisp_ray.types import Placement
 
 GPU4 = Node(32, 4, {"aisp-role": "policy"})
@@ -91,6 +91,25 @@ def test_cpu_pools_grow_only_as_long_as_a_cpu_stays_free():
     cpu = {"actors": (1, 8), "num_cpus": 1.0}
     assert most_actors(asks(policy=cpu, reward={"actors": (1, 2), "num_cpus": 0.5}), 4) == {"policy": 2, "reward": 2}
     assert most_actors(asks(policy={"actors": (1, 8), "num_gpus": 1}), 1) == {"policy": 8}
+
+
+def test_who_holds_the_cpus_that_something_waits_for_is_said():
+    assert cpu_wait(0.25, "to read the data", total=2, free=0, own=0.5) == (
+        "waiting for 0.25 CPU to read the data; 1.5 of 2 are held by others"
+    )
+    assert cpu_wait(0.25, "to read the data", total=2, free=0.25, own=0) is None  # it waits for something else
+    assert cpu_wait(0.5, "to start reward", 2, 0, 2) == "waiting for 0.5 CPU to start reward; this run's actors hold 2"
+
+
+def test_cpus_that_others_hold_are_warned_of_before_anything_starts():
+    both = asks(policy={"num_cpus": 0.5}, reward={"num_cpus": 0.5, "actors": (2, 4)})
+    assert cpus_held(both, {"policy": 2, "reward": 1}) == 1.5
+    assert shortage(both, 0.25, total=4, free=1.75) is None
+    assert shortage(both, 0.25, total=4, free=1.5) == (
+        "2.5 of 4 CPUs are held by others: the actors and the reading of the data need 1.75, 1.5 are free, and the run "
+        "waits for the rest"
+    )
+    assert shortage(asks(policy={"num_gpus": 1}), 0.25, total=8, free=0.25) is None
 
 
 def test_an_ask_in_words():

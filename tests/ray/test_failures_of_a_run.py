@@ -11,7 +11,8 @@ from conftest import write_prompts
 from plans import make_plan, rows_of
 
 from aisp_ray.pipeline import run
-from aisp_ray.report.export import ExportSettings, export
+from aisp_ray.report.export.run import export
+from aisp_ray.report.export.settings import ExportSettings
 from aisp_ray.report.write import read_report, report_text
 
 pytestmark = pytest.mark.ray
@@ -112,7 +113,6 @@ def test_a_run_stops_at_its_limit_of_money_and_resumes_with_a_higher_one(setting
     assert "stopped: run.max_cost=2.5 is reached: " in capsys.readouterr().err
     done, facts = summary(settings)["methods"]["aisp"]["rows"], summary(settings)
     assert 2.5 <= facts["cost"] == facts["all_starts"]["cost"] < 6
-    assert len(snapshot_of(settings)["searches"]) > 0
     assert rows_there(settings) == done < 12
     assert run(make_plan(slow)) == 75  # nothing loads: the money is spent
     assert "in 2 starts; the same command with a higher run.max_cost resumes" in capsys.readouterr().err
@@ -187,8 +187,8 @@ def test_rows_are_readable_during_a_run_and_a_killed_driver_loses_little(setting
     driver.process.kill()
     driver.wait()
     there = rows_of(settings["out"])
-    assert export(ExportSettings(out=(settings["out"],), format="sft")) == {"train": len(there)}
-    assert export(ExportSettings(out=(settings["out"],), format="preference")) == {"train": len(there)}
+    assert export(ExportSettings(out=(settings["out"],), format="sft")).rows == {"train": len(there)}
+    assert export(ExportSettings(out=(settings["out"],), format="preference")).rows == {"train": len(there)}
     assert run(make_plan({**slow, "policy": {}})) == 0
     assert summary(settings)["iterations"] <= 4 * (12 - len(there))
     assert rows_of(settings["out"]) == undisturbed()
@@ -207,6 +207,25 @@ def test_a_restart_that_cannot_begin_keeps_what_was_under_way(settings, start_dr
     away["run"] = {**slow["run"], "ready_timeout_seconds": 1.0}
     assert run(make_plan(away)) == 75
     assert searches_under_way(settings) == before
+
+
+def test_two_shards_on_one_output_make_every_row_once(settings, undisturbed, start_driver, cluster):
+    of = {"chunk_rows": 2, "flush_seconds": 0.2, "snapshot_seconds": 0.3}
+    clean = undisturbed()
+    shards = [{**settings, "policy": SLOW, "run": {**of, "shard": f"{number}/2"}} for number in (1, 2)]
+    second = start_driver(shards[1], cluster.address)
+    second.wait_for(lambda: rows_there(settings) >= 1)
+    second.process.kill()  # the first goes on with its own, whatever becomes of the second
+    second.wait()
+    assert run(make_plan(shards[0])) == 0
+    assert sorted({key[0] // 2 % 2 for key in rows_of(settings["out"])}) == [0, 1]
+    assert summary(settings)["exit_code"] is None
+    assert "shard 2/2 has not ended" in report_text(read_report(settings["out"])).replace("\n  ", " ")
+    assert run(make_plan(shards[1])) == 0
+    assert rows_of(settings["out"]) == clean
+    assert (summary(settings)["exit_code"], summary(settings)["methods"]["aisp"]["rows"]) == (0, 12)
+    assert run(make_plan({**settings, "run": of})) == 0  # one driver for all of it finds nothing to do
+    assert summary(settings)["iterations"] == 0
 
 
 def test_two_runs_on_one_output_never_double_a_row(settings, undisturbed, start_driver, cluster):
