@@ -18,7 +18,7 @@ from aisp_ray.errors import SessionError
 from aisp_ray.plan import RunSettings
 from aisp_ray.policy.base import PolicySpec
 from aisp_ray.rewards.base import RewardSpec
-from aisp_ray.types import Placement, Prompt, Proposal, Rollouts, Scores
+from aisp_ray.types import Placement, Prompt, Proposal, Reward, Rollouts, Scores
 
 _MOST_CALLS = 512  # threads of one actor
 
@@ -105,6 +105,22 @@ async def open_pools(plan: ModelPlan, say: Callable[[str], None]) -> AsyncIterat
         finally:
             for pool in reversed(pools.values()):
                 await pool.close()
+
+
+@contextlib.asynccontextmanager
+async def open_reward(plan: ModelPlan, say: Callable[[str], None]) -> AsyncIterator[Reward]:
+    """The reward model of a plan alone, on its fewest actors, ready."""
+    asks = {"reward": plan.reward}
+    with joined(plan.run, asks, say) as nodes:
+        if problems := find_problems(asks, nodes):
+            raise SessionError("\n".join(problems))
+        pool = make_pool("reward", plan.reward, plan.reward.actors[0], plan.run, _MOST_CALLS)
+        try:
+            pool.start()
+            await pool.wait_ready()
+            yield RemoteReward(pool)
+        finally:
+            await pool.close()
 
 
 def _warn(asks: Mapping[str, Placement], nodes: Sequence[Node], say: Callable[[str], None]) -> None:

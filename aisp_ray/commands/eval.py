@@ -43,12 +43,18 @@ class EvalSettings:
     allow_unequal_budgets: bool = False  # compare methods although they may cost differently
     train: str = "never"  # missing: first train the value functions that are not there, in this job; or never
     pilot: int | None = None  # with dry_run=true: run so many random prompts to tell hours and money; their rows stay
+    reward_check: str | None = None  # with dry_run=true: pairs (prompt, chosen, rejected) to test the reward model on
+    reward_check_least: float = (
+        0.5  # refuse a reward model that prefers the chosen response in a smaller share of pairs
+    )
     report: bool = True  # write <out>/report/ at the end
 
     def __post_init__(self) -> None:
         check_seed(self.seed)
         if self.pilot is not None and self.pilot < 8:
             raise ValueError(f"pilot={self.pilot}: give at least 8 prompts, or null for none")
+        if not 0 <= self.reward_check_least <= 1:
+            raise ValueError(f"reward_check_least={self.reward_check_least}: it is a share of pairs in [0, 1]")
         if self.limit is not None and self.limit < 1:
             raise ValueError(f"limit={self.limit}: give at least 1, or null for all prompts")
         if self.train not in ("never", "missing"):
@@ -85,7 +91,7 @@ def carry_out(words: Sequence[str]) -> int:
     plan = planned(composed, flags["dry_run"])
     steps = first_steps(plan, composed)
     if flags["dry_run"]:
-        return dry_run(plan, steps, composed.settings.pilot)
+        return dry_run(plan, steps, composed.settings)
     return train(steps) or evaluate(plan, composed.settings.baseline, composed.settings.report)
 
 
@@ -108,12 +114,11 @@ def planned(composed: Composed, dry: bool = False) -> Plan:
 
 
 def pilot_problems(settings: EvalSettings, plan: Plan, dry: bool) -> list[str]:
-    if settings.pilot is None:
-        return []
-    if not dry:
-        return ["pilot has no effect without dry_run=true"]
-    shared = "pilot and budget=total exclude each other: what a prompt gets depends on all of them"
-    return [shared] if plan.total is not None else []
+    given = [name for name in ("pilot", "reward_check") if getattr(settings, name) is not None]
+    found = [] if dry else [f"{name} has no effect without dry_run=true" for name in given]
+    if settings.pilot is not None and plan.total is not None:
+        found.append("pilot and budget=total exclude each other: what a prompt gets depends on all of them")
+    return found
 
 
 def read_command(words: Sequence[str]) -> tuple[dict[str, bool], Composed]:
@@ -250,13 +255,14 @@ def pin(plan: Plan) -> Plan:
     return dataclasses.replace(plan, policy=policy, reward=reward, data=data, judges=judges, fingerprint=fingerprint)
 
 
-def dry_run(plan: Plan, steps: Sequence[tuple[str, str]] = (), pilot: int | None = None) -> int:
+def dry_run(plan: Plan, steps: Sequence[tuple[str, str]], settings: EvalSettings) -> int:
     """Say what would run, what must be run before, and what it would cost; check the cluster against what is asked.
 
-    pilot: run so many prompts, by which hours and money are known.
+    Runs a pilot and tests the reward model where the settings ask for it.
     """
     from aisp_ray.files import inside
     from aisp_ray.pipeline import preflight, run
+    from aisp_ray.pipeline.reward_check import check_reward
 
     prompts = "all prompts" if plan.limit is None else f"{plan.limit} prompts"
     with for_a_reader():
@@ -274,7 +280,9 @@ def dry_run(plan: Plan, steps: Sequence[tuple[str, str]] = (), pilot: int | None
         print(f"  rows: {inside(plan.out, 'rows')}  (configuration {plan.config_hash})")
     if problems := preflight(plan, print):
         return refuse(problems)
-    if pilot is not None and (code := run(plan, pilot)) not in (OK, SOME_ERRORS):
+    if settings.reward_check is not None:
+        print(f"  reward: {check_reward(plan, settings.reward_check, settings.reward_check_least).says()}")
+    if settings.pilot is not None and (code := run(plan, settings.pilot)) not in (OK, SOME_ERRORS):
         return code
     with for_a_reader():
         for line in _time_and_money(plan):

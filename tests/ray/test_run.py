@@ -16,6 +16,7 @@ from conftest import write_prompts
 from plans import make_plan, rows_of
 
 from aisp_ray.pipeline import run
+from aisp_ray.pipeline.estimate import lines_of
 from aisp_ray.results import PARTICLE_SCHEMA, ROW_SCHEMA
 
 pytestmark = pytest.mark.ray
@@ -68,6 +69,26 @@ def test_every_prompt_has_one_row_a_method(ended):
     assert summary["methods"]["aisp"]["rows"] == 20
     assert summary["data"]["num_prompts"] == 20
     assert summary["generated_tokens"] == sum(row["num_generated_tokens"] for row in rows.values())
+
+
+def test_after_a_pilot_the_rest_is_foretold_and_every_prompt_has_the_row_it_would_have_had(ended, settings, capsys):
+    of = {"chunk_rows": 8, "price": {"policy": 2.0, "reward": 1.0}}
+    plan = make_plan({**settings, "policy": {"actors": (1, 3)}, "run": of})
+    assert lines_of(plan) == []
+    assert run(plan, pilot=8) == 0
+    drawn = sorted({key[0] for key in rows_of(settings["out"])})
+    assert len(drawn) == 8
+    assert drawn != list(range(8))  # at random from all of them
+    head, tokens, most, least, *_ = lines_of(plan)
+    assert head == f"by 8 prompts of {settings['out']}, for the 12 prompts that are left"
+    assert re.fullmatch(r"  tokens [\d,]+ to [\d,]+, reward calls 384", tokens)
+    assert re.fullmatch(r"  time \S+ to \S+, cost \S+ to \S+, with at most .* \(3 policy, 1 reward\)", most)
+    assert least.endswith("with at least the actors that are asked for (1 policy, 1 reward)")
+    assert run(make_plan({**settings, "limit": 20, "run": of})) == 0
+    judged = {"judge_names", "judge_rewards"}
+    plain = lambda rows: {key: {n: row[n] for n in row if n not in judged} for key, row in rows.items()}  # noqa: E731
+    assert plain(rows_of(settings["out"])) == plain(rows_of(ended["out"]))
+    assert lines_of(make_plan({**settings, "limit": 20, "run": of})) == ["all 20 prompts are done"]
 
 
 def test_rows_do_not_depend_on_scheduling(ended, settings):
