@@ -6,6 +6,12 @@ Policies and reward models sleep, everything else is real: actors, pools, driver
     overhead   the driver spends at most 2 ms of CPU a (prompt, iteration)
     scaling    16 actors do at least 95 % of 16 times what 1 does
     memory     10,000 prompts with driver memory flat within 10 %
+    scale      the same and the overhead with hundreds of actors, which here are names in a few processes
+    limit      iterations a second: what that many searches could do, and what one driver steers
+
+`scale` and `limit` take sizes; the night of docs/cluster.md is
+
+    python benchmarks/cluster.py scale limit prompts=100000 policies=200 rewards=100
 
 One table in Markdown, with the machine's load: sleeping models tell little on a machine that is busy otherwise.
 """
@@ -13,6 +19,7 @@ One table in Markdown, with the machine's load: sleeping models tell little on a
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import os
 import platform
@@ -20,9 +27,10 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
@@ -33,11 +41,14 @@ from aisp_ray.ledger import Task
 from aisp_ray.methods.aisp import Aisp
 from aisp_ray.methods.best_of_n import BestOfN
 from aisp_ray.plan import Plan, RunSettings
-from aisp_ray.types import Prompt
-from tests.fakes import SleepPolicy, SleepReward
+from aisp_ray.rewards.base import ScoreRequest
+from aisp_ray.types import Prompt, Rollouts
+from tests.fakes import SleepEngine, SleepPolicy, SleepReward, SleepScorer
 
 SLOTS, N = 16, 16  # a search fills one actor's slots: one rollout is `STEPS` steps
 STEPS = 8
+HOSTS = 4  # processes of a pool whose actors are only names
+RATES = (100, 200, 400, 800, 1600)  # iterations/s that `limit` asks for
 
 
 @dataclass(frozen=True)
@@ -108,6 +119,126 @@ async def drive(load: Load) -> dict[str, float]:
     }
 
 
+class Host:
+    """Actors that sleep, any number of them in one process: a call costs the driver what it costs with real ones."""
+
+    def __init__(self, spec: Any):
+        self.spec = spec
+        self.work = SleepEngine(spec) if isinstance(spec, SleepPolicy) else SleepScorer(spec)
+
+    async def place(self) -> dict[str, Any]:
+        return {"node": "here", "pid": os.getpid(), "gpus": []}
+
+    async def load(self) -> dict[str, Any]:
+        return {"load_seconds": 0.0}
+
+    async def stats(self) -> dict[str, float]:
+        return {"busy_seconds": 0.0, "useful_row_steps": 0.0}
+
+    async def describe(self, prompt: Prompt) -> str:
+        return prompt.text
+
+    async def rollout(self, prompt: Prompt, proposal: Any, seed: int) -> Rollouts:
+        request = SimpleNamespace(prompt=prompt, proposal=proposal, seed=seed)
+        items = tuple(self.work._respond(request, particle) for particle in range(proposal.num_samples))
+        await asyncio.sleep(self.spec.step_seconds * max(item.num_tokens for item in items))
+        return Rollouts(proposal.iteration, items, 8)
+
+    async def score(self, prompt: Prompt, responses: tuple[str, ...]) -> Any:
+        await asyncio.sleep(self.spec.call_seconds + len(responses) * self.spec.response_seconds)
+        return self.work._score(ScoreRequest(prompt, responses))
+
+
+class HostBackend:
+    """`pool.Backend`: what it creates shares `HOSTS` processes."""
+
+    def __init__(self, cls: type, spec: Any, calls: int):
+        import ray
+
+        host = ray.remote(num_cpus=0, max_concurrency=10_000)(Host)
+        self.hosts = [host.remote(spec) for _ in range(HOSTS)]
+        self.created = 0
+
+    def create(self, name: str) -> Any:
+        self.created += 1
+        return self.hosts[self.created % HOSTS]
+
+    def kill(self, handle: Any) -> None:
+        """It is only a name."""
+
+
+@contextlib.contextmanager
+def hosted() -> Iterator[None]:
+    """Pools whose actors are names."""
+    from aisp_ray.cluster import remote
+
+    real, remote.RayBackend = remote.RayBackend, HostBackend  # type: ignore[misc,assignment]
+    try:
+        yield
+    finally:
+        remote.RayBackend = real  # type: ignore[misc]
+
+
+def scale(prompts: int = 2000, policies: int = 20, rewards: int = 10) -> list[str]:
+    """A whole run, from the prompts to the rows, with so many actors: the driver's CPU and memory."""
+    seconds = 8 * policies / 250  # of a rollout; with the scores that asks for 200 iterations/s
+    policy = SleepPolicy(num_cpus=0, step_seconds=seconds / STEPS, tokens=(STEPS, STEPS), actors=(policies,) * 2)
+    reward = SleepReward(num_cpus=0, call_seconds=seconds / 4, actors=(rewards,) * 2)
+    drivers, seen, done = [], [], threading.Event()
+
+    class Watched(Driver):
+        def __init__(self, *args: Any):
+            super().__init__(*args)
+            drivers.append(self)
+
+    def sample() -> None:
+        while not done.wait(0.5):
+            if drivers:
+                told = sum(drivers[0]._num_told.values())
+                seen.append((drivers[0].num_finished, told, time.process_time(), time.perf_counter(), _resident()))
+
+    from aisp_ray.pipeline import job
+
+    with tempfile.TemporaryDirectory() as folder, hosted():
+        job.Driver = Watched  # type: ignore[misc]
+        settings = RunSettings(in_flight=8 * policies, chunk_rows=256, progress_seconds=60)
+        plan = sleeping_plan(folder, prompts, policy, reward, settings, Aisp(n=8, kappa=2))
+        threading.Thread(target=sample, daemon=True).start()
+        code = run_plan(plan)
+        done.set()
+        job.Driver = Driver  # type: ignore[misc]
+    steady = [mark for mark in seen if 0.15 * prompts <= mark[0] <= 0.85 * prompts]
+    (_, told0, cpu0, at0, _), (_, told1, cpu1, at1, _) = steady[0], steady[-1]
+    ms, rate = 1000 * (cpu1 - cpu0) / (told1 - told0), (told1 - told0) / (at1 - at0)
+    early = max(mark[4] for mark in seen if 0.1 * prompts <= mark[0] <= 0.3 * prompts)
+    late = max(mark[4] for mark in seen if mark[0] >= 0.9 * prompts)
+    growth = late / early - 1
+    return [
+        "| prompts | policies, rewards | exit code | iterations/s | driver CPU ms a (prompt, iteration) | driver MB |",
+        "|---|---|---|---|---|---|",
+        f"| {prompts:,} | {policies}, {rewards} | {code} | {rate:.0f} | {ms:.2f}, <= 2 ms {verdict(ms <= 2)} | "
+        f"{late / 2**20:.0f}, {growth:+.1%}, within 10 % {verdict(abs(growth) <= 0.1)} |",
+    ]
+
+
+def limit(prompts: int = 0, policies: int = 20, rewards: int = 10) -> list[str]:
+    """What the searches in flight could do if nothing but their sleep took time, against what is done."""
+    lines = [
+        "| asked for, iterations/s | done | driver CPU of one core | driver CPU ms an iteration |",
+        "|---|---|---|---|",
+    ]
+    for rate in RATES:
+        seconds = 8 * policies / rate / 1.25  # a search draws, then is scored in a quarter of that time
+        count = max(16 * policies, 4 * rate)
+        load = Load(policies, seconds, seconds / 4, kappa=2, prompts=count, per_actor=8, reward_actors=rewards)
+        with hosted():
+            got = asyncio.run(drive(load))
+        share, ms = got["overhead"] * got["iterations"], 1000 * got["overhead"]
+        broken = " **(breaks)**" if got["iterations"] < 0.9 * rate else ""
+        lines.append(f"| {rate} | {got['iterations']:.0f}{broken} | {share:.0%} | {ms:.2f} |")
+    return lines
+
+
 def busy() -> list[str]:
     lines = ["| reward / policy seconds | policy actors busy | of the sleep asked for | bar |", "|---|---|---|---|"]
     for share in (0.2, 0.5, 0.8):
@@ -140,28 +271,31 @@ def scaling() -> list[str]:
     return lines
 
 
-def memory(count: int = 10_000) -> list[str]:
-    """Driver memory through a whole run, from the first committed rows to the last."""
+def sleeping_plan(folder: str, count: int, policy: Any, reward: Any, run: RunSettings, method: Any) -> Plan:
+    """One method on so many prompts, which lie in the folder as the rows will."""
+    from aisp_ray.data.prompts import Prompts
+
+    path = Path(folder, "prompts.jsonl")
+    text = "a question of some length " * 8
+    path.write_text("".join(json.dumps({"prompt": f"{text}{i}"}) + "\n" for i in range(count)), encoding="utf-8")
+    rest = {"judges": {}, "seed": 0, "limit": None}
+    data, out = Prompts(path=str(path)), f"{folder}/out"
+    return Plan(methods={"method": method}, policy=policy, reward=reward, data=data, run=run, out=out, **rest)
+
+
+def run_plan(plan: Plan) -> int:
     from aisp_ray.pipeline import run
 
+    return run(plan)
+
+
+def memory(count: int = 10_000) -> list[str]:
+    """Driver memory through a whole run, from the first committed rows to the last."""
     own, seen, done = _resident, [], threading.Event()
     with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder, "prompts.jsonl")
-        text = "a question of some length " * 8
-        path.write_text("".join(json.dumps({"prompt": f"{text}{i}"}) + "\n" for i in range(count)), encoding="utf-8")
-        from aisp_ray.data.prompts import Prompts
-
-        plan = Plan(
-            methods={"best_of_n": BestOfN(n=2, kappa=1)},
-            policy=SleepPolicy(num_cpus=0.1, step_seconds=0.0, tokens=(1, 2), slots=64, actors=(2, 2)),
-            reward=SleepReward(num_cpus=0.1, call_seconds=0.0),
-            judges={},
-            data=Prompts(path=str(path)),
-            run=RunSettings(in_flight=64, chunk_rows=256),
-            seed=0,
-            limit=None,
-            out=f"{folder}/out",
-        )
+        policy = SleepPolicy(num_cpus=0.1, step_seconds=0.0, tokens=(1, 2), slots=64, actors=(2, 2))
+        reward, settings = SleepReward(num_cpus=0.1, call_seconds=0.0), RunSettings(in_flight=64, chunk_rows=256)
+        plan = sleeping_plan(folder, count, policy, reward, settings, BestOfN(n=2, kappa=1))
 
         def sample() -> None:
             while not done.wait(0.5):
@@ -170,7 +304,7 @@ def memory(count: int = 10_000) -> list[str]:
 
         threading.Thread(target=sample, daemon=True).start()
         started = time.perf_counter()
-        code = run(plan)
+        code = run_plan(plan)
         seconds = time.perf_counter() - started
         done.set()
     early = max(m for rows, m in seen if 0.1 * count <= rows <= 0.3 * count)
@@ -193,10 +327,13 @@ def verdict(holds: bool) -> str:
     return "(holds)" if holds else "**(missed)**"
 
 
-BENCHMARKS = {"busy": busy, "overhead": overhead, "scaling": scaling, "memory": memory}
+BENCHMARKS = {"busy": busy, "overhead": overhead, "scaling": scaling, "memory": memory, "scale": scale, "limit": limit}
+SIZED = ("scale", "limit")  # those that take sizes
 
 
-def main(names: list[str]) -> int:
+def main(words: list[str]) -> int:
+    names = [word for word in words if "=" not in word]
+    sizes = {key: int(value) for key, value in (word.split("=") for word in words if "=" in word)}
     unknown = [name for name in names if name not in BENCHMARKS]
     if unknown:
         print(f"there is no benchmark {unknown[0]!r}; there are {', '.join(BENCHMARKS)}", file=sys.stderr)
@@ -208,7 +345,7 @@ def main(names: list[str]) -> int:
           f"Ray {ray.__version__}, {time.strftime('%Y-%m-%d %H:%M')}")  # fmt: skip
     for name in names or BENCHMARKS:
         before = os.getloadavg()[0]
-        lines = BENCHMARKS[name]()
+        lines = BENCHMARKS[name](**(sizes if name in SIZED else {}))
         print(
             f"\n## {name} (load {before:.1f} before, {os.getloadavg()[0]:.1f} after)\n\n" + "\n".join(lines), flush=True
         )
