@@ -12,7 +12,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from aisp_ray.pipeline.shards import ALL, Shard
+from aisp_ray.pipeline.shards import ALL, RunShard
 
 Row = Mapping[str, Any]
 Part = tuple[str, int]  # method, chunk
@@ -30,7 +30,7 @@ class Batch:
 class Chunks:
     """The book of a run's rows. One thread uses it."""
 
-    def __init__(self, methods: Sequence[str], chunk_rows: int, shard: Shard = ALL):
+    def __init__(self, methods: Sequence[str], chunk_rows: int, shard: RunShard = ALL):
         self.shard = shard
         self.methods = tuple(methods)
         self.chunk_rows = chunk_rows

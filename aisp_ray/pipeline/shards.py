@@ -19,14 +19,14 @@ _SNAPSHOT = "inflight"
 
 
 @dataclass(frozen=True)
-class Shard:
+class RunShard:
     """Chunks `number`, `number + of` ... of the input. (0, 1) is all of it."""
 
     number: int = 0  # from 0
     of: int = 1
 
     @classmethod
-    def read(cls, text: str | None) -> Shard:
+    def read(cls, text: str | None) -> RunShard:
         """'2/4', as `RunSettings` has checked it; None: all."""
         if text is None:
             return cls()
@@ -39,7 +39,7 @@ class Shard:
     def owns(self, chunk: int) -> bool:
         return chunk % self.of == self.number
 
-    def overlaps(self, other: Shard) -> bool:
+    def overlaps(self, other: RunShard) -> bool:
         """Whether some chunk belongs to both."""
         return (self.number - other.number) % math.gcd(self.of, other.of) == 0
 
@@ -62,10 +62,10 @@ class Shard:
         return f"-{self.number + 1}-of-{self.of}" if self.of > 1 else ""
 
 
-ALL = Shard()
+ALL = RunShard()
 
 
-def snapshots_of(output: Output) -> dict[str, Shard]:
+def snapshots_of(output: Output) -> dict[str, RunShard]:
     """The snapshots that there are, of whatever shards, by file name."""
     found = {}
     for name in output.names(STATE):
@@ -74,13 +74,13 @@ def snapshots_of(output: Output) -> dict[str, Shard]:
             continue
         words = stem.strip("-").split("-of-")
         if stem == "":
-            found[f"{STATE}/{name}"] = Shard()
+            found[f"{STATE}/{name}"] = RunShard()
         elif len(words) == 2 and all(word.isdecimal() for word in words):
-            found[f"{STATE}/{name}"] = Shard(int(words[0]) - 1, int(words[1]))
+            found[f"{STATE}/{name}"] = RunShard(int(words[0]) - 1, int(words[1]))
     return found
 
 
-def write_summary(output: Output, shard: Shard, summary: Mapping[str, Any]) -> None:
+def write_summary(output: Output, shard: RunShard, summary: Mapping[str, Any]) -> None:
     """Write a shard's summary, and `summary.json` of all shards that have one.
 
     Whoever comes last has seen every other's: the merged one is made again until nobody else has written meanwhile.
@@ -95,7 +95,7 @@ def write_summary(output: Output, shard: Shard, summary: Mapping[str, Any]) -> N
 
 
 def _summaries(output: Output, of: int) -> dict[str, dict[str, Any]]:
-    shards = [Shard(number, of) for number in range(of)]
+    shards = [RunShard(number, of) for number in range(of)]
     found = {str(shard): output.read_json(shard.summary) for shard in shards}
     return {name: summary for name, summary in found.items() if summary is not None}
 

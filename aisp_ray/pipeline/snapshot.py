@@ -20,7 +20,7 @@ from aisp_ray.pipeline.codec import decode, encode
 
 log = logging.getLogger(__name__)
 
-SNAPSHOT = f"{STATE}/inflight.json"  # of a run without shards (`shards.Shard.snapshot`)
+SNAPSHOT = f"{STATE}/inflight.json"  # of a run without shards (`shards.RunShard.snapshot`)
 _VERSION = 1
 
 Key = tuple[int, str]  # ordinal, method

@@ -21,7 +21,7 @@ from aisp_ray.ledger import Progress
 from aisp_ray.pipeline import snapshot as snapshots
 from aisp_ray.pipeline.chunks import Batch, Chunks, Part
 from aisp_ray.pipeline.manifest import Tally
-from aisp_ray.pipeline.shards import Shard, snapshots_of
+from aisp_ray.pipeline.shards import RunShard, snapshots_of
 from aisp_ray.pipeline.snapshot import Key
 from aisp_ray.plan import Plan
 from aisp_ray.results import PARTICLE_SCHEMA, ROW_SCHEMA
@@ -41,7 +41,7 @@ class Store:
     def __init__(self, plan: Plan, output: Output, chunk_rows: int):
         self.plan = plan
         self.output = output
-        self.shard = Shard.read(plan.run.shard)
+        self.shard = RunShard.read(plan.run.shard)
         self.chunks = Chunks(tuple(plan.methods), chunk_rows, self.shard)
         self.tallies: dict[str, Tally] = {name: Tally() for name in plan.methods}
         self.num_kept = 0  # rows in files of earlier runs that stay, of prompts below the limit
