@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from aisp_ray.cluster.models import asks_of, choose_in_flight
-from aisp_ray.files import Output
+from aisp_ray.files import Output, differences
 from aisp_ray.pipeline.forecast import LEAST, Forecast, Interval, Machines, Measured, forecast
 from aisp_ray.pipeline.manifest import MANIFEST
 from aisp_ray.pipeline.meter import clock
@@ -60,7 +60,7 @@ def _runs_beside(out: str, wanted: Mapping[str, Any]) -> Iterator[tuple[str, dic
     for place in folder.parent.glob("*/") if folder.parent.is_dir() else ():
         try:
             manifest, summary = (json.loads((place / name).read_text("utf-8")) for name in (MANIFEST, SUMMARY))
-            if all(manifest["fingerprint"].get(key) == value for key, value in wanted.items()):
+            if not any(differences(manifest["fingerprint"].get(key), value) for key, value in wanted.items()):
                 found.append((place == folder, (place / SUMMARY).stat().st_mtime, (str(place), manifest, summary)))
         except (OSError, ValueError, KeyError, TypeError, AttributeError):  # no run, another kind, or one under way
             continue

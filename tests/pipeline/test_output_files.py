@@ -10,7 +10,7 @@ import pytest
 
 from aisp_ray.files import Output, differences, inside, part_name, resolve, split_query, to_table
 from aisp_ray.pipeline.run import check_output
-from aisp_ray.plan import Plan
+from aisp_ray.plan import Plan, RunSettings
 from aisp_ray.results import ROW_SCHEMA
 
 
@@ -108,7 +108,7 @@ def test_secrets_are_neither_kept_nor_a_difference(tmp_path):
     assert "old" not in (tmp_path / "manifest.json").read_text()
     assert differences(output.read_json("manifest.json"), now) == []
     assert differences(before, {**now, "n": 2}) == ["n: 1 there, 2 now"]
-    plans = [Plan({}, None, None, {}, None, None, 0, None, "o", fingerprint=each) for each in (before, now)]
+    plans = [Plan({}, None, None, {}, None, RunSettings(), 0, None, "o", fingerprint=each) for each in (before, now)]
     assert plans[0].config_hash == plans[1].config_hash
 
 
