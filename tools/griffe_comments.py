@@ -1,9 +1,10 @@
-"""An extension of griffe: the comment behind a field or constant is its documentation, as it is in `--help`."""
+"""Extensions of griffe for the docstrings here: comments behind fields, `name: meaning` lines of arguments."""
 
 from __future__ import annotations
 
 import ast
 import io
+import re
 import tokenize
 from typing import Any
 
@@ -20,6 +21,17 @@ class TrailingComments(griffe.Extension):
         comment = _comment_of(last)
         if comment:
             attr.docstring = griffe.Docstring(comment, lineno=attr.endlineno, parent=attr)
+
+
+class ArgumentLists(griffe.Extension):
+    """Makes a list of the lines `name: meaning` of a function's arguments, which Markdown would run together."""
+
+    def on_function_instance(self, *, func: griffe.Function, **kwargs: Any) -> None:
+        if func.docstring is None:
+            return
+        names = "|".join(re.escape(parameter.name.lstrip("*")) for parameter in func.parameters)
+        items = re.compile(rf"^({names})((?:, \w+)*): ", re.M)
+        func.docstring.value = items.sub(r"- `\1\2`: ", func.docstring.value)
 
 
 def _comment_of(line: str) -> str:
