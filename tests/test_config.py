@@ -1,5 +1,6 @@
 """The command line: what is accepted, and the one sentence for what is not."""
 
+import io
 import os
 import re
 import resource
@@ -292,3 +293,19 @@ def test_the_current_folder_is_importable_for_console_scripts(tmp_path):
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, env=environment)
     assert done.returncode == 0, done.stderr
     assert "_target_: my_method.Mine" in done.stdout
+
+
+@pytest.mark.parametrize("width", [80, 60])
+@pytest.mark.parametrize("words", [["--help"], ["policy=hf", "--help"], ["limit=3", "dry_run=true"]])
+def test_help_and_plans_fit_the_terminal(width, words, monkeypatch, tmp_path):
+    monkeypatch.setenv("COLUMNS", str(width))
+    monkeypatch.setattr("aisp_ray.pipeline.preflight", lambda plan, *say: [])
+
+    class Terminal(io.StringIO):
+        def isatty(self):
+            return True
+
+    monkeypatch.setattr("sys.stdout", Terminal())
+    assert cli.main([*words, *([] if "--help" in words else [f"out={tmp_path}/out"])]) == 0
+    for line in sys.stdout.getvalue().split("\n"):
+        assert len(line) <= width or len(line.split()) == 1, line  # a path is not broken

@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import os
+import shutil
 import sys
 import textwrap
 import typing
@@ -24,6 +25,7 @@ from aisp_ray.errors import FAILED, INTERRUPTED, OK, RedactedStream, RefusedErro
 from aisp_ray.plan import RunSettings
 
 _P = TypeVar("_P")  # a plan
+_WIDEST = 120  # columns that are used where the terminal has more
 _HELP = {"--help", "-h", "help"}
 _FLAGS = {
     "dry_run": "true: check everything that can be checked before models load, and say what would run",
@@ -83,7 +85,7 @@ def _code_of(command: Command, carry_out: Callable[[list[str]], int], words: lis
         if not _HELP & set(words):
             return carry_out(words)
         with for_a_reader():
-            print(help_text(command, [word for word in words if word not in _HELP]))
+            tell(help_text(command, [word for word in words if word not in _HELP]))
         return OK
     except ValueError as error:  # a ConfigError, or a setting that something below refuses
         return refuse(error)
@@ -102,6 +104,20 @@ def for_a_reader() -> Iterator[None]:
         sys.stdout.flush()
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+def screen_width() -> int:
+    """Columns of the terminal, at most 120; 120 where there is none."""
+    return min(_WIDEST, shutil.get_terminal_size((_WIDEST, 24)).columns)
+
+
+def tell(text: str) -> None:
+    """Print lines. On a terminal, one that is wider continues below, further in; a word is never broken."""
+    width = screen_width() if sys.stdout.isatty() else len(text)
+    for line in text.split("\n"):
+        inside = " " * (len(line) - len(line.lstrip()) + 4)
+        parts = textwrap.wrap(line, width, subsequent_indent=inside, break_long_words=False, break_on_hyphens=False)
+        print(*(parts if len(line) > width else [line]), sep="\n")
 
 
 # ---------------------------------------------------------------- reading
@@ -232,7 +248,7 @@ def _defaults(command: Command) -> str:
         notes.append("judges=[...] takes choices of reward, which score selected responses only.")
     if "heldout" in command.groups:
         notes.append("heldout= takes a choice of data.")
-    return textwrap.fill(" ".join([f"Alone it chooses {shown}." if shown else "", *notes]).strip(), 120)
+    return textwrap.fill(" ".join([f"Alone it chooses {shown}." if shown else "", *notes]).strip(), screen_width())
 
 
 def _choices(group: str) -> str:
@@ -282,7 +298,7 @@ def _row(name: str, default: str, meaning: str) -> str:
     return (
         textwrap.fill(
             meaning,
-            120,
+            screen_width(),
             initial_indent=head,
             subsequent_indent=" " * 29,
             break_long_words=False,

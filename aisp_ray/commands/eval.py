@@ -10,7 +10,7 @@ from typing import Any
 
 from aisp_ray import __version__, config
 from aisp_ray.commands import base
-from aisp_ray.commands.base import Command, Composed, as_typed, for_a_reader, run_settings
+from aisp_ray.commands.base import Command, Composed, as_typed, for_a_reader, run_settings, tell
 from aisp_ray.config import ConfigError
 from aisp_ray.errors import OK, SOME_ERRORS, refuse
 from aisp_ray.methods.base import TOTAL, Method, check_budgets, fit_budgets, read_budget, total_of
@@ -267,26 +267,26 @@ def dry_run(plan: Plan, steps: Sequence[tuple[str, str]], settings: EvalSettings
     prompts = "all prompts" if plan.limit is None else f"{plan.limit} prompts"
     with for_a_reader():
         for name, step in steps:
-            print(f"first, for {name}: {step}")
-        print(f"would run {', '.join(plan.methods)} on {prompts} of {type(plan.data).__name__}, seed {plan.seed}")
+            tell(f"first, for {name}: {step}")
+        tell(f"would run {', '.join(plan.methods)} on {prompts} of {type(plan.data).__name__}, seed {plan.seed}")
         for name, method in plan.methods.items():
-            print(f"  {name}: {_cost_of([method], plan)} in {method.num_iterations} iterations")
+            tell(f"  {name}: {_cost_of([method], plan)} in {method.num_iterations} iterations")
             for remark in method.remarks(most_new_tokens(plan.policy)):
-                print(f"    {remark}")
-        print(f"  {_total_cost(plan)}")
+                tell(f"    {remark}")
+        tell(f"  {_total_cost(plan)}")
         for role, part in (("policy", plan.policy), ("reward", plan.reward), *plan.judges.items()):
             low, high = part.actors
-            print(f"  {role}: {low} to {high} actors of {part.num_gpus:g} GPUs")
-        print(f"  rows: {inside(plan.out, 'rows')}  (configuration {plan.config_hash})")
-    if problems := preflight(plan, print):
+            tell(f"  {role}: {low} to {high} actors of {part.num_gpus:g} GPUs")
+        tell(f"  rows: {inside(plan.out, 'rows')}  (configuration {plan.config_hash})")
+    if problems := preflight(plan, tell):
         return refuse(problems)
     if settings.reward_check is not None:
-        print(f"  reward: {check_reward(plan, settings.reward_check, settings.reward_check_least).says()}")
+        tell(f"  reward: {check_reward(plan, settings.reward_check, settings.reward_check_least).says()}")
     if settings.pilot is not None and (code := run(plan, settings.pilot)) not in (OK, SOME_ERRORS):
         return code
     with for_a_reader():
         for line in _time_and_money(plan):
-            print(f"  {line}")
+            tell(f"  {line}")
     return OK
 
 
@@ -323,8 +323,9 @@ def _time_and_money(plan: Plan) -> list[str]:
     rate = estimate.earlier_rate(plan.out, describe(plan.policy), describe(plan.reward))
     if rate is None:
         return ["time: unknown, as no run with this policy and reward lies beside this output; pilot=16 measures it"]
-    prompts = plan.limit or 1
-    return [f"time: {rate.says(_most(list(plan.methods.values()), plan)[1] * prompts, prompts)}"]
+    what = "per prompt" if plan.limit is None else f"for {plan.limit} prompts"
+    tokens = _most(list(plan.methods.values()), plan)[1] * (plan.limit or 1)
+    return [f"time: {rate.says(tokens, what)}"]
 
 
 def evaluate(plan: Plan, baseline: str, report: bool) -> int:

@@ -8,8 +8,8 @@ from collections.abc import Sequence
 
 from aisp_ray import __version__, config
 from aisp_ray.commands import base
-from aisp_ray.commands.base import Command, Composed, for_a_reader, run_settings
-from aisp_ray.commands.eval import check_seed, show_report
+from aisp_ray.commands.base import Command, Composed, for_a_reader, run_settings, tell
+from aisp_ray.commands.eval import check_seed, most_new_tokens, show_report
 from aisp_ray.config import ConfigError
 from aisp_ray.errors import OK, SOME_ERRORS
 from aisp_ray.plan import absolute, describe
@@ -249,13 +249,26 @@ def dry_run(plan: TunePlan) -> int:
         assert isinstance(proposer, ListProposer)
         count = len(proposer)
     most = (count + 1) * rules.num_prompts + 2 * plan.heldout_limit
+    tokens = most * workbench.make({}).max_generated_tokens(most_new_tokens(plan.policy))
     with for_a_reader():
-        print(f"would try the preset {workbench.space.method} and {count} settings of {plan.name} by {plan.search}")
+        tell(f"would try the preset {workbench.space.method} and {count} settings of {plan.name} by {plan.search}")
         for axis in workbench.space.axes():
-            print(f"  {axis.key}: {', '.join(map(str, axis.values)) if axis.values else f'{axis.low} to {axis.high}'}")
-        print(
+            tell(f"  {axis.key}: {', '.join(map(str, axis.values)) if axis.values else f'{axis.low} to {axis.high}'}")
+        tell(
             f"  {workbench.samples()} samples a prompt for every setting, {rules.num_prompts} tuning prompts, "
-            f"stop={rules.stop}: at most {most:,} evaluations, {most * workbench.samples():,} samples"
+            f"stop={rules.stop}: at most {most:,} evaluations, {most * workbench.samples():,} samples, "
+            f"{tokens:,} tokens"
         )
-        print(f"  trials: {inside(plan.out, 'trials.parquet')}")
+        tell(f"  {_time_of(plan, tokens)}")
+        tell(f"  trials: {inside(plan.out, 'trials.parquet')}")
     return OK
+
+
+def _time_of(plan: TunePlan, tokens: int) -> str:
+    """About how long so many tokens take, where a run with these models has been timed."""
+    from aisp_ray.pipeline.estimate import earlier_rate
+
+    rate = earlier_rate(plan.out, describe(plan.policy), describe(plan.reward))
+    if rate is None:
+        return "time: unknown, as no evaluation with this policy and reward lies beside this output"
+    return f"time: {rate.says(tokens, 'if no setting stops early')}"

@@ -32,9 +32,8 @@ class Rate:
     tokens_per_second: float
     out: str  # of the run
 
-    def says(self, tokens: int, num_prompts: int) -> str:
-        """The time for at most so many tokens, in words."""
-        what = "for a prompt" if num_prompts == 1 else f"for {num_prompts:,} prompts"
+    def says(self, tokens: int, what: str) -> str:
+        """The time for at most so many tokens, in words. what: what they are for."""
         where = f"at {self.tokens_per_second:,.0f} tokens/s, the rate of {self.out}"
         return f"at most {clock(tokens / self.tokens_per_second)} {what}, {where}"
 

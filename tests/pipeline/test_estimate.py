@@ -27,7 +27,10 @@ def test_the_newest_run_of_the_same_models_gives_the_rate(tmp_path):
     (tmp_path / "broken" / "summary.json").write_text("{")
     rate = earlier_rate(str(tmp_path / "new"), POLICY, REWARD)
     assert (rate.tokens_per_second, rate.out) == (250.0, str(tmp_path / "newer"))
-    assert rate.says(30_000, 12) == f"at most 2:00 for 12 prompts, at 250 tokens/s, the rate of {tmp_path / 'newer'}"
+    assert (
+        rate.says(30_000, "for 12 prompts")
+        == f"at most 2:00 for 12 prompts, at 250 tokens/s, the rate of {tmp_path / 'newer'}"
+    )
 
 
 def test_a_bucket_is_not_listed():
