@@ -172,6 +172,18 @@ def test_the_dtype_is_chosen_by_the_device():
     assert CausalLM(model="demo:policy").load("cpu").engine.fingerprint["dtype"] == "torch.float32"
 
 
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+def test_a_half_type_on_a_cpu_runs_in_float32_and_says_so(dtype):
+    spec = CausalLM(model="demo:policy", dtype=dtype)
+    assert spec.pinned().dtype == "float32"
+    assert f"in float32 (policy.dtype={dtype}: on a CPU float32 is faster) on the CPU" in spec.announcement()
+    assert spec.load("cpu").engine.fingerprint["dtype"] == "torch.float32"
+    assert CausalLM(model="demo:policy", dtype=dtype, num_gpus=1).pinned().dtype == dtype
+    plain = CausalLM(model="demo:policy", dtype=dtype, engine="plain")
+    assert plain.pinned().dtype == dtype
+    assert "policy.dtype=" not in plain.announcement()
+
+
 def _save_adapter(kind, base, place):
     peft = pytest.importorskip("peft")
     from transformers import AutoModelForCausalLM

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 import torch
@@ -12,10 +14,12 @@ from aisp_ray.controls.value import ValueFunction
 from aisp_ray.controls.weight_log import WeightEntry, WeightLog
 from aisp_ray.engine.base import StopRules
 from aisp_ray.engine.plain import PlainEngine
+from aisp_ray.engine.vllm.head import PlainHead
+from aisp_ray.errors import DataError
 from aisp_ray.types import Sampling
 from tests.engine.tiny_models import drive, request
 from tests.vllm.conftest import letters
-from tests.vllm.small_models import DIM
+from tests.vllm.small_models import DIM, VOCABULARY
 
 ARCHITECTURES = ("llama", "qwen3", "gemma3", "mistral")
 ALL = frozenset({"logprob", "token_kl", "prelogits"})
@@ -217,6 +221,64 @@ def test_what_cannot_fit_is_refused_and_others_go_through(engines):
         engine.submit(request(control=law))
     assert engine.num_pending == 0
     assert len(drive(engine, [request()])[0].items) == 4
+
+
+def test_broken_logits_end_their_request_as_in_the_plain_engine(engines):
+    """A token's embedding is NaN: who draws it has no more logits; the request beside it goes on."""
+    model, engine = engines("llama")
+    first = drive(PlainEngine(model), [request(n=1, tokens=8)])[0].items[0].token_ids
+    at = next(t for t in range(1, 7) if first[t] not in first[:t])
+    weights = (model.get_input_embeddings().weight, vllm_embeddings(engine))
+    held = [weight[first[at]].clone() for weight in weights]
+    with torch.no_grad():
+        for weight in weights:
+            weight[first[at]] = torch.nan
+    try:
+        broken = engine.submit(request(n=1, tokens=8))
+        engine.submit(request(n=1, tokens=at))
+        found = {}
+        while engine.num_pending:
+            found.update(engine.step())
+        error = found.pop(broken)
+        assert isinstance(error, DataError)
+        assert f"at token {at + 1} of particle 0" in str(error)
+        assert [done.items[0].token_ids for done in found.values()] == [first[:at]]
+        with pytest.raises(DataError, match=f"at token {at + 1} of particle 0"):
+            drive(PlainEngine(model), [request(n=1, tokens=8)])
+    finally:
+        with torch.no_grad():
+            for weight, row in zip(weights, held, strict=True):
+                weight[first[at]] = row
+    assert not differing(model, engine, [request(n=1, tokens=8)])[1]
+
+
+def vllm_embeddings(engine):
+    """The embedding matrix in vLLM's worker, which is of this process."""
+    return engine.llm.collective_rpc(lambda worker: worker.model_runner.model.model.embed_tokens.weight)[0].data
+
+
+def test_a_head_that_cannot_be_read_is_refused_for_the_means_that_need_it(engines):
+    _, engine = engines("llama")
+    entry = ScoreEntry(((5, 6, 7), (8, 9)), (1.0, -1.0))
+    asked = request(control=OpenLoop(8, mean=ScoreLog((entry,), step_size=1.0)), iteration=1)
+    engine.call("aisp_trust_head", False)
+    try:
+        with pytest.raises(ValueError, match=r"quantised.*policy\.engine=fast"):
+            drive(engine, [asked])
+        assert engine.num_pending == 0
+        assert len(drive(engine, [request(control=OpenLoop(8, mean=MEAN, sigma=0.5))])[0].items) == 4
+    finally:
+        engine.call("aisp_trust_head", True)
+    assert len(drive(engine, [asked])[0].items) == 4
+
+
+@pytest.mark.parametrize("weight", [torch.ones(VOCABULARY, DIM, dtype=torch.int8), None], ids=["integers", "none"])
+def test_a_quantised_head_agrees_with_nothing(weight):
+    head = SimpleNamespace(weight=weight) if weight is not None else SimpleNamespace(qweight=torch.ones(4))
+    processor = SimpleNamespace(soft_cap=None, scale=1.0, org_vocab_size=VOCABULARY)
+    inner = SimpleNamespace(embed_tokens=head)
+    plain = PlainHead(SimpleNamespace(logits_processor=processor, lm_head=head, model=inner))
+    assert not plain.agrees(torch.ones(2, DIM), torch.ones(2, VOCABULARY), 1e9)
 
 
 def test_a_request_alone_and_among_others(engines):

@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from aisp_ray.engine.base import Decode, RolloutRequest, StopRules
+from aisp_ray.engine.base import Decode, RolloutRequest, StopRules, broken_logits
 from aisp_ray.engine.vllm.seam import NAME
 from aisp_ray.engine.vllm.setup import VllmSettings, installed_version, make_engine
 from aisp_ray.engine.vllm.steered import FIRST_LOGIT, INNER, LOGPROB, SQUARE, TOKEN_KL
@@ -241,7 +241,8 @@ class VllmEngine:
 
     def _finish(self, flight: _Flight) -> tuple[int, Rollouts | Exception] | None:
         del self._flights[flight.ticket]
-        terms, prelogits = pickle.loads(self.call("aisp_end", flight.ticket, flight.waiting is not None))
+        ended = self.call("aisp_end", flight.ticket, flight.waiting is not None)
+        terms, prelogits, broken = pickle.loads(ended)
         if flight.waiting is not None:
             request = self._parked.pop(flight.waiting)
             try:
@@ -249,6 +250,9 @@ class VllmEngine:
             except Exception as error:
                 return flight.waiting, error
             return None
+        for row, step in zip(flight.rows, broken, strict=True):
+            if step < len(row.tokens):
+                return flight.ticket, broken_logits(str(self.llm.model_config.dtype), row.particle, step)
         items = tuple(
             _result(
                 row,

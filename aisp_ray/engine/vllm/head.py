@@ -66,15 +66,16 @@ class PlainHead:
             )
         if self._held is None:
             bias = getattr(self._head, "bias", None)
-            self._held = self._whole(self._head.weight), None if bias is None else self._whole(bias)
+            self._held = self._whole(getattr(self._head, "weight", None)), None if bias is None else self._whole(bias)
         return self._held
 
-    def _whole(self, part: Tensor) -> Tensor:
+    def _whole(self, part: Tensor | None) -> Tensor:
         """A parameter [shard, ...] of one rank as the one of all ranks, without padding and outside inference mode."""
         from vllm.distributed import tensor_model_parallel_all_gather
 
-        if not part.is_floating_point():
-            raise ValueError(f"the LM head's weights are {part.dtype}, not floating-point numbers")
+        if part is None or not part.is_floating_point():
+            kind = "in packed form" if part is None else str(part.dtype)
+            raise ValueError(f"the LM head's weights are {kind}, not floating-point numbers")
         with torch.inference_mode(False), torch.no_grad():
             mine = part.detach().clone() if part.is_inference() else part.detach()
             if getattr(self._head, "tp_size", 1) > 1:

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from aisp_ray.engine.draws import branch, pick
+from aisp_ray.engine.draws import BROKEN, branch, pick
 from aisp_ray.engine.vllm.steered import FIRST_LOGIT, LOGPROB, TOKEN_KL, Steered
 from aisp_ray.types import Sampling
 
@@ -88,17 +88,25 @@ class Seam:
         for sampling, members in _by_sampling(groups).items():
             index = torch.cat([group.index(hidden.device) for group in members])
             chosen = _choose(_allowed(logits[index], members), sampling, members)
-            tokens[index] = chosen.clamp(min=0)  # BROKEN is no index
+            tokens[index] = chosen
         for group in groups:
             index = group.index(hidden.device)
             steered = group.steered
             if steered.forced is not None:
                 taken = [steered.forced[row][t] for row, t in zip(group.rows, group.steps, strict=True)]
                 tokens[index] = torch.tensor(taken, device=hidden.device)
+            steered.put_broken(group.rows, group.steps, tokens[index] == BROKEN)
             steered.keep(group.rows, group.steps, hidden[index])
             if steered.wants_base:
-                _sum(group, logits[index], base[id(group)], tokens[index])
-        return tokens
+                _sum(group, logits[index], base[id(group)], tokens[index].clamp(min=0))
+        if tokens.device.type == "cpu" and bool((tokens == BROKEN).any()):  # elsewhere this would wait for the device
+            self.clean()
+        return tokens.clamp(min=0)  # vLLM decodes on; the request ends as an exception
+
+    def clean(self) -> None:
+        """Take NaN out of vLLM's keys and values: the next owner of a block would read it through its masks."""
+        for part in self._runner.kv_caches:
+            torch.nan_to_num_(part, nan=0.0, posinf=0.0, neginf=0.0)
 
     def _added(self, hidden: Tensor, groups: list[_Group]) -> Tensor | None:
         parts = [(g, g.steered.control(g.rows, g.steps, hidden[g.index(hidden.device)])) for g in groups]

@@ -50,6 +50,7 @@ class Steered:
         self.terms = torch.zeros(count, length, 5, dtype=torch.float64, device=device) if self.has_terms else None
         self.prelogits = torch.zeros(count, length, dim, device=device) if "prelogits" in proposal.want else None
         self.forced: list[Sequence[int]] | None = None  # per row the tokens that it must take: a replay
+        self._broken = torch.full((count,), length, dtype=torch.int64, device=device)  # first position without a token
         self._drawn: list[Drawn | None] = [None] * count
 
     @property
@@ -173,6 +174,15 @@ class Steered:
         """Write values [rows] of a position; a position that is decoded twice (preempted) is written twice."""
         if self.terms is not None:
             self.terms[self._at(rows), self._at(steps), column] = values.double()
+
+    def put_broken(self, rows: Sequence[int], steps: Sequence[int], broken: Tensor) -> None:
+        """Keep where a row's logits are no numbers (`broken` [rows]), on the device: nothing waits for it."""
+        at = self._at(rows)
+        self._broken[at] = torch.where(broken, self._broken[at].minimum(self._at(steps)), self._broken[at])
+
+    def broken(self) -> list[int]:
+        """Per row the first position whose logits were NaN or infinite; the request's length where none was."""
+        return [int(step) for step in self._broken.tolist()]
 
     def keep(self, rows: Sequence[int], steps: Sequence[int], z: Tensor) -> None:
         if self.prelogits is not None:

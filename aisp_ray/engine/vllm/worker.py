@@ -38,7 +38,7 @@ class _State:
     """Everything that one worker keeps for us."""
 
     def __init__(self, runner: Any, device: Any):
-        for name in ("model", "input_batch", "requests", "model_config"):
+        for name in ("model", "input_batch", "requests", "model_config", "kv_caches"):
             if not hasattr(runner, name):
                 raise ValueError(f"{type(runner).__name__} of this vLLM has no `{name}`: it is not the runner we know")
         self.device = device
@@ -134,16 +134,20 @@ class Extension:
         return pickle.dumps((steered.control_norm, None))
 
     def aisp_end(self, ticket: int, keep: bool) -> bytes:
-        """Forget a request. Returns its sums [rows, T, 5] and pre-logits [rows, T, d] as arrays, each or None.
+        """Forget a request. Returns its sums [rows, T, 5] and pre-logits [rows, T, d] as arrays, each or None, and
+        per row the first position whose logits were broken.
 
         keep: it was a replay, whose pre-logits stay here.
         """
         steered = self.aisp_state.seam.steered.pop(ticket)
+        broken = steered.broken()
+        if min(broken) < steered.request.max_new_tokens:
+            self.aisp_state.seam.clean()
         if keep:
             self.aisp_state.keep_replay(steered)
-            return pickle.dumps((None, None))
+            return pickle.dumps((None, None, broken))
         as_array = lambda part: None if part is None else part.cpu().numpy()  # noqa: E731
-        return pickle.dumps((as_array(steered.terms), as_array(steered.prelogits)))
+        return pickle.dumps((as_array(steered.terms), as_array(steered.prelogits), broken))
 
     def aisp_logits(self, given: bytes) -> bytes:
         """vLLM's own logits [rows, V] of pre-logits [rows, d], as pickled arrays."""
