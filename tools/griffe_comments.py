@@ -6,6 +6,7 @@ import ast
 import io
 import re
 import tokenize
+from pathlib import Path
 from typing import Any
 
 import griffe
@@ -17,8 +18,8 @@ class TrailingComments(griffe.Extension):
     def on_attribute_instance(self, *, node: Any, attr: griffe.Attribute, agent: Any, **kwargs: Any) -> None:
         if attr.docstring is not None or not isinstance(node, ast.AST):
             return
-        last = attr.lines_collection[attr.filepath][(attr.endlineno or attr.lineno or 1) - 1]
-        comment = _comment_of(last)
+        lines = attr.lines_collection[attr.filepath] if isinstance(attr.filepath, Path) else [""]
+        comment = _comment_of(lines[(attr.endlineno or attr.lineno or 1) - 1])
         if comment:
             attr.docstring = griffe.Docstring(comment, lineno=attr.endlineno, parent=attr)
 

@@ -5,6 +5,7 @@ What is made smaller, what stands in for what, and what is not run is declared h
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import re
@@ -15,6 +16,8 @@ import tempfile
 import time
 from collections.abc import Sequence
 from pathlib import Path
+
+import psutil
 
 from tools.docs_commands.find import ROOT, DocCommand, commands_of, files_of, pages
 
@@ -41,6 +44,9 @@ FIRST = "python jobs/eval.py run.particles=true"  # what reports and exports of 
 STAND_IN = "outputs/demo"  # copied for outputs that a page names and does not make
 _POST = {"history": "How do I brew coffee?", "human_ref_A": "Slowly.", "human_ref_B": "Now.", "labels": 1}
 DATA = {"posts.jsonl": json.dumps({**_POST, "post_id": "a", "domain": "d", "score_A": 9, "score_B": 1})}
+
+
+_MARK = "AISP_DOCS_COMMANDS"  # in the environment of everything that is started
 
 
 def why_not(command: DocCommand) -> str | None:
@@ -92,7 +98,12 @@ class Shell:
     def __init__(self, folder: Path):
         self.folder = folder
         binaries = Path(sys.executable).parent
-        self._start = {**os.environ, "PATH": f"{binaries}:{os.environ['PATH']}", "PYTHONPATH": str(folder)}
+        self._start = {
+            **os.environ,
+            _MARK: str(folder),
+            "PATH": f"{binaries}:{os.environ['PATH']}",
+            "PYTHONPATH": str(folder),
+        }
         self.environment = dict(self._start)
 
     def new_page(self) -> None:
@@ -104,9 +115,28 @@ class Shell:
         if exported:
             self.environment[exported[1]] = exported[2]
             return None
+        if text == "ray stop":  # it would end every Ray on this machine
+            self.stop_ray()
+            return None
         command = ["bash", "-c", text]
-        done = subprocess.run(command, cwd=self.folder, env=self.environment, capture_output=True, text=True)
-        return None if done.returncode == 0 else (done.stdout + done.stderr)[-3000:]
+        with tempfile.TemporaryFile("w+") as said:  # not a pipe: what stays running, such as a Ray head, holds it open
+            code = subprocess.run(
+                command,
+                cwd=self.folder,
+                env=self.environment,
+                stdin=subprocess.DEVNULL,
+                stdout=said,
+                stderr=subprocess.STDOUT,
+            ).returncode
+            said.seek(0)
+            return None if code == 0 else said.read()[-3000:] or f"exit code {code}"
+
+    def stop_ray(self) -> None:
+        """End the processes that commands of this folder have left running."""
+        for process in psutil.process_iter():
+            with contextlib.suppress(psutil.Error):
+                if process.environ().get(_MARK) == str(self.folder):
+                    process.kill()
 
 
 def main(only: Sequence[str]) -> int:
@@ -124,7 +154,7 @@ def main(only: Sequence[str]) -> int:
                 for command in commands_of(path) if wanted else ():
                     failed += try_one(command, shell)
         finally:
-            subprocess.run(["ray", "stop"], env=shell.environment, capture_output=True)
+            shell.stop_ray()
     print(f"{failed} commands failed" if failed else "no command failed")
     return failed
 
