@@ -36,9 +36,7 @@ def effective_sample_size(weights: ArrayLike) -> float:
     return float(1.0 / np.square(w).sum())
 
 
-def temperature_for_ess(
-    rewards: ArrayLike, target: float, control_cost: ArrayLike | None = None, steps: int = 60
-) -> float:
+def temperature_for_ess(rewards: ArrayLike, target: float, control_cost: ArrayLike | None = None) -> float:
     """The reward temperature whose weights have `target` effective samples, by bisection on its logarithm.
 
     ESS rises with the temperature. A target at or above the number of finite rewards gives a huge temperature
@@ -50,7 +48,7 @@ def temperature_for_ess(
     if spread == 0.0:
         return 1.0  # all rewards are equal: every temperature gives the same weights
     low, high = math.log(spread * 1e-6), math.log(spread * 1e6)
-    for _ in range(steps):
+    for _ in range(60):
         middle = 0.5 * (low + high)
         if effective_sample_size(importance_weights(rewards, math.exp(middle), control_cost)) < target:
             low = middle

@@ -17,6 +17,7 @@ from aisp_ray.policy.base import LoadedPolicy
 from aisp_ray.rewards.base import Scorer, ScoreRequest
 from aisp_ray.types import Prompt, Proposal, Rollouts, Scores
 
+_MOST_REQUESTS = 256  # that a scorer is given at a time
 Result = tuple[int, Any | BaseException]  # a ticket, and its reply or what it failed with
 
 
@@ -158,12 +159,12 @@ class PolicyWorker(Worker):
 class RewardWorker(Worker):
     """Scores as many waiting requests at a time as the scorer can make use of."""
 
-    def __init__(self, load: Callable[[], Scorer], max_waiting: int = 256):
+    def __init__(self, load: Callable[[], Scorer]):
         started = time.perf_counter()
         self.scorer = load()
         self.num_scored = 0
         # a scorer that reads requests one by one gets them so, and each caller has its result at once
-        self._most = min(max_waiting, self.scorer.max_requests or max_waiting)
+        self._most = min(_MOST_REQUESTS, self.scorer.max_requests or _MOST_REQUESTS)
         self._tickets = itertools.count()
         self._admitted: dict[int, ScoreRequest] = {}
         super().__init__("reward", time.perf_counter() - started)

@@ -10,7 +10,6 @@ import resource
 import socket
 import tempfile
 import time
-import warnings
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -197,20 +196,6 @@ def joined(
     finally:
         if opened:
             ray.shutdown()
-
-
-def quiet_data() -> None:
-    """Ray Data without bars and banners, in input order, and without its limit on slow consumers."""
-    import ray.data
-
-    warnings.filterwarnings("ignore", module=r"ray\.data")
-    context = ray.data.DataContext.get_current()
-    context.enable_progress_bars = False
-    context.print_on_execution_start = False
-    context.execution_options.preserve_order = True
-    context.execution_no_progress_timeout_s = -1  # a slow consumer is normal here; the pools have their own watchdog
-    for name in ("ray.data", "ray.data.dataset", "ray"):
-        logging.getLogger(name).setLevel(logging.ERROR)
 
 
 def nodes_now() -> list[Node]:

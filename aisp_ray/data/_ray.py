@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import logging
+import warnings
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
@@ -32,30 +33,42 @@ def read_records(source: RowSource) -> ray.data.Dataset:
     return dataset
 
 
-def be_quiet(dataset: ray.data.Dataset) -> None:
-    """Ordered, silent, and never killed for a slow consumer: a search takes minutes between two reads."""
-    context = dataset.context
+def be_quiet(dataset: ray.data.Dataset | None = None) -> None:
+    """Ordered, silent, and never killed for a slow consumer: a search takes minutes between two reads.
+
+    dataset: this one, in small blocks; None: those that are made from now on in this process.
+    """
+    import ray.data
+
+    warnings.filterwarnings("ignore", module=r"ray\.data")
+    context = ray.data.DataContext.get_current() if dataset is None else dataset.context
     context.execution_options.preserve_order = True
     context.execution_options.verbose_progress = False
     context.execution_no_progress_timeout_s = -1
-    context.target_max_block_size = BLOCK_BYTES
     context.enable_progress_bars = False
     context.print_on_execution_start = False
+    if dataset is not None:
+        context.target_max_block_size = BLOCK_BYTES
     logging.getLogger("ray.data").setLevel(logging.WARNING)
-    logging.getLogger("ray.data._internal.progress").setLevel(logging.ERROR)
+    for name in ("ray", "ray.data.dataset", "ray.data._internal.progress"):
+        logging.getLogger(name).setLevel(logging.ERROR)
 
 
 def task_options(source: RowSource) -> dict[str, Any]:
     """Resources of a task. Files of this node's disk are read on this node, if it can run tasks at all."""
-    import ray
     import ray.data
 
     readers = ray.data.TaskPoolStrategy(size=max(1, min(READERS, len(source.shards()))))
     task: dict[str, Any] = {"num_cpus": TASK_CPUS, "compute": readers}
-    if not source.local:
-        return task
+    return task | on_this_node() if source.local else task
+
+
+def on_this_node() -> dict[str, Any]:
+    """Options of a task that reads or writes this node's disk."""
+    import ray
+
     here = {"ray.io/node-id": ray.get_runtime_context().get_node_id()}
-    return task | {"label_selector": here, "fallback_strategy": [{"label_selector": {}}]}
+    return {"label_selector": here, "fallback_strategy": [{"label_selector": {}}]}
 
 
 def _datasource(source: RowSource) -> Any:

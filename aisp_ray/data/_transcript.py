@@ -34,6 +34,11 @@ def split_reply(turns: Sequence[Message]) -> tuple[tuple[Message, ...], tuple[Me
     return tuple(turns[:end]), tuple(turns[end:])
 
 
+def joined(reply: Sequence[Message]) -> str:
+    """The turns of a reply as one text."""
+    return "\n\n".join(turn.content.strip() for turn in reply)
+
+
 def write_turns(turns: Sequence[Message]) -> str:
     """The dialogue as one text that ends where the reply starts; `read_turns` gives the turns back."""
     parts = [turn.content if turn.role == "system" else f"\n\n{_TAGS[turn.role]}: {turn.content}" for turn in turns]

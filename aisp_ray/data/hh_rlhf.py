@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 from aisp_ray.data._row import text_of
-from aisp_ray.data._transcript import END, has_loose_marker, read_turns, split_reply, write_turns
+from aisp_ray.data._transcript import END, has_loose_marker, joined, read_turns, split_reply, write_turns
 from aisp_ray.data.base import DataSpec, Parsed
 from aisp_ray.types import Message
 
@@ -46,9 +46,9 @@ class HhRlhf(DataSpec):
             return Parsed(text=chosen.strip(), error=error)
         rejected = row.get("rejected")
         other = split_reply(read_turns(rejected)) if isinstance(rejected, str) else None
-        meta = {"preferred": _join(reply)} if reply else {}
+        meta = {"preferred": joined(reply)} if reply else {}
         if other:
-            meta["rejected"] = _join(other[1])
+            meta["rejected"] = joined(other[1])
         rules = _rules(turns, reply, other[0] if other else turns)
         return Parsed(write_turns(turns), turns, meta, rules=rules)
 
@@ -58,7 +58,7 @@ def _rules(turns: tuple[Message, ...], reply: tuple[Message, ...], other: tuple[
         "marker_in_text": has_loose_marker(turns),
         "prompts_differ": turns != other,
         "split_reply": len(reply) > 1,
-        "empty_reply": bool(reply) and not _join(reply),
+        "empty_reply": bool(reply) and not joined(reply),
         "empty_turn": any(not turn.content.strip() for turn in turns),
         "no_reply": not reply,
         "preamble": turns[0].role == "system",
@@ -72,7 +72,3 @@ def _unusable(turns: tuple[Message, ...]) -> str | None:
     if not turns[-1].content.strip():
         return "the last human turn is empty"
     return None
-
-
-def _join(reply: tuple[Message, ...]) -> str:
-    return "\n\n".join(turn.content.strip() for turn in reply)

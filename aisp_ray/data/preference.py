@@ -11,7 +11,7 @@ from typing import Any, ClassVar
 
 from aisp_ray.data._messages import decoded, read_messages
 from aisp_ray.data._row import kind_of
-from aisp_ray.data._transcript import is_dialogue, read_turns, split_reply, write_turns
+from aisp_ray.data._transcript import is_dialogue, joined, read_turns, split_reply, write_turns
 from aisp_ray.data.base import DataSpec, Parsed
 from aisp_ray.types import Message
 
@@ -53,7 +53,7 @@ class Preference(DataSpec):
             if unreadable:
                 raise ValueError(f"column {column!r} {unreadable}")
             said = self._turns(value, column) if not isinstance(value, str) else (Message("assistant", value),)
-            if reply := _joined(_tail(said, turns)):
+            if reply := joined(_tail(said, turns)):
                 replies[name] = reply
         return turns, replies
 
@@ -63,9 +63,9 @@ class Preference(DataSpec):
         if plain and not (self.dialogues and is_dialogue(values[0])):
             return _common_text(*values)
         turns, reply = split_reply(self._turns(values[0], "chosen"))
-        replies = {"preferred": _joined(reply)} if reply else {}
+        replies = {"preferred": joined(reply)} if reply else {}
         if values[1] is not None:
-            replies["rejected"] = _joined(split_reply(self._turns(values[1], "rejected"))[1])
+            replies["rejected"] = joined(split_reply(self._turns(values[1], "rejected"))[1])
         return turns, replies
 
     def _turns(self, value: Any, column: str) -> Turns:
@@ -122,7 +122,3 @@ def _common_text(chosen: str, rejected: str) -> tuple[Turns, dict[str, str]]:
 def _tail(said: Sequence[Message], turns: Turns) -> Sequence[Message]:
     """The turns after the prompt, for rows whose replies repeat it."""
     return said[len(turns) :] if tuple(said[: len(turns)]) == turns else said
-
-
-def _joined(reply: Sequence[Message]) -> str:
-    return "\n\n".join(turn.content.strip() for turn in reply)

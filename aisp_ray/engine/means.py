@@ -17,13 +17,13 @@ from aisp_ray.lm.prefixes import Prefix
 from aisp_ray.noise import normal, split_key
 
 _MOST_TOKENS = 8192  # of one forward
+_MOST_MEANS = 256
 
 
 class Means:
     """Means by (prompt, description, horizon), gone on from the cached parent, rebuilt where there is none."""
 
-    def __init__(self, limit: int = 256):
-        self._limit = limit
+    def __init__(self) -> None:
         self._held: OrderedDict[Any, Tensor] = OrderedDict()
         self.updates = 0  # iterations replayed, 1 for each request where nothing was lost
 
@@ -53,7 +53,7 @@ class Means:
 
     def _keep(self, name: Any, mean: Tensor) -> None:
         self._held[name] = mean
-        while len(self._held) > self._limit:
+        while len(self._held) > _MOST_MEANS:
             self._held.popitem(last=False)
 
 

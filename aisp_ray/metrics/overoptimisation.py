@@ -11,6 +11,7 @@ import numpy as np
 from aisp_ray.metrics.base import Estimate, estimates
 
 _RESAMPLES = 1000  # of the intervals here: they are looked at, the table's are quoted
+_BINS = 5
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,13 +24,13 @@ class Transfer:
     bins: tuple[tuple[float, float, int], ...]  # (mean optimised, mean held-out difference, prompts), gains rising
 
 
-def transfer(optimised: np.ndarray, held_out: np.ndarray, seed: int = 0, num_bins: int = 5) -> Transfer:
+def transfer(optimised: np.ndarray, held_out: np.ndarray, seed: int = 0) -> Transfer:
     """From paired differences over prompts, float64 [prompts] each, NaN where a prompt lacks one."""
     both = np.isfinite(optimised) & np.isfinite(held_out)
     pairs = np.stack([optimised[both], held_out[both]], axis=1)  # [kept, 2]
     first, second = estimates(pairs, seed, _RESAMPLES)
     order = pairs[np.argsort(pairs[:, 0], kind="stable")]
-    parts = [part for part in np.array_split(order, num_bins) if len(part)] if len(pairs) >= 2 * num_bins else []
+    parts = [part for part in np.array_split(order, _BINS) if len(part)] if len(pairs) >= 2 * _BINS else []
     bins = tuple((float(part[:, 0].mean()), float(part[:, 1].mean()), len(part)) for part in parts)
     return Transfer(first, second, rank_correlation(pairs[:, 0], pairs[:, 1]), bins)
 

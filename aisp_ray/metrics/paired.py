@@ -28,13 +28,13 @@ class Paired:
         return (self.wins + 0.5 * self.ties) / total if total else math.nan
 
 
-def paired(differences: np.ndarray, seed: int = 0, tie: float = TIE) -> Paired:
+def paired(differences: np.ndarray, seed: int = 0) -> Paired:
     """The comparison from per-prompt differences, float64 [prompts], NaN where a prompt is not shared."""
     kept = np.asarray(differences, dtype=np.float64)
     kept = kept[np.isfinite(kept)]
     return Paired(
         estimate(kept, seed),
-        wins=int((kept > tie).sum()),
-        ties=int((np.abs(kept) <= tie).sum()),
-        losses=int((kept < -tie).sum()),
+        wins=int((kept > TIE).sum()),
+        ties=int((np.abs(kept) <= TIE).sum()),
+        losses=int((kept < -TIE).sum()),
     )

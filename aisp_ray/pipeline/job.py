@@ -18,7 +18,7 @@ from typing import Any
 from aisp_ray.cluster.metrics import RunMetrics
 from aisp_ray.cluster.models import asks_of
 from aisp_ray.cluster.opening import open_models
-from aisp_ray.cluster.session import quiet_data
+from aisp_ray.data._ray import be_quiet
 from aisp_ray.data.select import DropReport
 from aisp_ray.data.stream import stream_prompts
 from aisp_ray.driver import Driver, Shares, TotalBudget
@@ -85,7 +85,7 @@ class Job:
         if reached := self.account.limit_reached():
             raise reached  # by earlier starts
         async with open_models(self.plan, self.screen.say) as models:
-            quiet_data()
+            be_quiet()
             self.models = models
             self.pools = self.account.pools = models.pools
             self.metrics = RunMetrics()

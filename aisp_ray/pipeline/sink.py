@@ -9,6 +9,7 @@ import pyarrow as pa
 import ray.data
 from ray.data.block import BlockAccessor
 
+from aisp_ray.data._ray import on_this_node
 from aisp_ray.files import ROWS, Output
 
 _WRITE_CPUS = 0.25  # a chunk is a few hundred kilobytes
@@ -33,12 +34,5 @@ class ChunkDatasink(ray.data.Datasink[None]):
 def write_chunk(output: Output, table: pa.Table, method: str, chunk: int, folder: str = ROWS) -> None:
     """Write one part file through Ray Data; returns when it is there."""
     sink = ChunkDatasink(output, method, chunk, folder, table.schema)
-    ray.data.from_arrow(table).write_datasink(sink, ray_remote_args={"num_cpus": _WRITE_CPUS, **_where(output)})
-
-
-def _where(output: Output) -> dict[str, Any]:
-    """A local folder is written on this node: its disk is where the reader will look."""
-    if not output.is_local:
-        return {}
-    here = {"ray.io/node-id": ray.get_runtime_context().get_node_id()}
-    return {"label_selector": here, "fallback_strategy": [{"label_selector": {}}]}
+    where = on_this_node() if output.is_local else {}  # where the reader will look
+    ray.data.from_arrow(table).write_datasink(sink, ray_remote_args={"num_cpus": _WRITE_CPUS, **where})

@@ -159,9 +159,6 @@ def _read(plan: ValuePlan) -> list[Prompt]:
 
     if plan.local:
         return list(rows_locally(plan.data, plan.settings.limit))
-    from aisp_ray.cluster.session import quiet_data
-
-    quiet_data()
     return list(stream_prompts(plan.data, plan.settings.limit))
 
 

@@ -14,15 +14,16 @@ from aisp_ray.config import suggest
 from aisp_ray.tune.trial import Trial
 
 RULES = ("halving", "race", "none")
+_FACTOR = 2  # a rung has so many times the prompts of the one before, and the best 1 in so many trials goes on
 
 
-def rung_sizes(num_prompts: int, first: int, factor: int = 2) -> tuple[int, ...]:
-    """Prompts seen at the end of each rung: first, first * factor, ..., num_prompts."""
+def rung_sizes(num_prompts: int, first: int) -> tuple[int, ...]:
+    """Prompts seen at the end of each rung: first, twice as many, ..., num_prompts."""
     sizes = []
     size = first
     while size < num_prompts:
         sizes.append(size)
-        size *= factor
+        size *= _FACTOR
     return (*sizes, num_prompts)
 
 
@@ -40,22 +41,22 @@ def survivors(rule: str, batch: Sequence[Trial], seen: Sequence[Trial], size: in
     raise ValueError(f"stop={rule}: there is no such rule.{suggest(rule, RULES)}")
 
 
-def _halve(batch: Sequence[Trial], seen: Sequence[Trial], size: int, factor: int = 2) -> list[Trial]:
-    """Successive halving (Li et al., 2018, arXiv 1810.05934, ASHA): the best 1/factor of all that came this far.
+def _halve(batch: Sequence[Trial], seen: Sequence[Trial], size: int) -> list[Trial]:
+    """Successive halving (Li et al., 2018, arXiv 1810.05934, ASHA): the best half of all that came this far.
 
     Differs from the paper: decided for the batch together, and at least one place is given.
     """
     means = sorted(filter(math.isfinite, (trial.score(seen[0], size) for trial in seen)), reverse=True)
     if not means:
         return []
-    bar = means[max(1, math.ceil(len(means) / factor)) - 1]
+    bar = means[max(1, math.ceil(len(means) / _FACTOR)) - 1]
     return [trial for trial in batch if trial.score(seen[0], size) >= bar]
 
 
-def _race(batch: Sequence[Trial], seen: Sequence[Trial], size: int, z: float = 1.0) -> list[Trial]:
+def _race(batch: Sequence[Trial], seen: Sequence[Trial], size: int) -> list[Trial]:
     """A race on paired differences (Maron and Moore, 1994; F-Race, Birattari et al., 2002).
 
-    A trial goes on unless it is behind the leader by more than `z` standard errors of their paired difference.
+    A trial goes on unless it is behind the leader by more than one standard error of their paired difference.
     """
     known = [trial for trial in seen if math.isfinite(trial.score(seen[0], size))]
     if not known:
@@ -64,7 +65,7 @@ def _race(batch: Sequence[Trial], seen: Sequence[Trial], size: int, z: float = 1
     kept = []
     for trial in batch:
         gap = trial.paired(leader, size)
-        if trial is leader or (gap.size and gap.mean() + z * _standard_error(gap) >= 0):
+        if trial is leader or (gap.size and gap.mean() + _standard_error(gap) >= 0):
             kept.append(trial)
     return kept
 

@@ -7,8 +7,7 @@ import math
 import numpy as np
 import pytest
 
-from aisp_ray.metrics._bootstrap import resampled_means
-from aisp_ray.metrics.base import estimate, estimates
+from aisp_ray.metrics.base import estimate, estimates, resampled_means
 from aisp_ray.metrics.paired import paired
 from aisp_ray.rng import generator
 
