@@ -13,6 +13,7 @@ import time
 from collections.abc import Sequence
 from concurrent.futures import Future
 from concurrent.futures import TimeoutError as FutureTimeout
+from importlib.metadata import version
 from typing import Any
 
 import ray
@@ -47,6 +48,7 @@ class _ModelActor:
         started = time.perf_counter()
         prepare_process(self.spec)
         try:
+            share_gpu(self.spec)
             self.worker = self._make_worker(device_of(self.spec))
         except Exception as error:
             raise sort_load_error(error) from None
@@ -122,9 +124,25 @@ def prepare_process(spec: Placement) -> None:
     if spec.num_gpus == 0:
         for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS"):
             os.environ[name] = str(spec.threads)
+    elif not _on_vllm(spec):
+        # freed pieces of memory join again: tiles, batches and prompts are of many sizes
+        old = tuple(int(part) for part in version("torch").split(".")[:2]) < (2, 9)
+        os.environ.setdefault("PYTORCH_CUDA_ALLOC_CONF" if old else "PYTORCH_ALLOC_CONF", "expandable_segments:True")
     quiet_libraries()
     if spec.num_gpus == 0 and "torch" in sys.modules:
         sys.modules["torch"].set_num_threads(spec.threads)
+
+
+def share_gpu(spec: Placement) -> None:
+    """Take no more than this actor's part of the memory of a GPU that it shares; vLLM bounds itself."""
+    if 0 < spec.num_gpus < 1 and not _on_vllm(spec):
+        from aisp_ray.lm import memory
+
+        memory.share_gpu(spec.num_gpus)
+
+
+def _on_vllm(spec: Placement) -> bool:
+    return getattr(spec, "engine", None) == "vllm"
 
 
 def remote_class(cls: type, spec: Placement, calls: int) -> Any:

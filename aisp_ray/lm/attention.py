@@ -21,6 +21,7 @@ from aisp_ray.lm.shims import attention_named, cpu_attention
 NAME = "aisp_shared_prefix"
 HIDDEN = -1e30  # added to the logit of a key that a query may not see: finite, so that a span with none stays a number
 FUSED_DTYPES = (torch.float32, torch.bfloat16)
+WIDE_PRODUCTS = hasattr(torch.ops.aten.bmm, "dtype")  # 16-bit factors with a float32 product, on a GPU
 VECTORS = 64  # elements that PyTorch's elementwise kernels take in one go on a CPU (fewer in float32)
 _active = threading.local()
 
@@ -67,9 +68,30 @@ def shared_prefix_attention(
 Part = tuple[Tensor, Tensor]  # softmax over a span applied to its values [..., D], log of its mass [..., 1]; float32
 
 
-def partial(query: Tensor, keys: Tensor, values: Tensor, mask: Tensor | None, softcap: float | None) -> Part:
-    """Attention over one span of keys. query [..., q, D], keys and values [..., k, D], mask added to the logits."""
-    scores = torch.matmul(query, keys.transpose(-1, -2)).float()  # [..., q, k]
+def scaled(query: Tensor, scale: float) -> tuple[Tensor, float]:
+    """(query, scale that is left for the logits): in 16 bits on a GPU all of it, so that nothing is rounded before."""
+    return (query, scale) if _sums_in_float32(query) else (query * scale, 1.0)
+
+
+def _sums_in_float32(query: Tensor) -> bool:
+    return query.is_cuda and query.dtype != torch.float32 and WIDE_PRODUCTS
+
+
+def _logits(query: Tensor, keys: Tensor, scale: float) -> Tensor:
+    """Float32 logits [..., q, k]. On a GPU they leave the product in float32, as they do in fused attention."""
+    if not _sums_in_float32(query):
+        return torch.matmul(query, keys.transpose(-1, -2)).float()
+    flat = query.flatten(0, -3), keys.transpose(-1, -2).flatten(0, -3)
+    scores = torch.bmm(*flat, out_dtype=torch.float32).view(*query.shape[:-1], keys.shape[-2])
+    return scores.mul_(scale)
+
+
+def partial(
+    query: Tensor, keys: Tensor, values: Tensor, mask: Tensor | None, softcap: float | None, scale: float = 1.0
+) -> Part:
+    """Attention over one span of keys. query [..., q, D] and scale as `scaled` gives them, keys and values [..., k, D],
+    mask added to the logits."""
+    scores = _logits(query, keys, scale)  # [..., q, k]
     if softcap is not None:
         scores = (scores / softcap).tanh_().mul_(softcap)
     if mask is not None:
@@ -86,7 +108,8 @@ def span(query: Tensor, keys: Tensor, values: Tensor, scale: float, mask: Tensor
     if softcap is None and query.is_cpu and query.dtype in FUSED_DTYPES and keys.shape == values.shape:
         out, mass = cpu_attention(query, keys, values, scale, mask=None if mask is None else mask.to(query.dtype))
         return out, mass.unsqueeze(-1)
-    return partial(query * scale, keys, values, mask, softcap)
+    query, left = scaled(query, scale)
+    return partial(query, keys, values, mask, softcap, left)
 
 
 def merge(a: Part, b: Part) -> Part:

@@ -27,6 +27,19 @@ def dtype_for(asked: str, device: str) -> str:
     return "float32" if device == "cpu" else "bfloat16"
 
 
+def pin_arithmetic() -> None:
+    """Sums of products on a GPU in float32, whatever this PyTorch or its user has chosen.
+
+    By default products of 16-bit numbers may add up in 16 bits, and those of float32 round their factors where somebody
+    has asked for it: both would reach positions, noise and means.
+    """
+    import torch
+
+    torch.backends.cuda.matmul.allow_bf16_reduced_precision_reduction = False
+    torch.backends.cuda.matmul.allow_fp16_reduced_precision_reduction = False
+    torch.set_float32_matmul_precision("highest")
+
+
 def damage(source: str | Path) -> str | None:
     """What is wrong with a local checkpoint folder or file: a Git-LFS pointer or a cut-off file. None: nothing found.
 

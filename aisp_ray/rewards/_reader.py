@@ -10,7 +10,9 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from aisp_ray.lm.checkpoints import pin_arithmetic
 from aisp_ray.lm.checks import own_states, probe, probe_lengths, require_equal
+from aisp_ray.lm.memory import free_bytes, give_back
 from aisp_ray.lm.support import UnsupportedModelError, length_dependent_rope, require_supported
 from aisp_ray.rewards._packed import Group as PackedGroup
 from aisp_ray.rewards._packed import Packed
@@ -43,6 +45,9 @@ class Reader:
         config = model.config.get_text_config()
         self.context: int | None = getattr(config, "max_position_embeddings", None)
         self.num_embeddings = int(model.get_input_embeddings().weight.shape[0])
+        self.device = next(model.parameters()).device
+        if self.device.type == "cuda":
+            pin_arithmetic()
         self.batch_tokens = spec.batch_tokens
         self.halvings = 0
         self.padded, self.score = Padded(model, body, score), score
@@ -122,8 +127,7 @@ class Reader:
     def _free(self) -> None:
         if self.packed is not None:
             self.packed.store.trim(0)
-        if torch.cuda.is_available():
-            torch.cuda.empty_cache()
+        give_back(self.device)
 
     @torch.inference_mode()
     def _require_finite(self, model: Any, name: str) -> None:
@@ -214,7 +218,7 @@ def _by_tokens(groups: Sequence[Group], items: list[Item], batch_tokens: int) ->
 def _prefix_bytes(asked: int | None, device: torch.device) -> int:
     if asked is not None:
         return asked << 20
-    return torch.cuda.mem_get_info(device)[0] // 3 if device.type == "cuda" else 2048 << 20
+    return free_bytes(device) // 3 if device.type == "cuda" else 2048 << 20
 
 
 def _is_out_of_memory(error: Exception) -> bool:
