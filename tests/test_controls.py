@@ -11,9 +11,9 @@ from aisp_ray.controls.weight_log import WeightEntry, WeightLog
 class Source:
     dim, device = 3, torch.device("cpu")
 
-    def noise(self, iteration, particles, horizon):
+    def noise(self, iteration, particles, horizon, start=0):
         draw = np.random.default_rng(iteration).standard_normal((8, 6, 3))  # slices of one array, as by name
-        return torch.from_numpy(draw).float()[list(particles), :horizon]
+        return torch.from_numpy(draw).float()[list(particles), start:horizon]
 
 
 def entry(iteration, **kw):

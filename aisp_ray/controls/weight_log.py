@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Any, Protocol
 if TYPE_CHECKING:
     from torch import Tensor
 
+NOISE_ELEMENTS = 1 << 25  # numbers of noise that an update of a mean holds at a time, 128 MiB
+
 
 class MeanSource(Protocol):
     """What a policy offers to whoever rebuilds a mean on its device."""
@@ -16,8 +18,9 @@ class MeanSource(Protocol):
     dim: int
     device: Any
 
-    def noise(self, iteration: int, particles: Sequence[int], horizon: int) -> Tensor:
-        """Standard normal noise of this prompt, float32 [len(particles), horizon, d]."""
+    def noise(self, iteration: int, particles: Sequence[int], horizon: int, start: int = 0) -> Tensor:
+        """Standard normal noise of this prompt at positions from `start` to the horizon, float32
+        [len(particles), horizon - start, d]."""
 
     def replay(self, token_ids: Sequence[Sequence[int]]) -> list[Tensor]:
         """Base pre-logits of given responses by one teacher-forced pass, float32 [num_tokens_i, d] each."""
@@ -90,9 +93,13 @@ def _update(entry: WeightEntry, mean: Tensor, source: MeanSource, horizon: int) 
     w = at([entry.weights[i] for i in kept]) * live
     total = w.sum(0)  # [t]
     w = torch.where(total > 0, w / total.clamp_min(torch.finfo(torch.float64).tiny), 0.0)
-    eps = source.noise(entry.iteration, kept, reach)  # [kept, t, d]
     mean_weight = w.sum(0) - (total > 0).double()  # [t]
     drift = torch.zeros_like(mean)  # [horizon, d]
-    drift[:reach] = torch.einsum("nt,ntd->td", (w * entry.sigma).to(eps.dtype), eps)
-    drift[:reach] += mean_weight.to(eps.dtype)[:, None] * mean[:reach]
+    size = max(NOISE_ELEMENTS // (max(len(kept), 1) * source.dim), 1)
+    for start in range(0, reach, size):
+        stop = min(start + size, reach)
+        eps = source.noise(entry.iteration, kept, stop, start)  # [kept, t, d]
+        scaled = (w[:, start:stop] * entry.sigma).to(eps.dtype)
+        drift[start:stop] = torch.einsum("nt,ntd->td", scaled, eps)
+    drift[:reach] += mean_weight.to(drift.dtype)[:, None] * mean[:reach]
     return drift

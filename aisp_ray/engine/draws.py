@@ -10,18 +10,19 @@ import math
 from collections.abc import Sequence
 from typing import Any, cast
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from aisp_ray.controls.laws import OpenLoop
-from aisp_ray.engine.rows import Row
+from aisp_ray.engine.rows import BEYOND, BROKEN, Row
 from aisp_ray.noise import normal, split_key, uniform
 from aisp_ray.types import Sampling
 
-BROKEN = -1  # in place of a token: the row's logits are NaN or infinite
+CANDIDATES = 4096  # the likeliest tokens, which a GPU ranks instead of the whole vocabulary
+NOISE_BYTES = 1 << 29  # what the temporaries of one call of the generator take on a GPU
 _BLOCK = 512  # entries that are summed at once to draw a token
-_CHUNK = 16384  # Philox counters of one call: its temporaries stay in the cache of a core
+# Philox counters of one call: on a CPU its temporaries stay in the cache of a core; some 16 numbers a counter
+_CHUNK = {"cpu": 16384, "cuda": NOISE_BYTES // 128}
 
 
 def names(rows: Sequence[Row], steps: Tensor, device: Any) -> tuple[Tensor, Tensor, Tensor, Tensor]:
@@ -35,16 +36,19 @@ def names(rows: Sequence[Row], steps: Tensor, device: Any) -> tuple[Tensor, Tens
 
 def noise(rows: Sequence[Row], steps: Tensor, dim: int) -> Tensor:
     """Standard normal noise of the rows at `steps` [rows, S], float32 [rows, S, d]."""
-    named = names(rows, steps, steps.device)
-    if steps.device.type != "cpu":
-        return normal(*named, dim).view(*steps.shape, dim)
-    size = max(_CHUNK * 4 // dim, 1)
+    return named_noise(names(rows, steps, steps.device), dim).view(*steps.shape, dim)
+
+
+def named_noise(named: tuple[Tensor, Tensor, Tensor, Tensor], dim: int) -> Tensor:
+    """`noise.normal` of any number of names (key, iteration, particle, step) in calls of bounded memory, [names, d]."""
+    size = max(_CHUNK.get(named[3].device.type, 16384) * 4 // dim, 1)
+    if len(named[3]) <= size:
+        return normal(*named, dim)
     key, iteration, particle, step = (part.split(size) for part in named)
-    parts = [normal(*of, dim) for of in zip(key, iteration, particle, step, strict=True)]
-    return torch.cat(parts).view(*steps.shape, dim)
+    return torch.cat([normal(*of, dim) for of in zip(key, iteration, particle, step, strict=True)])
 
 
-def controls(rows: Sequence[Row], width: int, dim: int, device: Any) -> tuple[Tensor, np.ndarray]:
+def controls(rows: Sequence[Row], width: int, dim: int, device: Any) -> tuple[Tensor, Tensor]:
     """The next `width` controls of open-loop rows, float32 [S, rows, d], and (u.v, |u|^2), float64 [S, rows, 2].
 
     What is added is decay^t v; the sums are of u and v. From a row's horizon on it is zero.
@@ -53,7 +57,7 @@ def controls(rows: Sequence[Row], width: int, dim: int, device: Any) -> tuple[Te
     laws = [cast(OpenLoop, row.active.request.proposal.control) for row in rows]
     column = lambda values: torch.tensor(values, dtype=torch.float32, device=device)[:, None, None]  # noqa: E731
     v = torch.zeros(len(rows), width, dim, device=device)
-    sums = np.zeros((width, len(rows), 2))
+    sums = torch.zeros(width, len(rows), 2, dtype=torch.float64, device=device)
     u = _means(rows, steps, dim)
     if u is not None:
         v = u
@@ -63,8 +67,8 @@ def controls(rows: Sequence[Row], width: int, dim: int, device: Any) -> tuple[Te
     v = v * live[:, :, None]
     if u is not None:
         u = u.double()
-        sums[:, :, 0] = ((u * v.double()).sum(-1) * live).t().cpu().numpy()
-        sums[:, :, 1] = (u.square().sum(-1) * live).t().cpu().numpy()
+        sums[:, :, 0] = ((u * v.double()).sum(-1) * live).t()
+        sums[:, :, 1] = (u.square().sum(-1) * live).t()
     if any(law.decay != 1 for law in laws):
         decay = torch.tensor([law.decay for law in laws], dtype=torch.float64, device=device)[:, None]
         v *= decay.pow(steps)[..., None]
@@ -94,30 +98,56 @@ def uniforms(rows: Sequence[Row], width: int, device: Any) -> Tensor:
     return uniform(*names(rows, steps, device)).view(len(rows), width).t()
 
 
-def pick(logits: Tensor, sampling: Sampling, uniform: Tensor | None) -> Tensor:
+def candidates_on(device: torch.device) -> int | None:
+    """Tokens that are ranked on this device before all are: None on a CPU, whose sort is not what a step waits for."""
+    return CANDIDATES if device.type == "cuda" else None
+
+
+def pick(logits: Tensor, sampling: Sampling, uniform: Tensor | None, candidates: int | None = None) -> Tensor:
     """One token per row: the most likely one at temperature 0, else by inverse CDF; `BROKEN` where there is no number.
 
     logits: float32 [rows, vocabulary], forbidden tokens at -inf. uniform: float64 [rows] in (0, 1), unused at
-    temperature 0. Returns int64 [rows].
+    temperature 0. candidates: rank no more than the likeliest ones for top_p and top_k, which on a GPU takes a fraction
+    of the time of a full sort; `BEYOND` where the token may lie behind them. None: rank all. Returns int64 [rows].
     """
     if sampling.temperature == 0.0:
         token = most_likely(logits)[:, None]
         return torch.where(logits.gather(1, token).isfinite(), token, BROKEN)[:, 0]
     assert uniform is not None, "sampling needs uniform numbers"
     scaled = logits if sampling.temperature == 1.0 else logits / sampling.temperature
-    width = sampling.top_k if 0 < sampling.top_k < logits.shape[-1] else logits.shape[-1]
-    if width == logits.shape[-1] and sampling.top_p == 1.0:
+    size = logits.shape[-1]
+    width = sampling.top_k if 0 < sampling.top_k < size else size
+    if width == size and sampling.top_p == 1.0:
         return _inverse_cdf(scaled.softmax(-1), uniform)[:, 0]
-    # most likely first; a stable sort breaks ties by token id on every device
-    ranked, order = scaled.sort(dim=-1, descending=True, stable=True)
+    some = candidates is not None and 2 * candidates <= size and (width == size or width < candidates)
+    ranked, order = _likeliest(scaled, candidates or 0) if some else _ranked(scaled)
+    last = ranked[:, -1:]  # whether others are as likely is not known
     ranked, order = ranked[:, :width], order[:, :width]
-    mass = ranked.softmax(-1)
+    mass = (ranked - scaled.logsumexp(-1, keepdim=True)).exp() if some and width == size else ranked.softmax(-1)
     if sampling.top_p < 1.0:
         exact = mass.double()
-        mass = torch.where(exact.cumsum(-1) - exact < sampling.top_p, mass, 0.0)
+        kept = exact.cumsum(-1) - exact < sampling.top_p
+        mass = torch.where(kept, mass, 0.0)
+    else:
+        kept = torch.ones_like(mass, dtype=torch.bool)
     index = _inverse_cdf(mass, uniform)
     chosen = order.gather(1, index.clamp(min=0))
+    if some:  # the least likely token that counts is among those that the candidates hold for sure
+        chosen = torch.where((kept & (ranked == last) & (mass > 0)).any(-1, keepdim=True), BEYOND, chosen)
     return torch.where((index >= 0) & ranked[:, :1].isfinite(), chosen, BROKEN)[:, 0]
+
+
+def _ranked(scaled: Tensor) -> tuple[Tensor, Tensor]:
+    """(logits, tokens), the likeliest first; a stable sort breaks ties by token id on every device."""
+    ranked, order = scaled.sort(dim=-1, descending=True, stable=True)
+    return ranked, order
+
+
+def _likeliest(scaled: Tensor, count: int) -> tuple[Tensor, Tensor]:
+    """The first `count` of `_ranked`, but for which of those as likely as the last one they hold."""
+    tokens = scaled.topk(count, dim=-1, sorted=False).indices.sort(dim=-1).values
+    ranked, at = _ranked(scaled.gather(1, tokens))
+    return ranked, tokens.gather(1, at)
 
 
 def most_likely(logits: Tensor) -> Tensor:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -17,6 +18,7 @@ from aisp_ray.controls.laws import OpenLoop
 from aisp_ray.engine.base import Engine, RolloutRequest, StopRules
 from aisp_ray.engine.plain import ExpandedEngine, PlainEngine
 from aisp_ray.engine.scheduler import FastEngine
+from aisp_ray.engine.slots import Ways
 from aisp_ray.lm.checks import TOLERANCE, own_states, probe, probe_lengths, require_equal
 from aisp_ray.lm.head import Head
 from aisp_ray.lm.support import UnsupportedModelError
@@ -24,8 +26,9 @@ from aisp_ray.types import Proposal, Rollouts
 
 log = logging.getLogger(__name__)
 KINDS = ("fast", "expanded", "plain")
-LEAST_STACK = 16  # the check at load has prompts, too
+LEAST_LONGEST = 16  # the check at load has prompts, too
 _TOKENS = 6
+_WAYS = Ways()
 
 
 def build_engine(
@@ -35,15 +38,14 @@ def build_engine(
     decode: Callable[[Sequence[int]], str] | None = None,
     max_new_tokens: int = 128,
     longest_prompt: int | None = None,
-    kernels: bool = True,
+    ways: Ways = _WAYS,
 ) -> Engine:
     """An engine for a loaded causal language model.
 
     kind: "fast" shares prompts and refills slots, and becomes "expanded" with one warning where the model does not
     allow that; "plain" is the reference. slots: rows decoded at once by the fast engine; None or "auto" chooses from
-    free memory. decode: token ids to text, which only stop strings need. longest_prompt: tokens of a prompt that a tile
-    on a GPU holds; None: as many as the fast engine chooses. kernels: the fast engine may use its own products on a CPU
-    in float32.
+    free memory. decode: token ids to text, which only stop strings need. longest_prompt: tokens of the longest prompt,
+    by which the fast engine plans its memory on a GPU; None: any. ways: how the fast engine runs its steps.
 
     Before anything else it decodes a few tokens and compares them with the model's own forward.
 
@@ -56,7 +58,7 @@ def build_engine(
     _require_numbers(model)
     engine: Any = None
     if kind == "fast":
-        settings = {"stack": _stack(model, longest_prompt), "kernels": kernels}
+        settings = {"longest_prompt": _longest(model, longest_prompt), "ways": ways}
         engine = _fast(model, slots, decode, max_new_tokens, **settings)
     if engine is None:
         engine = (PlainEngine if kind == "plain" else ExpandedEngine)(model, decode)
@@ -91,31 +93,33 @@ def _require_numbers(model: Any) -> None:
         )
 
 
-def _stack(model: Any, longest_prompt: int | None) -> int | None:
-    """`FastEngine`'s `stack`; None leaves it to the engine, which on a CPU takes prompts of any length."""
+def _longest(model: Any, longest_prompt: int | None) -> int | None:
+    """`FastEngine`'s `longest_prompt`; None on a CPU, where nothing is planned by it."""
     if longest_prompt is None or model.device.type != "cuda":
         return None
     context = getattr(model.config.get_text_config(decoder=True), "max_position_embeddings", None) or longest_prompt
-    return max(min(longest_prompt, context), LEAST_STACK)
+    return max(min(longest_prompt, context), LEAST_LONGEST)
 
 
-def _fast(model: Any, *settings: Any, **named: Any) -> FastEngine | None:
+def _fast(model: Any, *settings: Any, ways: Ways, **named: Any) -> FastEngine | None:
     """The fast engine; None, with a warning, where the model cannot share a prefix."""
     engine = None
     try:
-        engine = FastEngine(model, *settings, **named)
+        engine = FastEngine(model, *settings, ways=ways, **named)
         verify_engine(model, engine)
     except UnsupportedModelError as error:
         own, problem, engine = engine is not None and engine.fingerprint["kernels"], str(error), None
     else:
         return engine
     # out here: within `except` the failed engine hangs on the frames of its check
-    if not own:
+    without = replace(ways, flash=False) if ways.flash else replace(ways, kernels=False) if own else None
+    if without is None:
         log.warning("%s runs on expanded caches, slower: %s", type(model).__name__, problem)
         return None
-    engine = _fast(model, *settings, **{**named, "kernels": False})  # it may be them
+    engine = _fast(model, *settings, ways=without, **named)  # it may be them
     if engine is not None:
-        log.warning("%s runs without the engine's own kernels, slower: %s", type(model).__name__, problem)
+        part = "FlashAttention" if ways.flash else "the engine's own kernels"
+        log.warning("%s runs without %s, slower: %s", type(model).__name__, part, problem)
     return engine
 
 

@@ -11,19 +11,24 @@ from torch import Tensor
 
 from aisp_ray.controls.laws import OpenLoop
 from aisp_ray.controls.weight_log import MeanSource
+from aisp_ray.engine.draws import named_noise
 from aisp_ray.engine.rows import Active
 from aisp_ray.lm.head import Head
 from aisp_ray.lm.prefixes import Prefix
-from aisp_ray.noise import normal, split_key
+from aisp_ray.noise import split_key
 
 _MOST_TOKENS = 8192  # of one forward
 _MOST_MEANS = 256
 
 
 class Means:
-    """Means by (prompt, description, horizon), gone on from the cached parent, rebuilt where there is none."""
+    """Means by (prompt, description, horizon), continued from the cached parent, rebuilt where there is none.
 
-    def __init__(self) -> None:
+    limit_bytes: what they may take; the last one stays whatever it takes.
+    """
+
+    def __init__(self, limit_bytes: int = 1 << 30) -> None:
+        self._limit_bytes = limit_bytes
         self._held: OrderedDict[Any, Tensor] = OrderedDict()
         self.updates = 0  # iterations replayed, 1 for each request where nothing was lost
 
@@ -53,8 +58,12 @@ class Means:
 
     def _keep(self, name: Any, mean: Tensor) -> None:
         self._held[name] = mean
-        while len(self._held) > _MOST_MEANS:
+        while len(self._held) > 1 and (len(self._held) > _MOST_MEANS or self.num_bytes > self._limit_bytes):
             self._held.popitem(last=False)
+
+    @property
+    def num_bytes(self) -> int:
+        return sum(mean.nbytes for mean in self._held.values())
 
 
 class Source:
@@ -67,13 +76,13 @@ class Source:
         self.replay = replay
         self._key = key
 
-    def noise(self, iteration: int, particles: Sequence[int], horizon: int) -> Tensor:
-        count = len(particles)
-        key = split_key([self._key], self.device).expand(count * horizon, 2)
-        at = torch.full((count * horizon,), iteration, dtype=torch.int64, device=self.device)
-        who = torch.tensor(list(particles), dtype=torch.int64, device=self.device).repeat_interleave(horizon)
-        step = torch.arange(horizon, device=self.device).repeat(count)
-        return normal(key, at, who, step, self.dim).view(count, horizon, self.dim)  # [n, t, d]
+    def noise(self, iteration: int, particles: Sequence[int], horizon: int, start: int = 0) -> Tensor:
+        count, width = len(particles), horizon - start
+        key = split_key([self._key], self.device).expand(count * width, 2)
+        at = torch.full((count * width,), iteration, dtype=torch.int64, device=self.device)
+        who = torch.tensor(list(particles), dtype=torch.int64, device=self.device).repeat_interleave(width)
+        step = torch.arange(start, horizon, device=self.device).repeat(count)
+        return named_noise((key, at, who, step), self.dim).view(count, width, self.dim)  # [n, t, d]
 
     def head_weight(self) -> Tensor:
         return self.head.weight

@@ -1,6 +1,7 @@
 """The cache of a tile as transformers sees it: each row's own suffix, behind the prompt that it continues.
 
-How rows attend over the two is injected: `cpu/attention.py` (the engine's kernels) or `stacked.py` (PyTorch).
+How rows attend over the two is injected: `cpu/attention.py` (the engine's kernels), `stacked.py` (PyTorch) or
+`cuda/flash.py` (PyTorch's FlashAttention).
 """
 
 from __future__ import annotations
@@ -22,12 +23,15 @@ BLOCK = 128  # suffix positions of one product
 class Suffixes:
     """Keys and values of the tokens that the rows of a tile have generated, each row at its own position.
 
-    rows: B. length: suffix positions of a row, rounded up to whole blocks.
+    rows: B. length: suffix positions of a row, rounded up to whole blocks. by_token: one block, in memory [B, length,
+    heads, dim], as PyTorch's FlashAttention reads it.
     """
 
-    def __init__(self, layouts: Sequence[LayerLayout | None], rows: int, length: int, device: Any):
-        self.layouts, self.rows, self.length = list(layouts), rows, length
-        self.block = min(BLOCK, length)
+    def __init__(
+        self, layouts: Sequence[LayerLayout | None], rows: int, length: int, device: Any, by_token: bool = False
+    ):
+        self.layouts, self.rows, self.length, self.by_token = list(layouts), rows, length, by_token
+        self.block = length if by_token else min(BLOCK, length)
         self.step = torch.zeros(rows, dtype=torch.int64, device=device)  # [B] position that a row is at
         self.width = rows  # rows that a step runs on, from the first on
         self.num_blocks = 1  # blocks that a step reads: as many as the furthest row has reached
@@ -37,6 +41,9 @@ class Suffixes:
         self._memo: dict[Any, Tensor] = {}
 
     def _buffer(self, layout: LayerLayout, dim: int) -> Tensor:
+        if self.by_token:
+            shape = (1, self.rows, self.length, layout.num_heads, dim)
+            return torch.zeros(shape, dtype=layout.dtype, device=layout.device).transpose(2, 3)
         shape = (-(-self.length // self.block), self.rows, layout.num_heads, self.block, dim)
         return torch.zeros(shape, dtype=layout.dtype, device=layout.device)
 
@@ -61,9 +68,24 @@ class Suffixes:
 
     def write(self, index: int, keys: Tensor, values: Tensor) -> None:
         """Put this step's keys [W, heads, 1, key_dim] and values of a layer at each row's own position."""
-        at = self._write_index(keys.shape[1], keys.device)
         for buffer, given in zip(self.layer(index)[1:], (keys, values), strict=True):
-            buffer.view(-1, buffer.shape[-1]).index_copy_(0, at, given.reshape(-1, buffer.shape[-1]))
+            if self.by_token:
+                self.tokens(buffer).index_copy_(0, self._token_index(keys.device), given[:, :, 0])
+            else:
+                at = self._write_index(keys.shape[1], keys.device)
+                buffer.view(-1, buffer.shape[-1]).index_copy_(0, at, given.reshape(-1, buffer.shape[-1]))
+
+    @staticmethod
+    def tokens(buffer: Tensor) -> Tensor:
+        """A buffer that lies by token as [B * length, heads, dim]."""
+        return buffer[0].transpose(1, 2).flatten(0, 1)
+
+    def _token_index(self, device: torch.device) -> Tensor:
+        """Where each row stepped writes in `tokens`, int64 [W]."""
+        if device not in self._memo:
+            at = self.step[: self.width].to(device)
+            self._memo[device] = torch.arange(self.width, device=device) * self.length + at
+        return self._memo[device]
 
     def _write_index(self, heads: int, device: torch.device) -> Tensor:
         """Where each (row, head) stepped writes in the flattened [blocks, B, heads, block] buffers, int64."""
@@ -84,6 +106,9 @@ class RowAttention(Protocol):
 
     def room(self, owners: Sequence[Prefix | None], prefix: Prefix) -> int:
         """How many more rows of this prompt there is room for."""
+
+    def signature(self) -> tuple[Any, ...]:
+        """What a recorded step depends on besides the values of the tensors."""
 
     def begin_step(self) -> None:
         """Positions have moved on."""
@@ -187,7 +212,7 @@ class RowCache(Cache):
         """Give a row the prefix's states, or a snapshot's suffix over `count` tokens. Older keys of the slot lie beyond
         the row's position and are masked."""
         suffixes = self.suffixes
-        suffixes.step[row] = count
+        suffixes.step[row].fill_(count)
         states = [s for i in self._states for s in states_of(prefix.cache.layers[i])]
         sources = [state[0] for state in states] if snapshot is None else snapshot.states
         for mine, source in zip(self.states(), sources, strict=True):
@@ -209,10 +234,10 @@ class RowCache(Cache):
         keys, values = (tuple(over(t) for t in held) for held in (self.suffixes.keys, self.suffixes.values))
         return Snapshot(tuple(tokens), kept, keys, values, tuple(state[row].clone() for state in self.states()))
 
-    def copy_row(self, row: int, other: RowCache, source: int) -> None:
-        """Take over a row of another tile, bit for bit."""
-        self.suffixes.step[row].copy_(other.suffixes.step[source])
+    def copy_rows(self, rows: Tensor, other: RowCache, sources: Tensor) -> None:
+        """Take over rows of another tile, or of this one, bit for bit. rows, sources: int64."""
+        self.suffixes.step[rows] = other.suffixes.step[sources]
         for state, from_state in zip(self.states(), other.states(), strict=True):
-            state[row].copy_(from_state[source])
+            state[rows.to(state.device)] = from_state[sources.to(state.device)]
         for mine, theirs in zip(self.suffixes.buffers(), other.suffixes.buffers(), strict=True):
-            mine[:, row].copy_(theirs[:, source])
+            mine[:, rows.to(mine.device)] = theirs[:, sources.to(mine.device)]

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import numpy as np
+import torch
 from torch import Tensor
 
 from aisp_ray.controls.laws import Feedback, OpenLoop
@@ -17,6 +18,8 @@ from aisp_ray.lm.snapshots import Snapshot
 from aisp_ray.types import Rollout, Rollouts
 
 STRING_CHECK = 4  # tokens between two searches of a row's text for stop strings
+BROKEN = -1  # in place of a token: the row's logits are NaN or infinite
+BEYOND = -2  # in place of a token: it may lie behind the candidates that were ranked
 
 
 @dataclass(slots=True, eq=False)
@@ -94,8 +97,9 @@ class Active:
     control_norm: float = 0.0
     law: Callable[[Tensor], Tensor] | None = None
     first_control: Tensor | None = None  # [S, rows, d]: the first steps' control, drawn for all rows at once
-    first_sums: np.ndarray | None = None  # float64 [S, rows, 2]: u.v and |u|^2 of the same
+    first_sums: Tensor | None = None  # float64 [S, rows, 2]: u.v and |u|^2 of the same
     first_uniform: Tensor | None = None  # float64 [S, rows]
+    ranks_all: bool = False  # its tokens are drawn from the whole vocabulary, ranked: a few candidates did not do
     num_done: int = 0
     seconds: float = 0.0
     stop_ids: frozenset[int] = frozenset()
@@ -151,53 +155,131 @@ class Active:
         )
 
 
-class Readout:
-    """The tensors of one or several steps, [S, B] by name, brought to the host at once."""
+@dataclass(frozen=True, slots=True)
+class Found:
+    """What one or several steps found, on the device. numbers: float64 [S, W, len(names)]; prelogits: [S, W, d]."""
 
-    def __init__(self, found: dict[str, Tensor], control_sums: np.ndarray):
-        self.tokens: list[list[int]] = found["token"].tolist()
-        self._columns = {n: found[n].double().tolist() for n in found if n not in ("token", "prelogits")}
-        self._control = control_sums.tolist()  # [S, B, 2]
-        self._prelogits = found["prelogits"].float().cpu().numpy() if "prelogits" in found else None
+    names: tuple[str, ...]  # token, inner and square first
+    numbers: Tensor
+    prelogits: Tensor | None = None
+
+    @classmethod
+    def of(cls, found: dict[str, Tensor], sums: Tensor) -> Found:
+        """One step's tensors [W] by name and its control sums [W, 2]."""
+        columns = {"token": found["token"], "inner": sums[:, 0], "square": sums[:, 1]}
+        columns |= {name: found[name] for name in found if name not in ("token", "prelogits")}
+        numbers = torch.stack([column.double() for column in columns.values()], -1)
+        prelogits = found.get("prelogits")
+        return cls(tuple(columns), numbers[None], None if prelogits is None else prelogits[None])
+
+    def steps(self, start: int, stop: int) -> Found:
+        prelogits = None if self.prelogits is None else self.prelogits[start:stop]
+        return Found(self.names, self.numbers[start:stop], prelogits)
+
+
+class Readout:
+    """What steps found, brought to the host in one copy; from a GPU without waiting for it, until it is read."""
+
+    def __init__(self, found: Found):
+        self.names, self._event = found.names, None
+        self._numbers, self._prelogits = found.numbers, found.prelogits
+        if found.numbers.is_cuda:
+            self._numbers = _to_pinned(found.numbers)
+            self._prelogits = None if found.prelogits is None else _to_pinned(found.prelogits)
+            self._event = torch.cuda.Event()
+            self._event.record()
+        self._columns: dict[str, list[list[float]]] = {}
+
+    def wait(self) -> Readout:
+        """Until it is here."""
+        if self._event is not None:
+            self._event.synchronize()
+        numbers = self._numbers.numpy()  # [S, W, names]
+        self._host = numbers
+        self.tokens: list[list[int]] = numbers[:, :, 0].astype(np.int64).T.tolist()  # [W][S]
+        return self
 
     def __len__(self) -> int:
-        return len(self.tokens)
+        return len(self._numbers)
 
-    def terms(self, step: int, slot: int, feeds_back: bool) -> tuple[float, float, float, float]:
-        """(u.v, |u|^2, log-probability, KL) of a position."""
-        read = lambda name: self._columns[name][step][slot] if name in self._columns else 0.0  # noqa: E731
-        inner, square = (read("feedback"),) * 2 if feeds_back else self._control[step][slot]
-        return inner, square, read("logprob"), read("token_kl")
+    def column(self, name: str, slot: int) -> list[float]:
+        """A row's numbers of a name, 0 where they are not computed, [S]."""
+        if name not in self.names:
+            return [0.0] * len(self)
+        if name not in self._columns:
+            self._columns[name] = self._host[:, :, self.names.index(name)].T.tolist()
+        return self._columns[name][slot]
 
-    def logit(self, step: int, slot: int) -> float:
-        return self._columns["logit"][step][slot]
+    def terms(self, slot: int, feeds_back: bool) -> list[tuple[float, float, float, float]]:
+        """(u.v, |u|^2, log-probability, KL) of a row's positions, [S]."""
+        sums = ("feedback", "feedback") if feeds_back else ("inner", "square")
+        return list(zip(*(self.column(name, slot) for name in (*sums, "logprob", "token_kl")), strict=True))
 
     def prelogits(self, step: int, slot: int) -> np.ndarray:
         assert self._prelogits is not None, "the plan does not want them"
-        return self._prelogits[step, slot].copy()
+        return self._prelogits[step, slot].float().numpy().copy()
 
 
-def take(row: Row, readout: Readout, step: int, slot: int, decode: Decode | None) -> None:
-    """Append the row's token of a step, and set `row.finish` if that ends it."""
-    active = row.active
-    row.tokens.append(readout.tokens[step][slot])
-    if len(row.tokens) <= len(row.forced):
-        return  # given, not generated
+def _to_pinned(tensor: Tensor) -> Tensor:
+    """A copy in pinned memory of the host, which is whole when the device has come so far."""
+    return torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=True).copy_(tensor, non_blocking=True)
+
+
+def take(row: Row, readout: Readout, slot: int, decode: Decode | None) -> int:
+    """Append the row's tokens of all steps up to the one that ends it, which sets `row.finish`; returns how many.
+
+    Tokens from the first one on that is none (`BROKEN`, `BEYOND`) are left.
+    """
+    active, start = row.active, len(row.tokens)
+    tokens = readout.tokens[slot][: active.request.max_new_tokens - start]
+    if min(tokens) < 0:
+        tokens = tokens[: next(i for i, token in enumerate(tokens) if token < 0)]
+    if decode is not None and active.request.stop.strings:
+        count = _take_searched(row, tokens, decode)
+    else:
+        count = _take_all(row, tokens)
+    given = min(max(len(row.forced) - start, 0), count)
+    kept = len(row.tokens) - start  # a stop string may have cut off what was taken
+    if kept <= given:
+        return count
     if active.has_terms:
-        row.terms.append(readout.terms(step, slot, active.feeds_back))
-    if active.wants_base and len(row.tokens) == len(row.forced) + 1:
-        row.first_logit = readout.logit(step, slot)
+        row.terms += readout.terms(slot, active.feeds_back)[given:kept]
+    if active.wants_base and start <= len(row.forced):
+        row.first_logit = readout.column("logit", slot)[given]
     if "prelogits" in active.request.proposal.want:
-        row.prelogits.append(readout.prelogits(step, slot))
-    _end(row, decode)
+        row.prelogits += [readout.prelogits(step, slot) for step in range(given, kept)]
+    return count
 
 
-def _end(row: Row, decode: Decode | None) -> None:
+def _take_all(row: Row, tokens: list[int]) -> int:
+    ends = row.active.stop_ids
+    count = len(tokens)
+    if not ends.isdisjoint(tokens[max(len(row.forced) - len(row.tokens), 0) :]):
+        given = max(len(row.forced) - len(row.tokens), 0)
+        count = next(i for i in range(given, count) if tokens[i] in ends) + 1
+        row.finish = "stop"
+    row.tokens += tokens[:count]
+    if row.finish is None and len(row.tokens) >= row.active.request.max_new_tokens:
+        row.finish = "length"
+    return count
+
+
+def _take_searched(row: Row, tokens: list[int], decode: Decode) -> int:
+    for count, token in enumerate(tokens, 1):
+        row.tokens.append(token)
+        if len(row.tokens) > len(row.forced):
+            _end(row, decode)
+        if row.finish is not None:
+            return count
+    return len(tokens)
+
+
+def _end(row: Row, decode: Decode) -> None:
     active, count = row.active, len(row.tokens)
     last = count >= active.request.max_new_tokens
     stopped = row.tokens[-1] in active.stop_ids
     due = stopped or last or count - row.checked >= STRING_CHECK
-    if due and decode is not None and active.request.stop.strings:
+    if due:
         cut = _string_end(row, decode)
         if cut is not None and not (stopped and cut == count):
             row.cut(cut)

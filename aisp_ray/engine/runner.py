@@ -1,7 +1,7 @@
 """A tile: a fixed number of slots stepped by one forward of a fixed shape.
 
 A row's numbers depend on the tile's shape and on the row alone, not on what is beside it. Where the number of slots
-does not matter either (`cpu/packing.py`), a step runs on no more than the rows need.
+does not matter either (`cpu/packing.py`), or may matter (`slots.WIDTHS`), a step runs on no more than the rows need.
 """
 
 from __future__ import annotations
@@ -15,9 +15,9 @@ import torch
 from torch import Tensor
 
 from aisp_ray.engine.cpu.packing import Packing
-from aisp_ray.engine.draws import branch, controls, pick, uniforms
+from aisp_ray.engine.draws import branch, candidates_on, controls, pick, uniforms
 from aisp_ray.engine.rowcache import RowCache
-from aisp_ray.engine.rows import Row
+from aisp_ray.engine.rows import Found, Row
 from aisp_ray.lm.attention import attending
 from aisp_ray.lm.head import Head
 from aisp_ray.lm.prefixes import Prefix
@@ -28,7 +28,8 @@ from aisp_ray.types import Sampling
 class StepPlan:
     """What this step's rows need; rebuilt when rows change."""
 
-    samplings: list[tuple[Sampling, Tensor]] = field(default_factory=list)  # with the rows [B] it holds for
+    # a sampling, the candidates that are ranked for it (None: all), and the rows [B] it holds for
+    samplings: list[tuple[Sampling, int | None, Tensor]] = field(default_factory=list)
     controlled: bool = False
     laws: list[tuple[Any, Tensor, Tensor]] = field(default_factory=list)  # law, rows [B], horizons [B]
     wants_base: bool = False
@@ -53,8 +54,10 @@ class StepPlan:
         def values(read: Any, idle: int) -> Tensor:
             return torch.tensor([idle if row is None else read(row) for row in rows], device=device)
 
-        for sampling in sorted({proposal.sampling for proposal in proposals}, key=astuple):
-            plan.samplings.append((sampling, where(lambda row, s=sampling: row.active.request.proposal.sampling == s)))
+        how = lambda row: (row.active.request.proposal.sampling, row.active.ranks_all)  # noqa: E731
+        for one in sorted({how(row) for _, row in live}, key=lambda one: (astuple(one[0]), one[1])):
+            candidates = None if one[1] else candidates_on(device)
+            plan.samplings.append((one[0], candidates, where(lambda row, one=one: how(row) == one)))
         plan.controlled = any(row.active.draws_control for _, row in live)
         plan.wants_base = any(row.active.wants_base for _, row in live)
         plan.wants_kl = any("token_kl" in proposal.want for proposal in proposals)
@@ -80,7 +83,7 @@ class StepPlan:
     def signature(self) -> tuple:
         """What a captured step depends on besides the values of the plan's tensors."""
         return (
-            tuple(sampling for sampling, _ in self.samplings),
+            tuple((sampling, candidates) for sampling, candidates, _ in self.samplings),
             (self.controlled, self.wants_base, self.wants_kl, self.wants_prelogits),
             tuple(len(ids) for ids, _, _ in self.stop_ids),
             self.branches is not None,
@@ -89,7 +92,7 @@ class StepPlan:
 
     def tensors(self) -> list[Tensor]:
         """The plan's tensors in a fixed order."""
-        found = [mine for _, mine in self.samplings] + [t for group in self.stop_ids for t in group]
+        found = [mine for _, _, mine in self.samplings] + [t for group in self.stop_ids for t in group]
         return found + [*(self.branches or ())] + ([] if self.forced is None else [self.forced])
 
 
@@ -100,13 +103,12 @@ class Body:
     model: Any
     configs: list[Any]
     packing: Packing
-    captures: bool = False  # whether steps may become CUDA graphs
 
 
 class Tile:
-    """Slots, their tensors and the decode step. `ring` steps are drawn ahead and read back together.
+    """Slots, their tensors and the decode step. `ring` steps are drawn ahead.
 
-    A step runs on the first `width` slots, one of `widths`, which all give a row the same bits.
+    A step runs on the first `width` slots, one of `widths`.
     Shapes: B slots, W = width, S = ring, d pre-logit width.
     """
 
@@ -118,8 +120,9 @@ class Tile:
         self.rows: list[Row | None] = [None] * size
         self.hidden = torch.zeros(size, head.dim, dtype=head.dtype, device=device)  # [B, d] pre-logits
         self.control = torch.zeros(ring, size, head.dim, device=device)  # [S, B, d]
-        self.control_sums = np.zeros((ring, size, 2))
+        self.control_sums = torch.zeros(ring, size, 2, dtype=torch.float64, device=device)  # [S, B, (u.v, |u|^2)]
         self.uniform = torch.zeros(ring, size, dtype=torch.float64, device=device)  # [S, B]
+        self.phase = torch.zeros(1, dtype=torch.int64, device=device)  # of the drawn steps, the one that is next
         self.base_length = torch.zeros(size, dtype=torch.int64, device=device)  # [B] prompt tokens
         self.token = torch.zeros(size, dtype=torch.int64, device=device)  # [B]
         self.widths = widths or (size,)  # ascending, the last is B
@@ -148,28 +151,29 @@ class Tile:
         """Put a new row into a free slot; its first controls come from the request's common draw."""
         self.rows[slot] = row
         self.hidden[slot].copy_(prefix.hidden)
-        self.base_length[slot] = prefix.length
+        self.base_length[slot].fill_(prefix.length)
         self.cache.start_row(slot, prefix, row.snapshot, row.resumed)
         left = self.ring - phase
         active = row.active
         self.control[phase:, slot].zero_()
-        self.control_sums[phase:, slot] = 0.0
+        self.control_sums[phase:, slot].zero_()
         if active.first_control is not None and active.first_sums is not None:
             self.control[phase:, slot].copy_(active.first_control[:left, row.index])
-            self.control_sums[phase:, slot] = active.first_sums[:left, row.index]
+            self.control_sums[phase:, slot].copy_(active.first_sums[:left, row.index])
         if active.first_uniform is not None:
             self.uniform[phase:, slot].copy_(active.first_uniform[:left, row.index])
         self._changed()
 
-    def move(self, slot: int, other: Tile, source: int) -> None:
-        """Take over a row of another tile, with all its numbers."""
-        self.rows[slot], other.rows[source] = other.rows[source], None
+    def move(self, slots: Sequence[int], other: Tile, sources: Sequence[int]) -> None:
+        """Take over rows of another tile, or of this one, with all their numbers."""
+        for slot, source in zip(slots, sources, strict=True):
+            self.rows[slot], other.rows[source] = other.rows[source], None
+        to, of = torch.tensor(slots, device=self.device), torch.tensor(sources, device=self.device)
         for name in ("hidden", "base_length", "token"):
-            getattr(self, name)[slot].copy_(getattr(other, name)[source])
-        self.control[:, slot].copy_(other.control[:, source])
-        self.control_sums[:, slot] = other.control_sums[:, source]
-        self.uniform[:, slot].copy_(other.uniform[:, source])
-        self.cache.copy_row(slot, other.cache, source)
+            getattr(self, name)[to] = getattr(other, name)[of]
+        for name in ("control", "control_sums", "uniform"):
+            getattr(self, name)[:, to] = getattr(other, name)[:, of]
+        self.cache.copy_rows(to, other.cache, of)
         self._changed()
         other._changed()
 
@@ -187,28 +191,30 @@ class Tile:
     def refresh(self) -> None:
         """Draw the next S steps of every row. Called when the phase is back at 0."""
         old = [(slot, row) for slot, row in self.live if not row.is_new]  # a new row brings its first draw
+        slots = self._index(old)
+        self.control[:, slots] = 0.0
+        self.control_sums[:, slots] = 0.0
         rows = [(slot, row) for slot, row in old if row.active.draws_control]
-        self.control[:, [slot for slot, _ in old]] = 0.0
-        self.control_sums[:, [slot for slot, _ in old]] = 0.0
         rows = [(slot, row) for slot, row in rows if row.step < row.active.request.proposal.control.reach]
         if rows:
-            slots = [slot for slot, _ in rows]
+            slots = self._index(rows)
             v, sums = controls([row for _, row in rows], self.ring, self.head.dim, self.device)
             self.control[:, slots] = v
             self.control_sums[:, slots] = sums
         rows = [(slot, row) for slot, row in old if row.active.request.proposal.sampling.temperature > 0]
         if rows:
-            slots = [slot for slot, _ in rows]
-            self.uniform[:, slots] = uniforms([row for _, row in rows], self.ring, self.device)
+            self.uniform[:, self._index(rows)] = uniforms([row for _, row in rows], self.ring, self.device)
+
+    def _index(self, rows: Sequence[tuple[int, Row]]) -> Tensor:
+        return torch.tensor([slot for slot, _ in rows], dtype=torch.int64, device=self.device)
 
     def fit(self) -> None:
         """Take the smallest width that holds the rows; those behind it move into free slots."""
         count = len(self.rows) - self.rows.count(None)
         width = next(width for width in self.widths if width >= count)
-        free = [slot for slot in range(width) if self.rows[slot] is None]
-        for source in range(width, len(self.rows)):
-            if self.rows[source] is not None:
-                self.move(free.pop(0), self, source)
+        behind = [slot for slot in range(width, len(self.rows)) if self.rows[slot] is not None]
+        if behind:
+            self.move([slot for slot in range(width) if self.rows[slot] is None][: len(behind)], self, behind)
         if width != self.width:
             self.width = width
             self._changed()
@@ -225,11 +231,12 @@ class Tile:
             self.cache.attention.assign(self.owners[: self.width])
             self._lanes_are_old = False
 
-    def pick(self, phase: int) -> dict[str, Tensor]:
-        """Choose the next token of every row. Returns tensors [W] by name, `token` among them."""
+    def pick(self, phase: int | Tensor) -> dict[str, Tensor]:
+        """Choose the next token of every row. phase: of the drawn steps, this one. Returns tensors [W] by name,
+        `token` among them."""
         plan, hidden, at = self.plan, self.hidden[: self.width], self.suffixes.step[: self.width]
         found: dict[str, Tensor] = {}
-        z = hidden.float() + self.control[phase, : self.width] if plan.controlled else hidden
+        z = hidden.float() + self.drawn(self.control, phase) if plan.controlled else hidden
         for law, mine, horizon in plan.laws:
             # anybody's code: it always sees the whole tile
             u = law(self.hidden.float())[: self.width] * (mine & (at < horizon))[:, None]
@@ -244,7 +251,9 @@ class Tile:
             allowed = allowed.clone() if allowed is logits else allowed
             early = (mine & (at < minimum))[:, None]
             allowed[:, ids] = torch.where(early, -torch.inf, allowed[:, ids])
-        token = self._token(allowed, phase, at)
+        draws = any(sampling.temperature > 0 for sampling, _, _ in plan.samplings)
+        drawn = self.drawn(self.uniform, phase) if draws else None
+        token = self._token(allowed, drawn, at)
         self.token[: self.width].copy_(token.clamp(min=0))  # of a row whose logits are no numbers: any
         found["token"] = token
         if plan.wants_base:
@@ -259,12 +268,15 @@ class Tile:
             found["prelogits"] = hidden.clone()
         return found
 
-    def _token(self, allowed: Tensor, phase: int, at: Tensor) -> Tensor:
+    def drawn(self, tensor: Tensor, phase: int | Tensor) -> Tensor:
+        """Of numbers drawn ahead [S, B, ...], those of a step, [W, ...]."""
+        return (tensor[phase] if isinstance(phase, int) else tensor.index_select(0, phase)[0])[: self.width]
+
+    def _token(self, allowed: Tensor, drawn: Tensor | None, at: Tensor) -> Tensor:
         plan = self.plan
         token = torch.zeros_like(at)
-        for number, (sampling, mine) in enumerate(plan.samplings):
-            drawn = self.uniform[phase, : self.width] if sampling.temperature > 0 else None
-            picked = pick(allowed, sampling, drawn)
+        for number, (sampling, candidates, mine) in enumerate(plan.samplings):
+            picked = pick(allowed, sampling, drawn, candidates)
             token = torch.where(mine, picked, token) if number else picked
         if plan.branches is not None:
             first, rank = plan.branches
@@ -275,17 +287,16 @@ class Tile:
             token = torch.where((given >= 0) & (at < width), given, token)
         return token
 
-    def run(self, count: int, num_blocks: int) -> dict[str, Tensor]:
-        """`count` steps from phase 0 without a look at the host. Returns tensors [count, W, ...] by name."""
-        found = []
-        for phase in range(count):
-            found.append(self.pick(phase))
-            self.forward(num_blocks)
-        return {name: torch.stack([one[name] for one in found]) for name in found[0]}
+    def step(self, num_blocks: int) -> Found:
+        """One step of those drawn, without a look at the host."""
+        found = Found.of(self.pick(self.phase), self.drawn(self.control_sums, self.phase))
+        self.forward(num_blocks)
+        self.phase.add_(1).remainder_(self.ring)
+        return found
 
     def state(self) -> list[Tensor]:
         """Every tensor that a step changes and the next one reads."""
-        return [self.hidden, self.token, self.suffixes.step, *self.cache.states()]
+        return [self.hidden, self.token, self.suffixes.step, self.phase, *self.cache.states()]
 
     def forward(self, num_blocks: int) -> None:
         """Run the body on the picked tokens: pre-logits of every row's next position. num_blocks: of suffixes read."""

@@ -1,7 +1,8 @@
 """The fast engine: shared prefixes, row slots with refill, controls drawn ahead; exact, on unmodified models.
 
-One `step()` decodes one token of every live row. Rows of any prompts and iterations sit in the slots, each at its own
-position; a row that ends gives its slot to the next one in the queue. docs/engine.md tells how and why.
+One `step()` decodes the next token of every live row, on CUDA the next few. Rows of any prompts and iterations sit in
+the slots, each at its own position; a row that ends gives its slot to the next one in the queue. docs/engine.md tells
+how and why.
 """
 
 from __future__ import annotations
@@ -17,11 +18,12 @@ import transformers
 from aisp_ray.config import locate
 from aisp_ray.controls.laws import Feedback
 from aisp_ray.engine.base import Engine, RolloutRequest, broken_logits
-from aisp_ray.engine.draws import BROKEN, controls, uniforms
+from aisp_ray.engine.draws import controls, uniforms
 from aisp_ray.engine.means import Means, Source, teacher_force
-from aisp_ray.engine.rows import Active, Readout, Row, take
+from aisp_ray.engine.rows import BEYOND, Active, Found, Readout, Row, take
 from aisp_ray.engine.runner import Tile
-from aisp_ray.engine.slots import RING, Slots
+from aisp_ray.engine.slots import RING, Slots, Ways
+from aisp_ray.lm.checkpoints import pin_arithmetic
 from aisp_ray.lm.head import Head
 from aisp_ray.lm.memory import free_bytes
 from aisp_ray.lm.prefixes import PrefixStore, continued, prefill
@@ -29,6 +31,8 @@ from aisp_ray.lm.support import require_supported
 from aisp_ray.types import Rollouts
 
 WANTS = frozenset({"logprob", "token_kl", "prelogits"})
+_WAYS = Ways()
+_LOOK = 0.1  # what a look at the host costs, in steps; a guess, until it is measured on a GPU
 
 
 class FastEngine(Engine):
@@ -37,9 +41,8 @@ class FastEngine(Engine):
     model: a loaded causal language model, on one device or spread by a device map.
     slots: rows decoded at once, or "auto" from free memory. tile: slots of one forward; equal tiles give equal bits.
     max_new_tokens: the longest response; the suffix buffers are this long. prefix_bytes: what prompts may take, a fifth
-    of the free memory if None. stack: the longest prompt in tokens if steps are to have fixed addresses, as CUDA graphs
-    need (chosen on CUDA if None); 0 or None on a CPU takes prompts of any length. kernels: use the engine's own
-    products (kernels.c) on a CPU in float32, where a C compiler is found.
+    of the free memory if None. longest_prompt: tokens of the longest prompt, others are refused; None takes any. ways:
+    how steps are run, as suits the device if not told.
 
     Raises:
         UnsupportedModelError: the model's cache cannot be shared; the text says why.
@@ -53,8 +56,8 @@ class FastEngine(Engine):
         max_new_tokens: int = 128,
         tile: int | None = None,
         prefix_bytes: int | None = None,
-        stack: int | None = None,
-        kernels: bool = True,
+        longest_prompt: int | None = None,
+        ways: Ways = _WAYS,
     ):
         require_supported(model)
         self.model = model.eval()
@@ -62,15 +65,19 @@ class FastEngine(Engine):
         self.device = self.head.weight.device
         self.max_new_tokens = max_new_tokens
         self._decode_text = decode
-        self.slots = Slots(model, self.head, slots, tile, max_new_tokens, stack, kernels)
+        if self.device.type == "cuda":
+            pin_arithmetic()
+        self._longest_prompt = longest_prompt
+        self.slots = Slots(model, self.head, slots, tile, max_new_tokens, longest_prompt, ways)
         self.store = PrefixStore(
             lambda ids: prefill(model.base_model, ids, model.device), prefix_bytes or free_bytes(self.device) // 5
         )
-        self.means = Means()
+        self.means = Means(limit_bytes=free_bytes(self.device) // 16)
         self._queue: deque[Active] = deque()
         self._active: dict[int, Active] = {}
         self._finished: list[tuple[int, Rollouts | Exception]] = []
         self._phase = self._next_ticket = 0
+        self._usual_length = float(max_new_tokens)  # of the rows that ended last, in steps
         self._begin_seconds = 0.0  # of this step, charged to the requests that began in it
         self._noise_scale = round(self.head.noise_scale(), 4)
         self.forget()
@@ -84,7 +91,8 @@ class FastEngine(Engine):
             "device": self.device.type,
             "noise_scale": self._noise_scale,  # of the logits, for sigma 1 on the pre-logits
             "tile": self.slots.tile_rows,
-            "stack": self.slots.capacity,
+            "ahead": self.slots.ways.ahead,
+            "flash": self.slots.ways.flash,
             "kernels": self.slots.own_kernels,
             "widths": self.slots.widths,
             "max_new_tokens": self.max_new_tokens,
@@ -95,7 +103,7 @@ class FastEngine(Engine):
 
     @property
     def longest_prompt(self) -> int | None:
-        return self.slots.capacity or None
+        return self._longest_prompt
 
     def forget(self) -> None:
         """Drop the prompts that are not in use, and count from 0 again."""
@@ -129,10 +137,13 @@ class FastEngine(Engine):
     def step(self) -> list[tuple[int, Rollouts | Exception]]:
         """Decode the next token of every live row (on CUDA the next few); returns the tickets that finished."""
         started, self._begin_seconds = time.perf_counter(), 0.0
+        if self.slots.ways.ahead and not self.slots.live:
+            self._phase = 0  # the longest windows fit
         self._fill()
-        if not self._waiting and not self.slots.capacity:
+        if not self._waiting:
             self.slots.compact()
         stepped = [row.active for tile in self.slots.live for _, row in tile.live]
+        count, launched = self._window(), []
         for tile in self.slots.live:
             if not tile.live:
                 continue  # its rows' request has failed meanwhile
@@ -141,16 +152,33 @@ class FastEngine(Engine):
                     tile.refresh()
                 tile.fit()
                 tile.plan_rows()
-                self._decode(tile)
+                launched.append((tile, self._decode(tile, count)))
             except torch.OutOfMemoryError as error:
                 self.store.trim(0)
                 for row in self.slots.give_up(tile, error):
                     row.active.waiting.append(row)
-        self._phase = (self._phase + (RING if self.slots.capacity else 1)) % RING
+        for tile, readout in launched:  # all are on their way before one is waited for
+            if readout is not None:
+                self._read(tile, readout)
+        self._phase = (self._phase + count) % RING
         self._share(time.perf_counter() - started - self._begin_seconds, stepped)
         self._collect()
         finished, self._finished = self._finished, []
         return finished
+
+    def _window(self) -> int:
+        """Steps until the host looks again, a power of two. A look costs as much as a part of a step; a row that ends
+        between two of them leaves its slot empty until the next, for half of the steps on average."""
+        if not self.slots.ways.ahead:
+            return 1
+        rows = [row for tile in self.slots.live for _, row in tile.live]
+        left = max((row.active.request.max_new_tokens - row.step for row in rows), default=1)
+        best = RING
+        if self._waiting:
+            best = min((1, 2, 4, RING), key=lambda n: (n - 1) / (2 * self._usual_length) + _LOOK / n)
+        while best > 1 and (best >= 2 * left or self._phase % best):
+            best //= 2
+        return best
 
     def stats(self) -> dict[str, float]:
         return {
@@ -223,8 +251,8 @@ class FastEngine(Engine):
 
     def _begin(self, active: Active) -> None:
         request = active.request
-        count, most = len(request.prompt_ids), self.slots.capacity
-        if 0 < most < count:
+        count, most = len(request.prompt_ids), self.longest_prompt
+        if most is not None and most < count:
             raise ValueError(f"the prompt has {count} tokens; this engine was built for at most {most}")
         active.read, active.prefix_hit = self.store.acquire(request.prompt_ids)
         for row in active.rows:
@@ -249,41 +277,55 @@ class FastEngine(Engine):
 
     # one step
 
-    def _decode(self, tile: Tile) -> None:
-        if self.slots.capacity:
+    def _decode(self, tile: Tile, count: int) -> Readout | None:
+        """`count` steps of a tile that runs ahead, on their way; or one, read before its forward."""
+        if self.slots.ways.ahead:
             tile.place_lanes()
-            furthest = max(row.step for _, row in tile.live) + RING - 1
-            found = self.slots.captures[tile].run(RING, tile.suffixes.blocks_for(furthest))
-            self._read(tile, Readout(found, tile.control_sums))
-            return
-        found = {name: tensor[None] for name, tensor in tile.pick(self._phase).items()}
-        self._read(tile, Readout(found, tile.control_sums[self._phase : self._phase + 1]))
+            furthest = max(row.step for _, row in tile.live) + count - 1
+            found = self.slots.captures[tile].run(self._phase, count, tile.suffixes.blocks_for(furthest))
+            return Readout(found)
+        found = Found.of(tile.pick(self._phase), tile.drawn(tile.control_sums, self._phase))
+        self._read(tile, Readout(found))
         steps = [row.step - 1 for _, row in tile.live]
         if steps:
             tile.fit()  # rows have ended
             tile.place_lanes()
             tile.forward(tile.suffixes.blocks_for(max(steps)))
+        return None
 
     def _read(self, tile: Tile, readout: Readout) -> None:
         """Give the rows their tokens and end those that are done."""
-        waiting, before = self._waiting, self._useful_row_steps
-        for step in range(len(readout)):
-            for slot, row in tile.live:
-                if row.active.ticket not in self._active:
-                    continue  # its request failed
-                if readout.tokens[step][slot] == BROKEN:
-                    self._fail(row.active, broken_logits(str(self.head.dtype), row.particle, row.step))
-                    continue
-                take(row, readout, step, slot, self._decode_text)
-                self._useful_row_steps += 1
-                if row.finish is not None:
-                    self._save(tile, slot, row)
-                    tile.retire(slot)
-                    row.active.num_done += 1
-        count = len(readout) * tile.width
+        waiting, useful = self._waiting, 0
+        readout.wait()
+        count = len(readout) * len(readout.tokens)
+        for slot, row in tile.live:
+            if row.active.ticket not in self._active:
+                continue  # its request failed
+            taken = take(row, readout, slot, self._decode_text)
+            useful += taken
+            if row.finish is not None:
+                self._usual_length += 0.1 * (row.step - row.resumed - self._usual_length)
+                self._save(tile, slot, row)
+                tile.retire(slot)
+                row.active.num_done += 1
+            elif taken < len(readout):  # there was no token
+                self._retry_or_fail(tile, slot, readout.tokens[slot][taken])
+        self._useful_row_steps += useful
         self._row_steps += count
         self._busy_row_steps += count * waiting
-        self._busy_useful_row_steps += (self._useful_row_steps - before) * waiting
+        self._busy_useful_row_steps += useful * waiting
+
+    def _retry_or_fail(self, tile: Tile, slot: int, instead: int) -> None:
+        """A row has no token at its position. instead: what it has in its place."""
+        row = tile.rows[slot]
+        assert row is not None
+        if instead != BEYOND:
+            self._fail(row.active, broken_logits(str(self.head.dtype), row.particle, row.step))
+            return
+        row.active.ranks_all = True
+        tile.retire(slot)
+        row.reset()
+        row.active.waiting.append(row)
 
     def _fail(self, active: Active, error: Exception) -> None:
         """End a request in flight with an exception; its rows leave their slots."""
@@ -298,7 +340,7 @@ class FastEngine(Engine):
     def _save(self, tile: Tile, slot: int, row: Row) -> None:
         """Keep the row's suffix if its method may continue it."""
         # captured steps and those up to a stop string have run the states past the row's end
-        is_ahead = tile.cache.states() and (self.slots.capacity or row.finish == "stop_string")
+        is_ahead = tile.cache.states() and (self.slots.ways.ahead or row.finish == "stop_string")
         if row.active.may_be_continued and len(row.tokens) > 1 and not is_ahead:
             self.store.keep(row.active.prefix, tile.cache.save_row(slot, row.tokens))
 

@@ -43,6 +43,9 @@ DynamicLayer: Any = private("transformers", "cache_utils.DynamicLayer")
 DynamicSlidingWindowLayer: Any = private("transformers", "cache_utils.DynamicSlidingWindowLayer")
 LinearAttentionLayer: Any = private("transformers", "cache_utils.LinearAttentionLayer")
 _cpu_attention = private("torch", "ops.aten._scaled_dot_product_flash_attention_for_cpu")
+_flash_attention = private("torch", "ops.aten._flash_attention_forward.default")
+# one split of the keys, where it can be asked for: the same sums whatever the batch
+_FLASH_OPTIONS = {"num_splits": 1} if "num_splits" in {one.name for one in _flash_attention._schema.arguments} else {}
 
 
 def cpu_attention(
@@ -54,6 +57,26 @@ def cpu_attention(
     the log-sum-exps of the logits [b, heads, q] in float32.
     """
     return _cpu_attention(query, keys, values, 0.0, causal, attn_mask=mask, scale=scale)
+
+
+def flash_attention(  # noqa: PLR0913
+    query: Tensor,
+    keys: Tensor,
+    values: Tensor,
+    query_starts: Tensor,
+    key_starts: Tensor,
+    key_counts: Tensor,
+    longest: tuple[int, int],
+    scale: float,
+) -> tuple[Tensor, Tensor]:
+    """PyTorch's FlashAttention over ragged sequences, without a mask; on a GPU, in 16 bits.
+
+    query [q, H, D]; keys and values [k, Hkv, D]. Sequence i has the queries from query_starts[i] to query_starts[i + 1]
+    and key_counts[i] keys from key_starts[i] on; int32 [n + 1], [n + 1] and [n]. longest: no sequence has more queries
+    and keys. Returns the attention [q, H, D] and the log-sum-exps of the logits, float32 [H, q].
+    """
+    given = (query, keys, values, query_starts, key_starts, *longest, 0.0, False, False)
+    return _flash_attention(*given, scale=scale, seqused_k=key_counts, **_FLASH_OPTIONS)[:2]
 
 
 def attention_configs(model: Any) -> list[Any]:

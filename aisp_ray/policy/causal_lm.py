@@ -39,6 +39,8 @@ class CausalLM(PolicySpec):
     dtype: str = "auto"  # auto (float32 on a CPU, bfloat16 on a GPU) | float32 | bfloat16 | float16 (`dtype_on`)
     engine: str = "auto"  # auto | fast | expanded | plain | vllm; auto: vllm on a GPU where it is installed, else fast
     kernels: bool = True  # engine=fast on a CPU in float32: its own products, where a C compiler is found
+    narrow: bool = True  # engine=fast on a GPU: step only slots in use; false: equal bits whatever runs beside
+    flash: bool = False  # engine=fast on a GPU, not run on one yet: PyTorch's FlashAttention where it can
     slots: int | None = None  # rows decoded side by side; null chooses from free memory
     template: str = "chat"  # chat | re_control_user | re_control_human | transcript | args | vicuna | plain | x.jinja
     system: str | None = None  # system turn for prompts that have none
@@ -67,6 +69,12 @@ class CausalLM(PolicySpec):
             raise ValueError("stop_strings holds an empty text, which would end every response before it begins")
         if self.engine == "vllm" and not self.kernels:
             raise ValueError("kernels has no effect with engine=vllm; it is for engine=fast on a CPU")
+        for key, given in (("narrow", not self.narrow), ("flash", self.flash)):
+            if given and (self.num_gpus == 0 or self.engine not in ("auto", "fast")):
+                raise ValueError(
+                    f"{key} has no effect with engine={self.engine} and num_gpus={self.num_gpus:g}; it is for "
+                    "engine=fast on a GPU"
+                )
         if self.chat_options and find_template(self.template) is not None:
             raise ValueError(f"chat_options have no effect with template={self.template}; they are for template=chat")
         if self.system and self.template == "plain":
@@ -200,6 +208,7 @@ class CausalLM(PolicySpec):
     def around(self, model: Any, tokenizer: Any) -> LoadedCausalLM:
         """The policy of a model that is loaded already, on the device and in the dtype it has."""
         from aisp_ray.engine.factory import build_engine
+        from aisp_ray.engine.slots import Ways
 
         if self.engine == "vllm":
             raise ValueError("engine=vllm loads a model itself, so it cannot take one that is loaded; use engine=fast")
@@ -210,7 +219,7 @@ class CausalLM(PolicySpec):
             decode=_decoder(tokenizer),
             max_new_tokens=self.max_new_tokens,
             longest_prompt=self.max_prompt_tokens,
-            kernels=self.kernels,
+            ways=Ways(narrow=None if self.narrow else False, kernels=self.kernels, flash=self.flash),
         )
         return LoadedCausalLM(self, tokenizer, engine, model)
 
@@ -248,7 +257,9 @@ class CausalLM(PolicySpec):
         import torch
         from transformers import AutoModelForCausalLM
 
-        spread = {"device_map": "auto"} if self.num_gpus > 1 else {}
+        spread: dict[str, Any] = {"device_map": "auto"} if self.num_gpus > 1 else {}
+        if device != "cpu" and not spread and not self._is_gguf:
+            spread = {"device_map": {"": device}}  # not through the host's memory first
         dtype = getattr(torch, self.dtype_on(device))
         otherwise = "it is no causal language model, and its responses would come from random weights"
         return gguf.as_dense(load_whole(AutoModelForCausalLM, source, otherwise, dtype=dtype, **spread, **kwargs))

@@ -13,6 +13,7 @@ from aisp_ray.engine.draws import BROKEN, branch, pick
 from aisp_ray.engine.factory import build_engine
 from aisp_ray.engine.plain import PlainEngine
 from aisp_ray.engine.scheduler import FastEngine
+from aisp_ray.engine.slots import Ways
 from aisp_ray.errors import DataError
 from aisp_ray.types import Sampling
 
@@ -77,7 +78,7 @@ def test_logits_that_break_while_decoding_end_the_request_and_no_other(kind: str
     def engine(model: Any) -> Any:
         if kind == "plain":
             return PlainEngine(model)
-        return FastEngine(model, 8, max_new_tokens=10, tile=8, stack=32 if kind == "stacked" else None)
+        return FastEngine(model, 8, max_new_tokens=10, tile=8, ways=Ways(ahead=kind == "stacked"))
 
     long = request(20, 4, 10, OpenLoop(10, None, 1.0), sampling=sampling)
     short = request(7, 4, 10, OpenLoop(10, None, 1.0), sampling=sampling, seed=1)

@@ -14,6 +14,7 @@ from aisp_ray.engine.base import StopRules
 from aisp_ray.engine.factory import build_engine
 from aisp_ray.engine.means import Source
 from aisp_ray.engine.scheduler import FastEngine
+from aisp_ray.engine.slots import Ways
 from aisp_ray.lm.head import Head
 
 SIGMA, TOKENS, N = 1.0, 14, 5
@@ -48,7 +49,11 @@ def requests(iteration: int) -> list:
 def expected(model: object, one: object) -> list[tuple[int, ...]]:
     source = Source(one.key, Head(model), model.device, lambda _: [])
     control = one.proposal.control
-    mean = torch.zeros(TOKENS, source.dim) if control.mean is None else control.mean.fold(source, TOKENS)
+    mean = (
+        torch.zeros(TOKENS, source.dim, device=model.device)
+        if control.mean is None
+        else control.mean.fold(source, TOKENS)
+    )
     controls = mean + SIGMA * source.noise(one.proposal.iteration, range(N), TOKENS)
     return generate(model, one.prompt_ids, controls, ENDS)
 
@@ -59,7 +64,7 @@ def expected(model: object, one: object) -> list[tuple[int, ...]]:
 def test_tokens_equal_generate_with_ragged_prompts_and_refill(name: str, own: bool) -> None:
     """own: with the engine's own kernels, where there is a compiler."""
     model = tiny(name)
-    engine = FastEngine(model, slots=8, max_new_tokens=TOKENS, tile=4, kernels=own)  # 30 rows for 8 slots
+    engine = FastEngine(model, slots=8, max_new_tokens=TOKENS, tile=4, ways=Ways(kernels=own))  # 30 rows for 8 slots
     work = requests(0) + requests(1)
     found = drive(engine, work)
     differing = [

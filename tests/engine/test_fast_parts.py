@@ -18,7 +18,7 @@ from aisp_ray.engine.factory import build_engine, verify_engine, verify_head
 from aisp_ray.engine.means import teacher_force
 from aisp_ray.engine.rows import Active
 from aisp_ray.engine.scheduler import FastEngine
-from aisp_ray.engine.slots import choose_slots
+from aisp_ray.engine.slots import Ways, choose_slots
 from aisp_ray.engine.stacked import StackedAttention
 from aisp_ray.lm import attention
 from aisp_ray.lm.head import Head
@@ -145,7 +145,7 @@ def test_verify_refuses_attention_that_drops_an_option(name: str, option: str, m
 
 
 def test_verify_refuses_a_window_that_is_not_kept(monkeypatch: pytest.MonkeyPatch) -> None:
-    small = lambda: FastEngine(tiny("mistral"), 4, max_new_tokens=6, tile=4, kernels=False)  # noqa: E731
+    small = lambda: FastEngine(tiny("mistral"), 4, max_new_tokens=6, tile=4, ways=Ways(kernels=False))  # noqa: E731
     verify_engine(tiny("mistral"), small())
     right = StackedAttention._prompt_mask
 

@@ -13,8 +13,10 @@ from aisp_ray.engine import stacked
 from aisp_ray.engine.base import StopRules
 from aisp_ray.engine.runner import Tile
 from aisp_ray.engine.scheduler import FastEngine
+from aisp_ray.engine.slots import Ways
 from aisp_ray.types import Sampling
 
+AHEAD = Ways(ahead=True)
 WANT = frozenset({"logprob", "prelogits"})
 
 
@@ -36,7 +38,7 @@ def tokens(found: list) -> list:
 def test_stacked_prefixes_and_steps_read_in_batches_give_the_same_rows(name: str) -> None:
     model = tiny(name)
     stepped = drive(FastEngine(model, 16, max_new_tokens=12, tile=16), work())  # on a CPU, read after every step
-    engine = FastEngine(model, 16, max_new_tokens=12, tile=16, stack=32)
+    engine = FastEngine(model, 16, max_new_tokens=12, tile=16, ways=AHEAD)
     found = drive(engine, work())
     assert tokens(found) == tokens(stepped)
     for one, other in zip(found, stepped, strict=True):
@@ -47,7 +49,7 @@ def test_stacked_prefixes_and_steps_read_in_batches_give_the_same_rows(name: str
 
 def test_stacked_rows_do_not_depend_on_neighbours_either() -> None:
     model = tiny("gemma3")
-    engine = lambda: FastEngine(model, 16, max_new_tokens=12, tile=16, stack=32)  # noqa: E731
+    engine = lambda: FastEngine(model, 16, max_new_tokens=12, tile=16, ways=AHEAD)  # noqa: E731
     alone = drive(engine(), work()[1:2])[0]
     among = drive(engine(), work()[::-1])[-2]
     assert bits(alone) == bits(among)
@@ -58,7 +60,7 @@ def test_prompts_of_several_spans_are_those_of_one_span_and_no_neighbour_is_seen
     name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     model = tiny(name)
-    engine = lambda: FastEngine(model, 16, max_new_tokens=12, tile=16, kernels=False)  # noqa: E731
+    engine = lambda: FastEngine(model, 16, max_new_tokens=12, tile=16, ways=Ways(kernels=False))  # noqa: E731
     whole = drive(engine(), work())
     monkeypatch.setattr(stacked, "SPAN", 8)
     spans = drive(engine(), work())
@@ -68,8 +70,8 @@ def test_prompts_of_several_spans_are_those_of_one_span_and_no_neighbour_is_seen
         assert bits(spans[2]) == bits(drive(engine(), [short])[0])
 
 
-def test_a_prompt_longer_than_the_stack_is_answered_with_an_error() -> None:
-    engine = FastEngine(tiny("llama"), 16, max_new_tokens=12, tile=16, stack=8)
+def test_a_prompt_longer_than_the_engine_takes_is_answered_with_an_error() -> None:
+    engine = FastEngine(tiny("llama"), 16, max_new_tokens=12, tile=16, longest_prompt=8)
     engine.submit(request(9))
     ((_, error),) = engine.step()
     assert isinstance(error, ValueError)
@@ -84,7 +86,7 @@ def test_sampling_and_prefixes_work_in_batches_of_steps() -> None:
         request(n=4, stop=StopRules(tuple(range(3, 60)), min_new_tokens=3)),
     ]
     stepped = drive(FastEngine(model, 16, max_new_tokens=12, tile=16), asked)
-    assert tokens(drive(FastEngine(model, 16, max_new_tokens=12, tile=16, stack=32), asked)) == tokens(stepped)
+    assert tokens(drive(FastEngine(model, 16, max_new_tokens=12, tile=16, ways=AHEAD), asked)) == tokens(stepped)
 
 
 def test_the_last_rows_move_together_and_stay_the_same_rows() -> None:
@@ -166,11 +168,10 @@ def test_a_prompt_that_does_not_fit_waits_for_rows_to_end(monkeypatch: pytest.Mo
 @pytest.mark.parametrize("name", ["llama", "gemma3", "lfm2"])
 def test_captured_steps_give_the_rows_of_eager_steps(name: str) -> None:
     model = tiny(name).cuda()
-    captured = FastEngine(model, 16, max_new_tokens=12, tile=16, stack=32)
-    assert captured.slots.body.captures
+    captured = FastEngine(model, 16, max_new_tokens=12, tile=16, ways=AHEAD)
+    assert captured.slots.graphs.enabled
     found = drive(captured, work())
-    assert all(capture.enabled for capture in captured.slots.captures.values())
-    eager = FastEngine(model, 16, max_new_tokens=12, tile=16, stack=32)
-    for capture in eager.slots.captures.values():
-        capture.enabled = False
+    assert captured.slots.graphs.enabled
+    eager = FastEngine(model, 16, max_new_tokens=12, tile=16, ways=AHEAD)
+    eager.slots.graphs.enabled = False
     assert [bits(one) for one in found] == [bits(one) for one in drive(eager, work())]

@@ -15,6 +15,7 @@ from aisp_ray.engine.cpu import kernels
 from aisp_ray.engine.cpu.kernels import usable
 from aisp_ray.engine.cpu.packing import Packing, candidates
 from aisp_ray.engine.scheduler import FastEngine
+from aisp_ray.engine.slots import Ways
 from aisp_ray.lm.attention import VECTORS, whole_vectors
 
 needs_compiler = pytest.mark.skipif(kernels.load() is None, reason="no C compiler")
@@ -79,11 +80,13 @@ def test_a_small_llama_in_float32_is_stepped_on_fewer_slots() -> None:
     ids=["experts", "experts with sinks", "convolutions", "layers that are no nn.Linear", "no kernels"],
 )
 def test_products_that_are_not_the_kernels_are_always_of_a_whole_tile(name: str, kernels: bool) -> None:
-    assert FastEngine(tiny(name), 32, max_new_tokens=12, tile=32, kernels=kernels).fingerprint["widths"] == (32,)
+    assert FastEngine(tiny(name), 32, max_new_tokens=12, tile=32, ways=Ways(kernels=kernels)).fingerprint["widths"] == (
+        32,
+    )
 
 
 def test_captured_shapes_stay_whole() -> None:
-    stacked = FastEngine(tiny("llama"), 16, max_new_tokens=12, tile=16, stack=32)
+    stacked = FastEngine(tiny("llama"), 16, max_new_tokens=12, tile=16, ways=Ways(ahead=True))
     assert stacked.fingerprint["widths"] == (16,)
     drive(stacked, work()[:2])
     assert stacked.stats()["row_steps"] % 16 == 0

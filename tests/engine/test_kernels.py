@@ -23,6 +23,7 @@ from aisp_ray.engine.cpu.kernels import Kernels
 from aisp_ray.engine.factory import build_engine
 from aisp_ray.engine.rowcache import Suffixes
 from aisp_ray.engine.scheduler import FastEngine
+from aisp_ray.engine.slots import Ways
 from aisp_ray.lm.attention import Call
 from aisp_ray.lm.prefixes import LayerLayout, Prefix
 
@@ -190,7 +191,7 @@ def test_very_far_logits_are_no_nan(own: Kernels) -> None:
 def test_the_engine_uses_them_unless_told() -> None:
     model = tiny("llama")
     assert FastEngine(model, 4, tile=4).fingerprint["kernels"] == ["linear", "attention"]
-    assert FastEngine(model, 4, tile=4, kernels=False).fingerprint["kernels"] == []
+    assert FastEngine(model, 4, tile=4, ways=Ways(kernels=False)).fingerprint["kernels"] == []
     assert FastEngine(tiny("llama", torch.bfloat16), 4, tile=4).fingerprint["kernels"] == []
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -11,6 +12,7 @@ import transformers as hf
 from aisp_ray.engine.base import Engine, RolloutRequest, StopRules
 from aisp_ray.types import Control, Proposal, Rollouts, Sampling
 
+DEVICE = os.environ.get("AISP_TEST_DEVICE", "cpu")  # where `tiny` puts its models
 VOCABULARY = 101
 WINDOW = 12
 _SIZES = {
@@ -143,7 +145,7 @@ def tiny(name: str, dtype: torch.dtype = torch.float32, builders: Mapping[str, C
                 weight.normal_(0, 0.5)
             elif weight.dim() > 1:  # Gemma's tied embeddings would repeat one token for ever
                 weight.normal_(0, 0.04 if "embed" in key and name.startswith("gemma") else 0.2)
-    return model.to(dtype)
+    return model.to(dtype).to(DEVICE)
 
 
 def prompt(length: int, seed: int = 0) -> tuple[int, ...]:
@@ -181,12 +183,12 @@ def drive(engine: Engine, requests: Sequence[RolloutRequest]) -> list[Rollouts]:
 def generate(model: Any, ids: Sequence[int], controls: torch.Tensor, ends: Sequence[int]) -> list[tuple[int, ...]]:
     """transformers' own greedy `generate` with controls [n, t, d] added at the LM head; up to the end token."""
     n, tokens, _ = controls.shape
-    step = iter(range(tokens))
+    controls, step = controls.to(model.device), iter(range(tokens))
     hook = lambda _, args: ((args[0].float() + controls[:, next(step)][:, None]).to(args[0].dtype),)  # noqa: E731
     handle = model.get_output_embeddings().register_forward_pre_hook(hook)
     out = model.generate(
-        torch.tensor([ids]).expand(n, -1),
-        attention_mask=torch.ones(n, len(ids), dtype=torch.int64),
+        torch.tensor([ids], device=model.device).expand(n, -1),
+        attention_mask=torch.ones(n, len(ids), dtype=torch.int64, device=model.device),
         do_sample=False,
         max_new_tokens=tokens,
         eos_token_id=list(ends) or None,

@@ -43,8 +43,8 @@ class ToyPolicy:
         return torch.tanh(self.embedding[last] + self.position[len(tokens)])  # [d]
 
     # what controls.MeanSource asks for
-    def noise(self, iteration: int, particles: Sequence[int], horizon: int) -> Tensor:
-        return torch.stack([self._eps(iteration, i, horizon) for i in particles])
+    def noise(self, iteration: int, particles: Sequence[int], horizon: int, start: int = 0) -> Tensor:
+        return torch.stack([self._eps(iteration, i, horizon)[start:] for i in particles])
 
     def replay(self, token_ids: Sequence[Sequence[int]]) -> list[Tensor]:
         return [torch.stack([self.prelogit(ids[:t]) for t in range(len(ids))]) for ids in token_ids]

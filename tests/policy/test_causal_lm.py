@@ -164,6 +164,29 @@ def test_the_engines_own_kernels_can_be_left_out(base):
     assert own == (["linear", "attention"] if kernels.usable() else [])
 
 
+def test_weights_go_straight_to_the_gpu_and_not_through_the_hosts_memory(base, monkeypatch):
+    seen = []
+
+    def from_pretrained(source, **options):
+        seen.append(options.get("device_map"))
+        return SimpleNamespace(is_quantized=False)
+
+    monkeypatch.setattr("transformers.AutoModelForCausalLM.from_pretrained", from_pretrained)
+    monkeypatch.setattr("aisp_ray.lm.gguf.as_dense", lambda model: model)
+    for num_gpus, device in ((0, "cpu"), (1, "cuda"), (0.5, "cuda"), (2, "cuda")):
+        CausalLM(model=str(base), num_gpus=num_gpus)._load_model(str(base), device, {})
+    CausalLM(model="some.gguf", num_gpus=1)._load_model("some.gguf", "cuda", {})
+    assert seen == [None, {"": "cuda"}, {"": "cuda"}, "auto", None]
+
+
+@pytest.mark.parametrize("wrong", [{"flash": True}, {"narrow": False}])
+def test_what_is_for_a_gpu_is_refused_without_one_and_on_another_engine(base, wrong):
+    for place in ({}, {"num_gpus": 1, "engine": "vllm"}, {"num_gpus": 1, "engine": "plain"}):
+        with pytest.raises(ValueError, match="engine=fast on a GPU"):
+            CausalLM(model=str(base), **place, **wrong)
+    assert CausalLM(model=str(base), num_gpus=1, **wrong)
+
+
 def test_an_adapter_is_merged_and_changes_the_responses(base, tmp_path):
     peft = pytest.importorskip("peft")
     from transformers import AutoModelForCausalLM

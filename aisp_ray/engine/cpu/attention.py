@@ -36,6 +36,9 @@ class KernelAttention:
     def room(self, owners: Sequence[Prefix | None], prefix: Prefix) -> int:
         return self.suffixes.rows
 
+    def signature(self) -> tuple[int, ...]:
+        return ()
+
     def begin_step(self) -> None:
         last = int(self.suffixes.step.max())
         if last >= self.suffixes.length:
