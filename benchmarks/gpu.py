@@ -1,15 +1,24 @@
-"""Tokens per second of the engine on one GPU, in the real shapes of three models with random weights. No Ray.
+"""Tokens per second of the engine on one GPU, in the real shapes of a model with random weights. No Ray.
 
-    python benchmarks/gpu.py [--models lfm2_1b gemma3_4b llama3_8b] [--rows 16 256 1024] [--json FILE]
-    python benchmarks/gpu.py --tiny --device cpu        # a dry run of the script itself
+    python benchmarks/gpu.py --model llama3_8b [--rows 16 64 128 256] [--prompts 131 1024] [--tokens 256] [--json FILE]
+    python benchmarks/gpu.py --model tiny --device cpu        # a dry run of the script itself
 
-Prompt 131 tokens, 512 new tokens, n = 16. AISP decodes greedily under noise and a mean; best-of-n samples at
-temperature 1. `rows` rows are decoded side by side, of rows / 16 prompts. The timed part has the prefills in it, and
-not the recording of the graphs.
+A call ends within ten minutes: no line is begun after `--seconds`. Each line is printed, and added to FILE, as it is
+measured. n = 16 responses per prompt, so `rows` rows are decoded side by side, of rows / 16 prompts, in as many slots
+as the line says (`slots`); the engine takes prompts of any length, as in a job. What is measured (`--what`):
 
-Roofline of a step with R rows: R / max(bytes / bandwidth, flops / peak) tokens/s, where
-    bytes = weights + P * L * kv + R * (T / 2) * kv + 8 * R * V      (kv: bytes of one token's keys and values;
-            float32 logits written and read once), flops = 2 * weights_in_products * R.
+    aisp        greedy decoding under noise and a mean, all rows of full length; prefills and means in the time
+    best_of_n   the product's own: temperature 1 and top-p 0.95
+    search      three iterations of AISP: prompts are found again and means are continued
+    ragged      AISP with rows that end at random, 64 tokens on average, and others that wait for their slots
+    eager       aisp without recorded steps
+    generate    transformers' own generate with best-of-n's settings, one prompt at a time
+    reward      response tokens per second that a reward model of this shape reads, 16 responses behind the prompt
+
+Two rooflines of a step with R rows. The serial one adds what follows each other on one stream, products and attention:
+    R / (max(weights / bandwidth, 2 * R * weights_in_products / peak) + (attention + 8 * R * V) / bandwidth)
+    with attention = P * L * kv + R * (T / 2) * kv  (kv: bytes of one token's keys and values; float32 logits written
+    and read once). The parallel one, R / max(all bytes / bandwidth, flops / peak), lets them overlap; nothing does.
 Beside it stand the published figures of one H200 with one prompt at a time (AISP and best-of-n, on transformers).
 """
 
@@ -18,7 +27,7 @@ from __future__ import annotations
 import argparse
 import json
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -31,10 +40,14 @@ from aisp_ray.controls.laws import OpenLoop
 from aisp_ray.controls.weight_log import WeightEntry, WeightLog
 from aisp_ray.engine.base import RolloutRequest, StopRules
 from aisp_ray.engine.scheduler import FastEngine
+from aisp_ray.engine.slots import Ways
 from aisp_ray.lm.memory import give_back
+from aisp_ray.rewards._packed import Packed
 from aisp_ray.types import Proposal, Sampling
 
 NUM_SAMPLES = 16
+BEST_OF_N = Sampling(1.0, top_p=0.95)
+RAGGED = 64  # tokens of a response, on average
 # bytes/s and dense bf16 flop/s by a part of the device's name
 DEVICES = {"H200": (4.8e12, 989e12), "H100": (3.35e12, 989e12), "A100": (2.0e12, 312e12), "L40S": (0.86e12, 362e12)}
 # tokens/s on one H200 with transformers, one prompt at a time: (best-of-n, AISP)
@@ -80,13 +93,20 @@ def llama3_8b() -> Any:
     )
 
 
+def llama2_13b() -> Any:
+    """UltraRM's shape."""
+    return transformers.LlamaConfig(
+        vocab_size=32000, hidden_size=5120, intermediate_size=13824, num_hidden_layers=40, num_attention_heads=40
+    )
+
+
 def tiny() -> Any:
     return transformers.LlamaConfig(
         vocab_size=512, hidden_size=64, intermediate_size=96, num_hidden_layers=2, num_attention_heads=4
     )
 
 
-CONFIGS: dict[str, Callable[[], Any]] = {"lfm2_1b": lfm2_1b, "gemma3_4b": gemma3_4b, "llama3_8b": llama3_8b}
+CONFIGS: dict[str, Callable[[], Any]] = {one.__name__: one for one in (lfm2_1b, gemma3_4b, llama3_8b, llama2_13b, tiny)}
 
 
 @dataclass(frozen=True)
@@ -101,26 +121,61 @@ class Shape:
     def prompts(self) -> int:
         return max(self.rows // NUM_SAMPLES, 1)
 
+    @property
+    def samples(self) -> int:
+        return min(NUM_SAMPLES, self.rows)
 
-def build(config: Any, device: str) -> Any:
+
+@dataclass
+class Bench:
+    """A model and how it is run; `vocabulary` tokens."""
+
+    name: str
+    model: Any
+    device: torch.device
+    ways: Ways
+    seed: int = 0  # of the prompts: no two rounds share one
+
+    @property
+    def vocabulary(self) -> int:
+        return int(self.model.config.vocab_size)
+
+    def wait(self) -> None:
+        if self.device.type == "cuda":
+            torch.cuda.synchronize()
+
+    def engine(self, shape: Shape) -> FastEngine:
+        return FastEngine(self.model, shape.rows, max_new_tokens=shape.tokens, ways=self.ways)
+
+    def prompt(self, shape: Shape, index: int) -> tuple[int, ...]:
+        draws = np.random.default_rng((self.seed, index))
+        return tuple(draws.integers(0, self.vocabulary, shape.prompt).tolist())
+
+
+def build(name: str, device: str) -> Any:
     """A random model, made on the device in bfloat16."""
     torch.manual_seed(0)
     with torch.device(device):
-        return transformers.AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16).eval()
+        return transformers.AutoModelForCausalLM.from_config(CONFIGS[name](), dtype=torch.bfloat16).eval()
 
 
-def requests(shape: Shape, method: str, vocabulary: int, round_index: int) -> list[RolloutRequest]:
-    """One round of `shape.rows` rows. AISP's has a mean, as every iteration but the first does."""
-    log = WeightLog((WeightEntry(0, (1 / NUM_SAMPLES,) * NUM_SAMPLES, (shape.tokens,) * NUM_SAMPLES, 0.7),))
-    control, sampling = OpenLoop(shape.tokens, log, 0.7), Sampling()
-    if method == "best_of_n":
-        control, sampling = OpenLoop(), Sampling(1.0)
-    found = []
-    for index in range(shape.prompts):
-        ids = tuple(np.random.default_rng((round_index, index)).integers(0, vocabulary, shape.prompt).tolist())
-        proposal = Proposal(1, min(NUM_SAMPLES, shape.rows), control, sampling)
-        found.append(RolloutRequest(ids, index, proposal, shape.tokens, StopRules()))
-    return found
+def aisp(bench: Bench, shape: Shape, iteration: int = 1, stop: StopRules | None = None) -> list[RolloutRequest]:
+    """An iteration of rows / 16 prompts; one that is not the first has a mean."""
+    n, full = shape.samples, (shape.tokens,) * shape.samples
+    log = WeightLog(tuple(WeightEntry(k, (1 / n,) * n, full, 0.7) for k in range(iteration)))
+    proposal = Proposal(iteration, n, OpenLoop(shape.tokens, log if iteration else None, 0.7))
+    return _requests(bench, shape, proposal, shape.prompts, stop)
+
+
+def best_of_n(bench: Bench, shape: Shape) -> list[RolloutRequest]:
+    return _requests(bench, shape, Proposal(0, shape.samples, OpenLoop(), BEST_OF_N), shape.prompts, None)
+
+
+def _requests(
+    bench: Bench, shape: Shape, proposal: Proposal, count: int, stop: StopRules | None
+) -> list[RolloutRequest]:
+    prompts = (bench.prompt(shape, index) for index in range(count))
+    return [RolloutRequest(ids, i, proposal, shape.tokens, stop or StopRules()) for i, ids in enumerate(prompts)]
 
 
 def drain(engine: FastEngine, work: list[RolloutRequest]) -> int:
@@ -136,96 +191,204 @@ def drain(engine: FastEngine, work: list[RolloutRequest]) -> int:
     return tokens
 
 
-def synchronise(device: str) -> None:
-    if device == "cuda":
-        torch.cuda.synchronize()
-
-
-def measure(model: Any, shape: Shape, method: str, device: str) -> dict[str, Any]:
-    """Tokens/s of a warm engine and its peak memory, GiB."""
-    vocabulary = model.config.vocab_size
-    tile, stack = min(shape.rows, 256), shape.prompt + 16
-    engine = FastEngine(model, shape.rows, max_new_tokens=shape.tokens, tile=tile, stack=stack)
-    drain(engine, requests(shape, method, vocabulary, 0))  # records the graphs
-    synchronise(device)
-    if device == "cuda":
-        torch.cuda.reset_peak_memory_stats()
+def timed(bench: Bench, call: Callable[[], int]) -> dict[str, float]:
+    """Tokens per second of a call that returns how many it made."""
+    bench.wait()
     started = time.perf_counter()
-    tokens = drain(engine, requests(shape, method, vocabulary, 1))
-    synchronise(device)
+    tokens = call()
+    bench.wait()
     seconds = time.perf_counter() - started
-    peak = torch.cuda.max_memory_allocated() / 2**30 if device == "cuda" else None
-    captured = all(capture.enabled for capture in engine.slots.captures.values())
-    return {"tokens_per_second": tokens / seconds, "seconds": seconds, "peak_gib": peak, "captured": captured}
+    return {"tokens_per_second": tokens / seconds, "seconds": seconds, "tokens": tokens}
 
 
-def roofline(model: Any, shape: Shape, engine_layouts: list[Any], speed: tuple[float, float]) -> float:
-    """Tokens/s that memory and arithmetic allow, by the formula above."""
+def decoded(bench: Bench, shape: Shape, rounds: Callable[[], list[list[RolloutRequest]]], eager: bool = False) -> dict:
+    """The second time that an engine does this work, on other prompts; the first records its graphs."""
+    engine = bench.engine(shape)
+    if eager:
+        engine.slots.graphs.enabled = False
+    work = lambda: sum(drain(engine, requests) for requests in rounds())  # noqa: E731
+    first = timed(bench, work)["seconds"]
+    bench.seed += 1
+    engine.forget()
+    if bench.device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats()
+    line: dict[str, Any] = timed(bench, work)
+    stats = engine.stats()
+    return line | {
+        "slots": engine.slots.count,
+        "tile": engine.slots.tile_rows,
+        "useful": stats["useful_row_steps"] / stats["row_steps"],
+        "prefix_hits": stats["prefix_hits"],
+        "captured": engine.slots.graphs.enabled,
+        "graphs": sum(len(one._held) for one in engine.slots.captures.values()),
+        "first_round_seconds": first,
+        "peak_gib": torch.cuda.max_memory_allocated() / 2**30 if bench.device.type == "cuda" else None,
+    }
+
+
+def searched(bench: Bench, shape: Shape) -> dict[str, Any]:
+    return decoded(bench, shape, lambda: [aisp(bench, shape, iteration) for iteration in range(3)])
+
+
+def ragged(bench: Bench, shape: Shape) -> dict[str, Any]:
+    """Ends: tokens of a part of the vocabulary, which random weights choose at random."""
+    count = max(bench.vocabulary // RAGGED, 1)
+    ends = np.random.default_rng(0).choice(bench.vocabulary, count, replace=False)
+    stop = StopRules(tuple(int(token) for token in ends))
+
+    def rounds() -> list[list[RolloutRequest]]:
+        four = Shape(4 * shape.rows, shape.prompt, shape.tokens)  # rows wait
+        return [aisp(bench, four, stop=stop)]
+
+    return decoded(bench, shape, rounds)
+
+
+def generated(bench: Bench, shape: Shape) -> dict[str, Any]:
+    def one() -> int:
+        ids = torch.tensor([bench.prompt(shape, 0)], device=bench.device).expand(shape.samples, -1)
+        options = {"do_sample": True, "temperature": 1.0, "top_p": BEST_OF_N.top_p, "top_k": 0, "use_cache": True}
+        lengths = {"max_new_tokens": shape.tokens, "min_new_tokens": shape.tokens}
+        out = bench.model.generate(ids, attention_mask=torch.ones_like(ids), pad_token_id=0, **options, **lengths)
+        return int((out.shape[1] - ids.shape[1]) * out.shape[0])
+
+    timed(bench, one)
+    bench.seed += 1
+    return timed(bench, one)
+
+
+def scored(bench: Bench, shape: Shape) -> dict[str, Any]:
+    """Full batches of 16,384 response tokens behind a prompt that is read once."""
+    packed = Packed(bench.model.base_model, 8 << 30)
+    rows = max(16384 // shape.tokens, 1)
+
+    def read() -> int:
+        head = bench.prompt(shape, 0)
+        bench.seed += 1
+        answers = [head + bench.prompt(Shape(1, shape.tokens, 1), 1 + i) for i in range(rows)]
+        packed([(head, [(ids, shape.prompt) for ids in answers], None)])
+        return rows * shape.tokens
+
+    timed(bench, read)
+    return timed(bench, read) | {"responses": rows}
+
+
+WHAT: dict[str, Callable[[Bench, Shape], dict[str, Any]]] = {
+    "aisp": lambda bench, shape: decoded(bench, shape, lambda: [aisp(bench, shape)]),
+    "best_of_n": lambda bench, shape: decoded(bench, shape, lambda: [best_of_n(bench, shape)]),
+    "search": searched,
+    "ragged": ragged,
+    "eager": lambda bench, shape: decoded(bench, shape, lambda: [aisp(bench, shape)], eager=True),
+    "generate": generated,
+    "reward": scored,
+}
+
+
+def rooflines(bench: Bench, shape: Shape, speed: tuple[float, float]) -> dict[str, float]:
+    """Tokens/s that memory and arithmetic allow, by the formulas above."""
     bandwidth, peak = speed
+    model = bench.model
     weights = sum(p.nbytes for p in {id(p): p for p in model.parameters()}.values())
-    embedding = 0 if model.config.tie_word_embeddings else model.get_input_embeddings().weight.nbytes
-    per_token = sum(layout.token_bytes for layout in engine_layouts if layout is not None)
+    weights -= 0 if model.config.tie_word_embeddings else model.get_input_embeddings().weight.nbytes
+    layouts = FastEngine(model, 1, max_new_tokens=1, ways=bench.ways).slots.layouts
+    per_token = sum(layout.token_bytes for layout in layouts if layout is not None)
     held = shape.prompts * shape.prompt * per_token + shape.rows * shape.tokens / 2 * per_token
-    moved = weights - embedding + held + 8 * shape.rows * model.config.vocab_size
-    flops = 2 * (weights - embedding) / 2 * shape.rows  # two bytes a weight
-    return shape.rows / max(moved / bandwidth, flops / peak)
+    logits = 8 * shape.rows * bench.vocabulary
+    compute = weights * shape.rows / peak  # two bytes a weight, two operations
+    serial = max(weights / bandwidth, compute) + (held + logits) / bandwidth
+    parallel = max((weights + held + logits) / bandwidth, compute)
+    return {"serial": shape.rows / serial, "parallel": shape.rows / parallel}
 
 
-def lines_of(name: str, args: argparse.Namespace) -> list[dict[str, Any]]:
-    give_back(torch.device(args.device))  # what the model before held
-    model = build((CONFIGS | {"tiny": tiny})[name](), args.device)
-    layouts = FastEngine(model, 1, max_new_tokens=1, stack=16).slots.layouts
-    found = []
-    for rows in args.rows:
-        shape = Shape(rows, args.prompt, args.tokens)
-        line: dict[str, Any] = {"model": name, "rows": rows, "prompt": args.prompt, "new_tokens": args.tokens}
-        for method in ("aisp", "best_of_n"):
-            try:
-                line |= {f"{method}_{key}": value for key, value in measure(model, shape, method, args.device).items()}
-            except torch.OutOfMemoryError as error:
-                line[f"{method}_error"] = str(error).splitlines()[0]
-            give_back(torch.device(args.device))  # what that engine held
-        if "aisp_seconds" in line and "best_of_n_seconds" in line:
-            line["aisp_time_over_best_of_n"] = line["aisp_seconds"] / line["best_of_n_seconds"]
-            if args.speed is not None:
-                line["roofline_fraction"] = line["aisp_tokens_per_second"] / roofline(model, shape, layouts, args.speed)
-            published = PUBLISHED.get(name)
-            if published is not None:
-                line["times_published_aisp"] = line["aisp_tokens_per_second"] / published[1]
-                line["times_published_best_of_n"] = line["best_of_n_tokens_per_second"] / published[0]
-        found.append(line)
-        print(json.dumps({key: round(v, 3) if isinstance(v, float) else v for key, v in line.items()}), flush=True)
-    return found
+def compared(bench: Bench, shape: Shape, what: str, line: dict[str, Any], speed: tuple[float, float] | None) -> dict:
+    """A measured line beside the rooflines and the published figures."""
+    rate = line["tokens_per_second"]
+    if what in ("aisp", "best_of_n", "search") and speed is not None:
+        line |= {f"{name}_roofline_fraction": rate / most for name, most in rooflines(bench, shape, speed).items()}
+    if bench.name in PUBLISHED and what in ("aisp", "best_of_n"):
+        line["times_published"] = rate / PUBLISHED[bench.name][what == "aisp"]
+    return line
 
 
-def speed_of(device: str, bandwidth: float | None, tflops: float | None) -> tuple[float, float] | None:
+def lines(bench: Bench, args: argparse.Namespace) -> Iterator[dict[str, Any]]:
+    speed = speed_of(bench.device, args.bandwidth, args.tflops)
+    for prompt in args.prompts:
+        for rows in args.rows:
+            shape = Shape(rows, prompt, args.tokens)
+            for what in args.what:
+                if time.perf_counter() - args.started > args.seconds:
+                    yield {"left_out": what, "rows": rows, "prompt": prompt, "reason": f"{args.seconds} s are over"}
+                    continue
+                if what == "generate" and rows != args.rows[0]:
+                    continue  # one prompt, whatever the rows
+                line = {"model": bench.name, "what": what, "rows": rows, "prompt": prompt, "new_tokens": args.tokens}
+                try:
+                    with torch.no_grad():
+                        line |= compared(bench, shape, what, WHAT[what](bench, shape), speed)
+                except torch.OutOfMemoryError as error:
+                    line["error"] = str(error).splitlines()[0]
+                yield line
+                give_back(bench.device)  # what that engine held
+
+
+def profile(bench: Bench, shape: Shape) -> None:
+    """The twenty kernels that a window of steps spends most on."""
+    engine = bench.engine(shape)
+    drain(engine, aisp(bench, shape))
+    bench.seed += 1
+    for request in aisp(bench, shape):
+        engine.submit(request)
+    engine.step()
+    engine.step()
+    with torch.profiler.profile() as seen:
+        engine.step()
+        bench.wait()
+    print(seen.key_averages().table(sort_by="cuda_time_total", row_limit=20, max_name_column_width=90))
+
+
+def speed_of(device: torch.device, bandwidth: float | None, tflops: float | None) -> tuple[float, float] | None:
     """(bytes/s, flop/s) of the device; None if it is not known and not given."""
     if bandwidth is not None and tflops is not None:
         return bandwidth * 1e12, tflops * 1e12
-    name = torch.cuda.get_device_name() if device == "cuda" else ""
+    name = torch.cuda.get_device_name() if device.type == "cuda" else ""
     return next((speed for part, speed in DEVICES.items() if part in name), None)
 
 
-def main() -> None:
+def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--models", nargs="*", default=list(CONFIGS), choices=list(CONFIGS))
-    parser.add_argument("--rows", nargs="*", type=int, default=[16, 256, 1024])
-    parser.add_argument("--prompt", type=int, default=131)
-    parser.add_argument("--tokens", type=int, default=512)
+    parser.add_argument("--model", default="llama3_8b", choices=list(CONFIGS))
+    parser.add_argument("--what", nargs="*", default=list(WHAT)[:-1], choices=list(WHAT))
+    parser.add_argument("--rows", nargs="*", type=int, default=[16, 64, 128, 256])
+    parser.add_argument("--prompts", nargs="*", type=int, default=[131], help="tokens of a prompt")
+    parser.add_argument("--tokens", type=int, default=256)
+    parser.add_argument("--flash", action="store_true", help="PyTorch's FlashAttention in place of stacked prompts")
+    parser.add_argument("--whole", action="store_true", help="step whole tiles, as with policy.narrow=false")
+    parser.add_argument("--seconds", type=float, default=540, help="no line is begun later")
+    parser.add_argument("--profile", action="store_true", help="print the kernels of one window at the first shape")
     parser.add_argument("--device", default="cuda", choices=["cuda", "cpu"])
-    parser.add_argument("--tiny", action="store_true", help="two small layers instead of the real shapes")
     parser.add_argument("--bandwidth", type=float, help="TB/s, for a GPU that is not known here")
     parser.add_argument("--tflops", type=float, help="dense bf16, for a GPU that is not known here")
-    parser.add_argument("--json", type=Path, help="write one JSON object a line to this file")
-    args = parser.parse_args()
+    parser.add_argument("--json", type=Path, help="add one JSON object a line to this file")
+    return parser.parse_args()
+
+
+def main() -> None:
+    args = arguments()
+    args.started = time.perf_counter()
     if args.device == "cuda" and not torch.cuda.is_available():
-        raise SystemExit("there is no CUDA device here; --tiny --device cpu tries the script itself")
+        raise SystemExit("there is no CUDA device here; --model tiny --device cpu tries the script itself")
     transformers.logging.set_verbosity_error()
-    args.speed = speed_of(args.device, args.bandwidth, args.tflops)
-    print({"torch": torch.__version__, "transformers": transformers.__version__, "speed": args.speed})
-    lines = [line for name in (["tiny"] if args.tiny else args.models) for line in lines_of(name, args)]
-    if args.json is not None:
-        args.json.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    ways = Ways(ahead=True, narrow=not args.whole, flash=args.flash)
+    bench = Bench(args.model, build(args.model, args.device), torch.device(args.device), ways)
+    print({"torch": torch.__version__, "transformers": transformers.__version__, "ways": ways})
+    if args.profile:
+        with torch.no_grad():
+            profile(bench, Shape(args.rows[0], args.prompts[0], args.tokens))
+    for line in lines(bench, args):
+        text = json.dumps({key: round(v, 4) if isinstance(v, float) else v for key, v in line.items()})
+        print(text, flush=True)
+        if args.json is not None:
+            with args.json.open("a") as file:
+                file.write(text + "\n")
 
 
 if __name__ == "__main__":
