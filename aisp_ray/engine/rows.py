@@ -6,6 +6,7 @@ import math
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 import torch
@@ -181,7 +182,8 @@ class Readout:
     """What steps found, brought to the host in one copy; from a GPU without waiting for it, until it is read."""
 
     def __init__(self, found: Found):
-        self.names, self._event = found.names, None
+        self.names = found.names
+        self._event: Any = None
         self._numbers, self._prelogits = found.numbers, found.prelogits
         if found.numbers.is_cuda:
             self._numbers = _to_pinned(found.numbers)

@@ -143,7 +143,8 @@ class FastEngine(Engine):
         if not self._waiting:
             self.slots.compact()
         stepped = [row.active for tile in self.slots.live for _, row in tile.live]
-        count, launched = self._window(), []
+        count = self._window()
+        launched: list[tuple[Tile, Readout | None]] = []
         for tile in self.slots.live:
             if not tile.live:
                 continue  # its rows' request has failed meanwhile
