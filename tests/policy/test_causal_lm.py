@@ -169,7 +169,7 @@ def test_weights_go_straight_to_the_gpu_and_not_through_the_hosts_memory(base, m
 
     def from_pretrained(source, **options):
         seen.append(options.get("device_map"))
-        return SimpleNamespace(is_quantized=False)
+        return SimpleNamespace(), {"missing_keys": [], "mismatched_keys": []}
 
     monkeypatch.setattr("transformers.AutoModelForCausalLM.from_pretrained", from_pretrained)
     monkeypatch.setattr("aisp_ray.lm.gguf.as_dense", lambda model: model)
