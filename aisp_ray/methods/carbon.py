@@ -1,8 +1,8 @@
 """Calibrated best-of-n, after CarBoN (Tang, Chen and Cavallaro, 2025, arXiv 2510.15674): explore, fit, draw again.
 
-The first `explore` iterations draw from the policy. A shift of the pre-logits, the same at every position, is then
-fitted to the `top` best distinct responses by maximum likelihood (`controls/shift.py`), and the other iterations draw
-under it. AISP moves the same pre-logits by its particles' noise, position by position; here they move along the
+A share `explore` of the iterations draws from the policy. A shift of the pre-logits, the same at every position, is
+then fitted to the `top` best distinct responses by maximum likelihood (`controls/shift.py`), and the other iterations
+draw under it. AISP moves the same pre-logits by its particles' noise, position by position; here they move along the
 gradient, once, and a response need not agree with another on what a position is.
 
 Written from the abstract, the introduction and public reviews: an input-specific temperature and an additive shift
@@ -31,9 +31,9 @@ class CarbonState(State):
 
 @dataclass(frozen=True, kw_only=True)
 class Carbon(Iterative):
-    """Settings of calibrated best-of-n: `explore` of the kappa iterations, then draws under the shift."""
+    """Settings of calibrated best-of-n: a share of the kappa iterations explores, the others draw under the shift."""
 
-    explore: int = 4  # iterations of the first phase, in [1, kappa)
+    explore: float = 0.25  # share of the iterations in the first phase, in (0, 1); at least one of them
     top: int = 8  # best responses that the shift is fitted to
     strength: float = 0.01  # of the penalty strength / 2 |shift|^2 beside the mean token's surprise, above 0
     steps: int = 50  # steps of the fit (L-BFGS) at most
@@ -46,7 +46,7 @@ class Carbon(Iterative):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        require(1 <= self.explore < self.kappa, f"explore is {self.explore}; it lies in [1, kappa={self.kappa})")
+        require(0 < self.explore < 1, f"explore is {self.explore}; it is a share of the iterations in (0, 1)")
         require(self.top >= 1, f"top is {self.top}; fit to at least 1 response")
         require(self.strength > 0, f"strength is {self.strength}; it must be above 0")
         require(self.steps >= 1, f"steps is {self.steps}; make at least 1")
@@ -55,9 +55,14 @@ class Carbon(Iterative):
         check_top_p(self.top_p)
         check_horizon(self.horizon)
 
+    @property
+    def num_exploring(self) -> int:
+        """Iterations of the first phase."""
+        return max(1, min(round(self.explore * self.kappa), self.kappa - 1))
+
     def mean(self, state: CarbonState) -> Shift | None:
         """What describes the shift of this state; None in the first phase, or when nothing had a reward in it."""
-        if state.iteration < self.explore or not state.members:
+        if state.iteration < self.num_exploring or not state.members:
             return None
         ids = tuple(member.token_ids for member in state.members)
         return Shift(ids, self.calibrated_temperature, self.strength, self.steps)
@@ -70,6 +75,6 @@ class Carbon(Iterative):
 
     def tell(self, state: CarbonState, rollouts: Rollouts, scores: Scores) -> tuple[CarbonState, Info]:
         members = state.members
-        if state.iteration < self.explore:
+        if state.iteration < self.num_exploring:
             members = remember(members, rollouts, scores, self.top)
         return self.advance(state, rollouts, scores, members=members)

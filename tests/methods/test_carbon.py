@@ -11,7 +11,7 @@ from aisp_ray.methods.best_of_n import BestOfN
 from aisp_ray.methods.carbon import Carbon
 from aisp_ray.pipeline.codec import decode, encode
 
-SMALL = {"n": 6, "kappa": 4, "explore": 2, "top": 3}
+SMALL = {"n": 6, "kappa": 4, "explore": 0.5, "top": 3}
 RESPONSES = ((1, 2, 3, 0), (2, 2, 0), (4, 0), (3, 3, 3, 3))
 
 
@@ -83,7 +83,7 @@ def test_under_the_shift_the_best_responses_are_likelier():
 @pytest.mark.parametrize(
     ("change", "words"),
     [
-        ({"explore": 4}, "explore is 4"),
+        ({"explore": 1.0}, "explore is 1"),
         ({"top": 0}, "top is 0"),
         ({"strength": 0.0}, "strength is 0"),
         ({"steps": 0}, "steps"),
