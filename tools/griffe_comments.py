@@ -18,8 +18,9 @@ class TrailingComments(griffe.Extension):
     def on_attribute_instance(self, *, node: Any, attr: griffe.Attribute, agent: Any, **kwargs: Any) -> None:
         if attr.docstring is not None or not isinstance(node, ast.AST):
             return
-        lines = attr.lines_collection[attr.filepath] if isinstance(attr.filepath, Path) else [""]
-        comment = _comment_of(lines[(attr.endlineno or attr.lineno or 1) - 1])
+        if not isinstance(attr.filepath, Path) or attr.endlineno is None:
+            return
+        comment = _comment_of(attr.lines_collection[attr.filepath][attr.endlineno - 1])
         if comment:
             attr.docstring = griffe.Docstring(comment, lineno=attr.endlineno, parent=attr)
 
