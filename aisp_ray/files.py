@@ -13,7 +13,7 @@ import json
 import os
 import re
 import uuid
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +24,7 @@ import pyarrow.parquet as pq
 from aisp_ray.errors import RefusedError, redacted_values
 
 ROWS, PARTICLES, STATE = "rows", "particles", "_state"
+MANIFEST, SUMMARY = "manifest.json", "summary.json"
 _PART = re.compile(r"^part-(?P<method>.+)-(?P<chunk>\d{8})\.parquet$")
 
 
@@ -234,3 +235,35 @@ def _differences(before: Any, now: Any, path: str) -> list[str]:
                 lines += _differences(before[key], now[key], inner)
         return lines
     return [] if before == now else [f"{path}: {before!r} there, {now!r} now"]
+
+
+def read_manifest(output: Output) -> dict[str, Any] | None:
+    """The manifest of an output; None where there is none. Raises RefusedError if it cannot be read."""
+    try:
+        return output.read_json(MANIFEST)
+    except ValueError as error:
+        raise RefusedError(str(error)) from error
+
+
+def mixed(what: str, before: Mapping[str, Any], lines: Sequence[str], on_mismatch: str) -> list[str] | None:
+    """The differences that an output mixes from now on, those of earlier runs among them; None: it is to be emptied.
+
+    what: the output and what it holds, for the error. lines: the differences to this run.
+
+    Raises:
+        RefusedError: there are some, and `run.on_mismatch` is refuse.
+    """
+    if not lines or on_mismatch == "ignore":
+        return [*before.get("ignored_differences", ()), *lines]  # what is mixed stays mixed
+    if on_mismatch == "overwrite":
+        return None
+    shown = "\n".join(f"  {line}" for line in lines[:20])
+    raise RefusedError(
+        f"{what} of another configuration:\n{shown}\n"
+        f"give another out, or run.on_mismatch=overwrite (removes them) or run.on_mismatch=ignore (mixes them)"
+    )
+
+
+def as_json(value: Any) -> Any:
+    """A value as it comes back from a JSON file."""
+    return json.loads(json.dumps(value, default=str))

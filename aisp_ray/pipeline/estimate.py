@@ -13,11 +13,9 @@ from typing import Any
 import numpy as np
 
 from aisp_ray.cluster.models import asks_of, choose_in_flight
-from aisp_ray.files import Output, differences
+from aisp_ray.files import MANIFEST, SUMMARY, Output, differences
 from aisp_ray.pipeline.forecast import LEAST, Forecast, Interval, Machines, Measured, forecast
-from aisp_ray.pipeline.manifest import MANIFEST
 from aisp_ray.pipeline.meter import clock
-from aisp_ray.pipeline.shards import SUMMARY
 from aisp_ray.plan import Plan
 
 _LEAST_TOKENS = 1000  # a run of fewer was mostly loading

@@ -23,7 +23,7 @@ from aisp_ray.data.select import DropReport
 from aisp_ray.data.stream import stream_prompts
 from aisp_ray.driver import Driver, Shares, TotalBudget
 from aisp_ray.errors import OK, SOME_ERRORS, RefusedError
-from aisp_ray.files import ROWS, STATE, Output, inside
+from aisp_ray.files import ROWS, STATE, SUMMARY, Output, inside
 from aisp_ray.ledger import Outcome, Progress, Task, particle_rows, row_of
 from aisp_ray.pipeline import snapshot as snapshots
 from aisp_ray.pipeline.exits import Ending
@@ -38,7 +38,7 @@ from aisp_ray.pipeline.manifest import (
 )
 from aisp_ray.pipeline.meter import Meter
 from aisp_ray.pipeline.progress import Screen
-from aisp_ray.pipeline.shards import SUMMARY, write_summary
+from aisp_ray.pipeline.shards import write_summary
 from aisp_ray.pipeline.showcase import Showcase, Shown
 from aisp_ray.pipeline.snapshot import RunSnapshot
 from aisp_ray.pipeline.spending import Account

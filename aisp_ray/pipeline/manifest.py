@@ -14,11 +14,10 @@ from typing import Any
 from aisp_ray import __version__
 from aisp_ray.cluster.pool import Pool, Replica
 from aisp_ray.errors import RefusedError, redacted
-from aisp_ray.files import ROWS, Output, differences, inside
+from aisp_ray.files import MANIFEST, ROWS, Output, as_json, differences, inside, mixed, read_manifest
 from aisp_ray.plan import Plan
 from aisp_ray.results import SCHEMA_VERSION
 
-MANIFEST = "manifest.json"
 _PACKAGES = ("ray", "torch", "transformers", "pyarrow", "numpy", "datasets")
 
 
@@ -30,10 +29,7 @@ def open_manifest(plan: Plan, output: Output, run_id: str) -> dict[str, Any]:
             manifest that cannot be read.
     """
     now = _manifest(plan)
-    try:
-        before = output.read_json(MANIFEST)
-    except ValueError as error:
-        raise RefusedError(str(error)) from error
+    before = read_manifest(output)
     if before is not None and (not isinstance(before, dict) or "methods" not in before):
         raise RefusedError(f"{plan.out} holds a search of settings (jobs/tune.py); give another out")
     if before is not None:
@@ -93,27 +89,15 @@ def _go_on(plan: Plan, output: Output, before: Mapping[str, Any], now: dict[str,
             f"{plan.out} was written with schema_version {before.get('schema_version')}, and this version writes "
             f"{SCHEMA_VERSION}; give another out, or run the version that wrote it ({before.get('aisp_ray')})"
         )
-    lines = differences(before["fingerprint"], _as_json(now["fingerprint"]))
-    lines += differences(before["data"], _as_json(now["data"]), "data")
-    if lines and plan.run.on_mismatch == "overwrite":
+    lines = differences(before["fingerprint"], as_json(now["fingerprint"]))
+    lines += differences(before["data"], as_json(now["data"]), "data")
+    kept_differences = mixed(f"{plan.out} holds rows", before, lines, plan.run.on_mismatch)
+    if kept_differences is None:
         output.clear()
         output.remove(MANIFEST)
         return now
-    if not lines or plan.run.on_mismatch == "ignore":
-        mixed = [*before.get("ignored_differences", ()), *lines]  # what is mixed stays mixed
-        kept = {"chunk_rows": before["chunk_rows"], "runs": before["runs"], "engine": before.get("engine", [])}
-        return {**now, **kept, **({"ignored_differences": mixed} if mixed else {})}
-    shown = "\n".join(f"  {line}" for line in lines[:20])
-    raise RefusedError(
-        f"{plan.out} holds rows of another configuration:\n{shown}\n"
-        f"give another out, or run.on_mismatch=overwrite (removes them) or run.on_mismatch=ignore (mixes them)"
-    )
-
-
-def _as_json(value: Any) -> Any:
-    import json
-
-    return json.loads(json.dumps(value, default=str))
+    kept = {"chunk_rows": before["chunk_rows"], "runs": before["runs"], "engine": before.get("engine", [])}
+    return {**now, **kept, **({"ignored_differences": kept_differences} if kept_differences else {})}
 
 
 def _version(package: str) -> str | None:
@@ -196,7 +180,7 @@ def note_engines(manifest: dict[str, Any], pool: Pool) -> bool:
     before = list(manifest.get("engine", ()))
     listed = list(before)
     for replica in (*pool.gone, *pool.replicas):
-        engine = _as_json(replica.facts.get("engine"))
+        engine = as_json(replica.facts.get("engine"))
         if engine is not None and engine not in listed:
             listed.append(engine)
     manifest["engine"] = listed

@@ -12,9 +12,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from aisp_ray.errors import OK, SOME_ERRORS
-from aisp_ray.files import STATE, Output
+from aisp_ray.files import STATE, SUMMARY, Output
 
-SUMMARY = "summary.json"
 _SNAPSHOT = "inflight"
 
 

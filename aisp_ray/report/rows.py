@@ -13,10 +13,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from aisp_ray.errors import redacted, redacted_values
-from aisp_ray.files import PARTICLES, ROWS, Output, inside, split_query
+from aisp_ray.files import MANIFEST, PARTICLES, ROWS, Output, inside, split_query
 from aisp_ray.results import ROW_SCHEMA, SCHEMA_VERSION
-
-MANIFEST, SUMMARY = "manifest.json", "summary.json"
 
 
 @dataclass(frozen=True, slots=True)

@@ -14,8 +14,8 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from aisp_ray.files import Output, inside
-from aisp_ray.report.rows import MANIFEST, SUMMARY, first_of_each, name_of, read_json, read_parts
+from aisp_ray.files import MANIFEST, SUMMARY, Output, inside
+from aisp_ray.report.rows import first_of_each, name_of, read_json, read_parts
 from aisp_ray.results import ROW_SCHEMA
 from aisp_ray.tune.heldout import Confirmation, read_confirmation
 from aisp_ray.tune.space import text_of

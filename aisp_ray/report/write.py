@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from aisp_ray.errors import redacted, redacted_values
-from aisp_ray.files import ROWS, Output, inside, split_query
+from aisp_ray.files import MANIFEST, ROWS, SUMMARY, Output, inside, split_query
 from aisp_ray.metrics.base import TextMetric
 from aisp_ray.pipeline.showcase import first_whole
 from aisp_ray.report.figures import evaluation, search
@@ -18,7 +18,7 @@ from aisp_ray.report.measure import Section, sections
 from aisp_ray.report.notices import notices
 from aisp_ray.report.page.render import render
 from aisp_ray.report.rejudge import Rejudging, rejudge
-from aisp_ray.report.rows import MANIFEST, SUMMARY, name_of, only, output_list, read_json, read_labelled
+from aisp_ray.report.rows import name_of, only, output_list, read_json, read_labelled
 from aisp_ray.report.searches import (
     Search,
     baseline_of,

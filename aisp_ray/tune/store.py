@@ -20,11 +20,11 @@ from typing import Any
 import pyarrow as pa
 
 from aisp_ray.errors import RefusedError
-from aisp_ray.files import Output, differences, to_table
+from aisp_ray.files import MANIFEST, Output, as_json, differences, mixed, read_manifest, to_table
 from aisp_ray.results import ROW_SCHEMA
 from aisp_ray.types import Prompt
 
-FOLDER, MANIFEST = "evaluations", "manifest.json"
+FOLDER = "evaluations"
 SCHEMA = pa.schema(
     [
         pa.field("setting", pa.string(), metadata={"doc": "hash of all keys of the method"}),
@@ -67,31 +67,16 @@ class Evaluations:
             RefusedError: it was made under another fingerprint, and on_mismatch is refuse; or it is an evaluation's; or
                 its manifest cannot be read.
         """
-        now = json.loads(json.dumps(fingerprint, default=str))
-        before = self._read_manifest()
-        lines = [] if before is None else differences(before.get("fingerprint"), now)
-        mixed = [*(before or {}).get("ignored_differences", ()), *lines]  # what is mixed stays mixed
-        if lines and on_mismatch == "refuse":
-            shown = "\n".join(f"  {line}" for line in lines[:20])
-            raise RefusedError(
-                f"{self.output.out} holds evaluations of another configuration:\n{shown}\ngive another out, or "
-                f"run.on_mismatch=overwrite (removes them) or run.on_mismatch=ignore (mixes them)"
-            )
-        if lines and on_mismatch == "overwrite":
-            self.output.filesystem.delete_dir_contents(f"{self.output.root}/{FOLDER}", missing_dir_ok=True)
-            mixed = []
-        said = {"ignored_differences": mixed} if mixed else {}
-        self.output.write_json(MANIFEST, {"fingerprint": now, **(about or {}), **said})
-        self._read_parts(retry_errors)
-
-    def _read_manifest(self) -> dict[str, Any] | None:
-        try:
-            before = self.output.read_json(MANIFEST)
-        except ValueError as error:
-            raise RefusedError(str(error)) from error
+        now, before = as_json(fingerprint), read_manifest(self.output)
         if before is not None and "methods" in before:
             raise RefusedError(f"{self.output.out} holds an evaluation (jobs/eval.py); give another out")
-        return before
+        lines = [] if before is None else differences(before.get("fingerprint"), now)
+        kept = mixed(f"{self.output.out} holds evaluations", before or {}, lines, on_mismatch)
+        if kept is None:
+            self.output.filesystem.delete_dir_contents(f"{self.output.root}/{FOLDER}", missing_dir_ok=True)
+        said = {"ignored_differences": kept} if kept else {}
+        self.output.write_json(MANIFEST, {"fingerprint": now, **(about or {}), **said})
+        self._read_parts(retry_errors)
 
     def _read_parts(self, retry_errors: bool) -> None:
         """Parts have random names, so no order says which row is newer: one with a value is kept over an error."""

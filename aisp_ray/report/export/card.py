@@ -15,13 +15,14 @@ import yaml
 
 from aisp_ray import __version__
 from aisp_ray.errors import redacted
+from aisp_ray.files import MANIFEST
 from aisp_ray.metrics._words import words
 from aisp_ray.report.export.drops import Drops
 from aisp_ray.report.export.filters import SPLITS
 from aisp_ray.report.export.licences import UNKNOWN, licence_of
 from aisp_ray.report.export.settings import ExportSettings
 from aisp_ray.report.export.shards import CONTROL, DATA, ShardWriter
-from aisp_ray.report.rows import MANIFEST, output_list, read_json
+from aisp_ray.report.rows import output_list, read_json
 
 CONFIGS = {DATA: "default", CONTROL: "control"}
 _TEXTS = ("chosen", "rejected", "completion")

@@ -10,9 +10,9 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from aisp_ray.files import MANIFEST
 from aisp_ray.metrics.base import Estimate
 from aisp_ray.report.measure import Section
-from aisp_ray.report.rows import MANIFEST
 from aisp_ray.report.tables.cells import NONE, Column, Table, intervals, numbers, table_of, texts
 
 _BEST_OF_N = "aisp_ray.methods.best_of_n.BestOfN"
