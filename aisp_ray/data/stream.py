@@ -63,7 +63,7 @@ def parse_record(record: Record, spec: DataSpec) -> Parsed:
         return Parsed(error=record["error"])
     try:
         return spec.parse(record["row"])
-    except Exception as error:
+    except (Exception, SystemExit) as error:  # of somebody's own parser: the process reads other rows, too
         return Parsed(error=f"the row cannot be parsed: {type(error).__name__}: {first_line(error)}")
 
 

@@ -13,6 +13,7 @@ _LANGUAGES = ("", "python", "py", "python3")
 _MOST_CLOSINGS = 16  # that are tried for one block
 _DEFINING = (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef, ast.Import, ast.ImportFrom, ast.Assign, ast.AnnAssign)
 _CHECKING = re.compile(r"assert|check|raise|fail|verif|expect|exit|equal|close", re.IGNORECASE)
+_COMPARED = ("Eq", "NotEq", "Lt", "LtE", "Gt", "GtE", "In", "NotIn")
 _RUN_CASES = """
 import unittest as _unittest
 _result = _unittest.TestResult()
@@ -126,6 +127,66 @@ def runnable_test(test: str, entry_point: str | None) -> str:
     if not _can_fail(ast.parse(test)):
         raise ValueError("asserts nothing that is run: every program would pass it")
     return test
+
+
+def guarded(test: str) -> str:
+    """The test with its comparisons handed to the sandbox's referee (`sandbox/child.py`), which lets no object of the
+    answer's own classes decide about a plain value: one that claims to equal everything is no right answer."""
+    tree = _tree(test)
+    if tree is None:
+        return test
+    return ast.unparse(ast.fix_missing_locations(_Guarding(tree).visit(tree)))
+
+
+class _Guarding(ast.NodeTransformer):
+    """`a == b` as `__compare__('Eq', a, b)`, and `assertEqual(a, b)` as `assertEqual(*__pair__(a, b))`."""
+
+    def __init__(self, tree: ast.Module):
+        self.defined = {node.name for node in ast.walk(tree) if isinstance(node, ast.ClassDef)}
+        called = [
+            node.func.id for node in ast.walk(tree) if isinstance(node, ast.Call) and isinstance(node.func, ast.Name)
+        ]
+        self.made = {name for name in called if name[0].isupper()}
+
+    def visit_Compare(self, node: ast.Compare) -> ast.expr:
+        self.generic_visit(node)
+        if len(node.ops) == 1 and type(node.ops[0]).__name__ in _COMPARED:
+            return self._call(type(node.ops[0]).__name__, node.left, node.comparators[0])
+        if not any(isinstance(op, ast.Is | ast.IsNot) for op in node.ops):  # a chain: plain values alone
+            plain = [self._plain(part) for part in (node.left, *node.comparators)]
+            node.left, node.comparators = plain[0], plain[1:]
+        return node
+
+    def visit_BinOp(self, node: ast.BinOp) -> ast.expr:
+        self.generic_visit(node)
+        if isinstance(node.op, ast.Sub | ast.Div):
+            return self._call(type(node.op).__name__, node.left, node.right)
+        return node
+
+    def visit_Call(self, node: ast.Call) -> ast.expr:
+        self.generic_visit(node)
+        name = getattr(node.func, "attr", None) or getattr(node.func, "id", "")
+        checks = re.search(r"close|equal|assert(?:Not)?In$|assert(?:Less|Greater)", name, re.IGNORECASE)
+        if checks and len(node.args) > 1 and not any(isinstance(part, ast.Starred) for part in node.args[:2]):
+            pair = ast.Call(ast.Name("__pair__", ast.Load()), [*node.args[:2], self._allowed(*node.args[:2])], [])
+            node.args[:2] = [ast.Starred(pair, ast.Load())]
+        return node
+
+    def _call(self, name: str, left: ast.expr, right: ast.expr) -> ast.expr:
+        parts = [ast.Constant(name), left, right, self._allowed(left, right)]
+        return ast.Call(ast.Name("__compare__", ast.Load()), parts, [])
+
+    def _plain(self, part: ast.expr) -> ast.expr:
+        pair = ast.Call(ast.Name("__pair__", ast.Load()), [part, ast.Constant(None), self._allowed(part)], [])
+        return ast.Subscript(pair, ast.Constant(0), ast.Load())
+
+    def _allowed(self, *parts: ast.expr) -> ast.expr:
+        """Names of classes whose objects may decide: the test's own, and those that it makes objects of, where these
+        are compared as they are and not a method's result."""
+        by_name = [isinstance(part, ast.Name) or isinstance(getattr(part, "func", None), ast.Name) for part in parts]
+        by_method = [isinstance(getattr(part, "func", None), ast.Attribute) for part in parts]
+        names = self.defined | self.made if any(by_name) and not any(by_method) else self.defined
+        return ast.Tuple([ast.Constant(name) for name in sorted(names)], ast.Load())
 
 
 def called_names(tests: Iterable[str]) -> set[str]:

@@ -1,8 +1,9 @@
 """Unit tests of a code answer as its reward: the fraction that passes (MBPP, MBPP+, HumanEval and their like).
 
 The answer runs in a process without rights (see `sandbox/child.py`): it cannot start processes, connect, signal others,
-change files or read other people's, and its time and memory are limited. It shares that process with its tests, so an
-answer can attack its own grading from inside, by an object that claims to equal everything for instance.
+change files or read other people's, and its time and memory are limited. It shares that process with its tests:
+objects of its own classes decide no comparison with a plain value (`_programs.guarded`), but code written to attack the
+grader can still reach it through frames. docs/rewards.md states the threat model.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from aisp_ray.errors import LoadError
-from aisp_ray.rewards._programs import called_names, completed, extract_code, runnable_test
+from aisp_ray.rewards._programs import called_names, completed, extract_code, guarded, runnable_test
 from aisp_ray.rewards.base import RewardSpec, Scorer, ScoreRequest
 from aisp_ray.rewards.sandbox.child import landlock_version
 from aisp_ray.rewards.sandbox.parent import Limits, contained, run
@@ -92,7 +93,8 @@ class CodeTestsScorer(Scorer):
             completed(extract_code(response, names), meta.get("prompt_code"), entry) for response in request.responses
         ]
         distinct = list(dict.fromkeys(programs))
-        outcomes = self._pool.map(lambda program: run(program, tests, self.limits), distinct)
+        checked = [guarded(test) for test in tests]
+        outcomes = self._pool.map(lambda program: run(program, checked, self.limits), distinct)
         rewards = {
             program: self._reward(outcome.passed, len(tests))
             for program, outcome in zip(distinct, outcomes, strict=True)

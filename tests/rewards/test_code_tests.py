@@ -12,9 +12,10 @@ import pytest
 
 from aisp_ray.data.mbpp import Mbpp
 from aisp_ray.rewards import code_tests
+from aisp_ray.rewards._programs import guarded
 from aisp_ray.rewards.base import ScoreRequest
 from aisp_ray.rewards.code_tests import CodeTests, extract_code
-from aisp_ray.rewards.sandbox.child import landlock_version
+from aisp_ray.rewards.sandbox.child import OPERATORS, landlock_version
 from aisp_ray.rewards.sandbox.parent import Limits, _reported, contained, run
 from aisp_ray.types import Prompt
 
@@ -387,3 +388,91 @@ def test_a_system_that_cannot_contain_answers_is_refused(monkeypatch):
     with pytest.raises(RuntimeError, match="sandbox=false"):
         CodeTests().load("cpu")
     assert CodeTests(sandbox=False).load("cpu").score([ScoreRequest(PROMPT, (GOOD,))])[0].rewards == (0.75,)
+
+
+ALWAYS_EQUAL = """
+class E:
+    __eq__ = __lt__ = __le__ = __gt__ = __ge__ = __contains__ = lambda self, other: True
+    __ne__ = lambda self, other: False
+    __hash__ = lambda self: 0
+    __sub__ = __rsub__ = __abs__ = lambda self, other=0: 0.0
+    __float__ = lambda self: 0.0
+    __round__ = lambda self, places=0: 0
+"""
+DISHONEST = {
+    "as it is": ("E()", "assert f(2) == 4"),
+    "the other way round": ("E()", "assert 4 == f(2)"),
+    "not unequal": ("E()", "assert not f(2) != 4"),
+    "in a list": ("[E(), E()]", "assert f(2) == [1, 2]"),
+    "deep in a dictionary": ("{'a': (1, [E()])}", "assert f(2) == {'a': (1, [5])}"),
+    "from a generator": ("(E() for _ in range(2))", "assert list(f(2)) == [1, 2]"),
+    "in a loop": ("[E(), E()]", "for a, b in zip(f(2), [1, 2]):\n    assert a == b"),
+    "near": ("E()", "assert abs(f(2) - 4.5) < 1e-6"),
+    "in a chain": ("E()", "assert 3 < f(2) < 5"),
+    "a member": ("E()", "assert f(2) in (4, 5)"),
+    "a container": ("E()", "assert 4 in f(2)"),
+    "by a name": ("E()", "r = f(2)\nassert r == 4"),
+    "by unittest": (
+        "E()", "import unittest\nclass T(unittest.TestCase):\n    def test_f(self):\n        self.assertEqual(f(2), 4)"
+    ),
+    "a subclass of int": ("type('I', (int,), {'__eq__': lambda s, o: True})()", "assert f(2) == 4"),
+    "with a hidden class": ("type('M', (type,), {'__mro__': ()})('N', (E,), {})()", "assert f(2) == 4"),
+    "of the library": ("__import__('unittest.mock').mock.ANY", "assert f(2) == 4"),
+    "under a known name": ("type('int', (E,), {'__module__': 'builtins'})()", "assert f(2) == 4"),
+    "as the solution": ("E()", "assert Solution().f(2) == 4"),
+}  # fmt: skip
+HONEST = {
+    "a fraction": ("fractions.Fraction(4)", "assert f(2) == 4"),
+    "a decimal": ("decimal.Decimal(4)", "assert f(2) == 4\nassert abs(f(2) - 4) < 1"),
+    "counted": ("collections.Counter('aab')", "assert f(2) == {'a': 2, 'b': 1}"),
+    "named": ("collections.namedtuple('P', 'x y')(1, 2)", "assert f(2) == (1, 2)"),
+    "an array": ("numpy.array([1, 2])", "import numpy\nassert numpy.allclose(f(2), [1, 2])"),
+    "a data class": ("make()", "r = f(2)\nassert (r.x, r.y) == (1, 2)\nassert r == Point(1, 2) != Point(2, 1)"),
+    "a class of the tests'": (
+        "4.0",
+        "class Near:\n    def __eq__(self, o): return abs(o - 4) < 1\nassert f(2) == Near()",
+    ),
+    "operators that are asked for": ("make() - make()", "assert Point(3, 4) - Point(1, 1) == Point(2, 3)"),
+    "None": ("None", "assert f(2) is None\nassert f(2) == None"),
+    "itself": ("(a := [], a.append(a), a)[2]", "assert f(2) is not None and f(2) != [1]"),
+}
+POINT = """
+import collections, decimal, fractions, numpy
+from dataclasses import dataclass
+@dataclass
+class Point:
+    x: int
+    y: int
+    def __sub__(self, other):
+        return Point(self.x - other.x, self.y - other.y)
+def make():
+    return Point(1, 2)
+"""
+
+
+def graded(scorer, before, value, test):
+    method = f"class Solution:\n    def f(self, x):\n        return {value}"
+    made = f"```python\n{before}\ndef f(x):\n    return {value}\n{method}\n```"
+    return rewards(scorer, made, prompt=Prompt("c", 0, "c", "q", meta={"tests": [test], "entry_point": "f"}))[0]
+
+
+@pytest.mark.parametrize("kind", DISHONEST)
+def test_an_object_that_claims_to_equal_everything_is_no_right_answer(scorer, kind):
+    value, test = DISHONEST[kind]
+    assert graded(scorer, ALWAYS_EQUAL, value, test) == 0.0
+
+
+@pytest.mark.parametrize("kind", HONEST)
+def test_objects_that_are_equal_stay_right(scorer, kind):
+    value, test = HONEST[kind]
+    assert graded(scorer, POINT, value, test) == 1.0
+
+
+def test_a_guarded_test_keeps_what_it_checks():
+    for test in TESTS:
+        assert "__compare__('Eq'" in guarded(test)
+    assert guarded("def (") == "def ("
+    names = {"__compare__": lambda name, a, b, _: OPERATORS[name](a, b), "__pair__": lambda a, b, _: (a, b)}
+    exec(
+        guarded("assert 1 < 2 <= 2 != 3\nassert 5 - 2 == 3 and 'a' in 'ab' and not 1 == 2\nassert None is None"), names
+    )
