@@ -42,11 +42,12 @@ def calls() -> dict[str, dict[str, str]]:
     n = 16
     found = {"main": {**{f"method.{m}.kappa": f"{SAMPLES // n}" for m in (*ANYTIME, *SAVING, *SCHEDULED)}}}
     found["long"] = {f"method.{m}.kappa": f"{2 * SAMPLES // n}" for m in SAVING}
-    for share in (*PARTS, 0.375, 0.75, 1.5):  # of the samples: for both units
+    for share in PARTS:
         kappas = {f"method.{m}.kappa": f"{round(share * SAMPLES / n)}" for m in SCHEDULED if share != 1}
-        blocks = {f"method.{m}.n": f"{round(share * SAMPLES)}" for m in BLOCKS}
-        found[f"part{share}"] = kappas | blocks
-    found["part3.0"] = {"method.speculative_rejection.n": f"{3 * SAMPLES}"}
+        found[f"part{share}"] = kappas | {f"method.{m}.n": f"{round(share * SAMPLES)}" for m in BLOCKS}
+        # what brings these to about as many tokens
+        kappas = {f"method.{m}.kappa": f"{round(1.5 * share * SAMPLES / n)}" for m in SCHEDULED}
+        found[f"tokens{share}"] = kappas | {"method.speculative_rejection.n": f"{round(2 * share * SAMPLES)}"}
     return found
 
 
