@@ -28,7 +28,7 @@ log = logging.getLogger(__name__)
 _LOAD_ATTEMPTS = 3  # in a row, for a model that may load on another machine
 _UNKNOWN_RETRIES = 1
 _HOPELESS = 8  # calls that failed, or were convicted, without one that worked: the model is at fault, not the rows
-_HOMES = 65536  # prompts whose replica is remembered
+_HOMES = 16384  # prompts whose replica is remembered: more than are in flight
 
 
 class Backend(Protocol):
