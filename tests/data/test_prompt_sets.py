@@ -112,3 +112,15 @@ def test_settings_that_cannot_be_are_refused():
     for key, value in {"format": "xlsx", "max_prompt_tokens": 0, "sample": 0, "split": "a/b", "name": "a/b"}.items():
         with pytest.raises(ValueError, match=key):
             Prompts(**{key: value})
+
+
+@pytest.mark.parametrize(
+    ("path", "name"),
+    [
+        ("s3://KEY:SECRET@bucket", "bucket"),
+        ("https://me:p@w@host/a/rows.jsonl", "rows"),
+        ("https://h:80/x@y.csv", "x@y"),
+    ],
+)
+def test_no_password_of_a_uri_becomes_the_name_of_the_set(path, name):
+    assert Prompts(path=path).dataset == name
