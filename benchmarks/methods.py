@@ -1,14 +1,14 @@
 """All methods on the demo world, at equal samples and at equal tokens: two tables, and one command that makes them.
 
     python benchmarks/methods.py outputs/methods                       # 100 prompts, 3 seeds: hours on one core
-    python benchmarks/methods.py outputs/methods limit=4 seeds=1       # to see it work
+    python benchmarks/methods.py outputs/try limit=4 seeds=1 samples=64    # to see it work
 
 Runs are those of jobs/eval.py, so the same command goes on where it stopped, and
 `jobs/report.py out=<folder>/seed0/main` reports them. Other keys (policy=, reward=, data=,
 run.address=local, ...) go to every run.
 
 Samples are responses that are begun: n kappa, or n of a method over blocks. Tokens are the generated ones, measured:
-the budget is the mean that best-of-n spent on its 256 samples. A search is read off at a quarter, a half and all of a
+the budget is the mean that best-of-n spent on its samples. A search is read off at a quarter, a half and all of a
 budget from its particles, except where a schedule depends on its end (aisp_commit) or where n decides (blocks): these
 are run for each budget, and the nearest run that does not exceed it by more than 5 % is shown.
 """
@@ -30,31 +30,31 @@ from aisp_ray.commands import eval as evaluation
 from aisp_ray.errors import OK, SOME_ERRORS
 from aisp_ray.metrics.base import estimate
 
-BASELINE, SAMPLES, PARTS = "best_of_n_tuned", 256, (0.25, 0.5, 1.0)
+BASELINE, PARTS = "best_of_n_tuned", (0.25, 0.5, 1.0)
 ANYTIME = ("best_of_n", BASELINE, "noise_only", "aisp", "aisp_sampled", "aisp_plus", "misvo", "re_control")
 SAVING = ("aisp_population", "qalign")  # anytime too; half the tokens a sample, so they also run twice as long
 SCHEDULED = ("aisp_commit", "aisp_commit_only")  # kappa is part of the schedule; two thirds of the tokens
 BLOCKS = ("particle_filter", "blockwise", "blockwise_beam", "speculative_rejection")
 
 
-def calls() -> dict[str, dict[str, str]]:
+def calls(samples: int = 256) -> dict[str, dict[str, str]]:
     """Keys of each run of jobs/eval.py, by name: the methods, and their n and kappa."""
     n = 16
-    found = {"main": {**{f"method.{m}.kappa": f"{SAMPLES // n}" for m in (*ANYTIME, *SAVING, *SCHEDULED)}}}
-    found["long"] = {f"method.{m}.kappa": f"{2 * SAMPLES // n}" for m in SAVING}
+    found = {"main": {**{f"method.{m}.kappa": f"{samples // n}" for m in (*ANYTIME, *SAVING, *SCHEDULED)}}}
+    found["long"] = {f"method.{m}.kappa": f"{2 * samples // n}" for m in SAVING}
     for share in PARTS:
-        kappas = {f"method.{m}.kappa": f"{round(share * SAMPLES / n)}" for m in SCHEDULED if share != 1}
-        found[f"part{share}"] = kappas | {f"method.{m}.n": f"{round(share * SAMPLES)}" for m in BLOCKS}
+        kappas = {f"method.{m}.kappa": f"{round(share * samples / n)}" for m in SCHEDULED if share != 1}
+        found[f"part{share}"] = kappas | {f"method.{m}.n": f"{round(share * samples)}" for m in BLOCKS}
         # what brings these to about as many tokens
-        kappas = {f"method.{m}.kappa": f"{round(1.5 * share * SAMPLES / n)}" for m in SCHEDULED}
-        found[f"tokens{share}"] = kappas | {"method.speculative_rejection.n": f"{round(2 * share * SAMPLES)}"}
+        kappas = {f"method.{m}.kappa": f"{round(1.5 * share * samples / n)}" for m in SCHEDULED}
+        found[f"tokens{share}"] = kappas | {"method.speculative_rejection.n": f"{round(2 * share * samples)}"}
     return found
 
 
-def run_all(folder: Path, seeds: int, words: Sequence[str]) -> None:
+def run_all(folder: Path, seeds: int, samples: int, words: Sequence[str]) -> None:
     """Every run of every seed; one that is there costs nothing. Exits where one fails."""
     for seed in range(seeds):
-        for name, keys in calls().items():
+        for name, keys in calls(samples).items():
             methods = list(dict.fromkeys(key.split(".")[1] for key in keys))
             sizes = [f"method.{m}.n=16" for m in methods if f"method.{m}.kappa" in keys]
             given = [
@@ -111,10 +111,10 @@ def read(out: Path, method: str, anytime: bool) -> Curve:
     return Curve({o: np.cumsum(s) for o, s in spent.items()}, best, rows, anytime)
 
 
-def curves_of(folder: Path) -> dict[str, list[Curve]]:
+def curves_of(folder: Path, samples: int) -> dict[str, list[Curve]]:
     """Every run of every method under one seed."""
     found: dict[str, list[Curve]] = {}
-    for name, keys in calls().items():
+    for name, keys in calls(samples).items():
         for method in dict.fromkeys(key.split(".")[1] for key in keys):
             found.setdefault(method, []).append(read(folder / name, method, method in (*ANYTIME, *SAVING)))
     return found
@@ -139,9 +139,9 @@ def begun(row: Mapping[str, Any], method: str) -> int:
     return row["num_samples_seen"][0] if method in BLOCKS else row["num_samples"]
 
 
-def table(seeds: Sequence[Mapping[str, list[Curve]]], unit: str) -> Iterator[str]:
+def table(seeds: Sequence[Mapping[str, list[Curve]]], unit: str, samples: int) -> Iterator[str]:
     """One table as Markdown; differences are paired over prompts, of means over seeds."""
-    full = [float(SAMPLES) if unit == "samples" else one["best_of_n"][0].mean_tokens for one in seeds]
+    full = [float(samples) if unit == "samples" else one["best_of_n"][0].mean_tokens for one in seeds]
     other = "tokens" if unit == "samples" else "samples"
     yield f"| equal {unit} | 1/4 | 1/2 | 1 | against {BASELINE} | {other} | judges |"
     yield "|---|---|---|---|---|---|---|"
@@ -181,11 +181,11 @@ def mean_over(seeds: Sequence[Mapping[int, float]]) -> dict[int, float]:
 
 def main(words: Sequence[str]) -> None:
     folder, given = Path(words[0]), dict(word.split("=", 1) for word in words[1:])
-    seeds = int(given.pop("seeds", "3"))
-    run_all(folder, seeds, [f"{key}={value}" for key, value in {"limit": "100", **given}.items()])
-    found = [curves_of(folder / f"seed{seed}") for seed in range(seeds)]
+    seeds, samples = int(given.pop("seeds", "3")), int(given.pop("samples", "256"))
+    run_all(folder, seeds, samples, [f"{key}={value}" for key, value in {"limit": "100", **given}.items()])
+    found = [curves_of(folder / f"seed{seed}", samples) for seed in range(seeds)]
     for unit in ("samples", "tokens"):
-        print("", *table(found, unit), sep="\n")
+        print("", *table(found, unit, samples), sep="\n")
     print("\nJudges are those of the response that each run ended with, which may have gone beyond the budget.")
 
 

@@ -52,7 +52,7 @@ def test_every_run_of_the_method_tables_is_a_command_that_is_accepted(monkeypatc
 
     methods, asked = script("methods", monkeypatch), []
     monkeypatch.setattr(evaluation, "evaluate", lambda plan, *_: asked.append(plan) or 0)
-    methods.run_all(Path("/tmp/nowhere"), 1, ["limit=2"])
+    methods.run_all(Path("/tmp/nowhere"), 1, 256, ["limit=2"])
     assert len(asked) == len(methods.calls())
     main = asked[0].methods
     assert {method.num_samples for method in main.values()} == {256}
