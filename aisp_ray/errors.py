@@ -133,6 +133,12 @@ def visible(text: str) -> str:
     return re.sub(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]", lambda match: f"\\x{ord(match[0]):02x}", text)
 
 
+def require_one_of(key: str, value: object, allowed: Iterable[str]) -> None:
+    """Raises ValueError for a setting that is none of its choices."""
+    if value not in (known := list(allowed)):
+        raise ValueError(f"{key} is {value!r}; it is one of {', '.join(known)}")
+
+
 def as_exception(error: BaseException) -> Exception:
     """`error`, or what stands for one that ends a process: a `SystemExit` of somebody's own code must not end ours."""
     return error if isinstance(error, Exception) else RuntimeError(f"{type(error).__name__}: {error}")

@@ -12,7 +12,7 @@ import numpy as np
 
 from aisp_ray.errors import encodable, error_text
 from aisp_ray.methods.base import Info, Method, State
-from aisp_ray.results import JUDGE_ERRORS, LEDGER, NUM_TRUNCATED, TRACES
+from aisp_ray.results import JUDGE_ERRORS, LEDGER, NUM_TRUNCATED, TRACES, null
 from aisp_ray.types import Prompt, Rollouts, Scores
 
 
@@ -128,10 +128,10 @@ def row_of(outcome: Outcome, run: Mapping[str, Any]) -> dict[str, Any]:
         "finish_reason": best.finish_reason if best else None,
         **{name: getattr(trace, name) for name in LEDGER},
         "num_prompt_tokens": trace.num_prompt_tokens if trace.num_samples else None,
-        **{name: _nulls(getattr(trace, name)) for name in TRACES},
+        **{name: null(getattr(trace, name)) for name in TRACES},
         "num_samples_seen": list(trace.num_samples_seen),
         "judge_names": list(outcome.judge_rewards),
-        "judge_rewards": _nulls(outcome.judge_rewards.values()),
+        "judge_rewards": null([*outcome.judge_rewards.values()]),
         "extra": _extra_json(trace, outcome.judge_errors),
     }
 
@@ -148,24 +148,16 @@ def particle_rows(task: Task, rollouts: Rollouts, scores: Scores, run_id: str) -
             "iteration": rollouts.iteration,
             "particle": item.particle,
             "response": encodable(item.text),
-            "reward": _null(reward),
+            "reward": null(reward),
             "error": error_text(error) if error is not None else None,
             "finish_reason": item.finish_reason,
             "num_generated_tokens": item.num_generated_tokens,
-            "logprob": _null(item.logprob),
+            "logprob": null(item.logprob),
         }
 
 
-def _null(value: float) -> float | None:
-    return value if math.isfinite(value) else None
-
-
-def _nulls(values: Any) -> list[float | None]:
-    return [_null(value) for value in values]
-
-
 def _extra_json(trace: Trace, judge_errors: Mapping[str, str]) -> str | None:
-    found: dict[str, Any] = {name: _nulls(values) for name, values in trace.extra.items()}
+    found: dict[str, Any] = null(trace.extra)
     if trace.num_truncated:
         found[NUM_TRUNCATED] = trace.num_truncated
     if judge_errors:

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from aisp_ray.errors import redacted_values
+from aisp_ray.errors import redacted_values, require_one_of
 from aisp_ray.types import Placement
 
 # where models run does not change what they say
@@ -43,8 +43,7 @@ class RunSettings:
     infra_retries: int = 5  # how often one call is sent to another actor after crashes, hangs and lost nodes
 
     def __post_init__(self) -> None:
-        if self.on_mismatch not in ("refuse", "overwrite", "ignore"):
-            raise ValueError(f"on_mismatch is {self.on_mismatch!r}; it is one of refuse, overwrite, ignore")
+        require_one_of("on_mismatch", self.on_mismatch, ("refuse", "overwrite", "ignore"))
         seconds = [name for name in vars(self) if name.endswith("_seconds")]
         for name in ("chunk_rows", *seconds):
             if not getattr(self, name) > 0:

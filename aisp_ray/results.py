@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Mapping
+from typing import Any
+
 import pyarrow as pa
 
 SCHEMA_VERSION = "1"
@@ -73,6 +77,16 @@ PARTICLE_SCHEMA = pa.schema(
     ],
     metadata={"aisp_ray.schema": SCHEMA_VERSION},
 )
+
+
+def null(value: Any) -> Any:
+    """A value as rows and JSON hold it: what is not finite is null, also inside lists and tables."""
+    if isinstance(value, Mapping):
+        return {key: null(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [null(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
 
 # what differs between two runs of one command: wall-clock and the run's own names
 VOLATILE_COLUMNS = ("run_id", "policy_seconds", "reward_seconds", "wall_seconds")

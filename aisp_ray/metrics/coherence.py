@@ -18,6 +18,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from aisp_ray.errors import require_one_of
+
 if TYPE_CHECKING:
     from torch import Tensor
 
@@ -37,8 +39,7 @@ class Coherence:
     device: str = "cpu"  # cpu | cuda
 
     def __post_init__(self) -> None:
-        if self.pooling not in POOLINGS:
-            raise ValueError(f"pooling is {self.pooling!r}; it is one of {', '.join(POOLINGS)}")
+        require_one_of("pooling", self.pooling, POOLINGS)
         for name in ("max_tokens", "batch_size"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} is {getattr(self, name)}; give at least 1")

@@ -30,6 +30,7 @@ from aisp_ray.pipeline.progress import Screen
 from aisp_ray.pipeline.value_parts import Parts
 from aisp_ray.plan import RunSettings, describe
 from aisp_ray.policy.base import PolicySpec
+from aisp_ray.results import null
 from aisp_ray.rewards.base import RewardSpec
 from aisp_ray.rng import derive_seed
 from aisp_ray.types import Prompt, Proposal, Rollouts, Sampling, Scores
@@ -299,13 +300,12 @@ def facts_of(
     cost |= {name: int(found.total(name)) for name in ("num_samples", "num_generated_tokens", "num_reward_calls")}
     seconds_of = {"policy": found.total("policy_seconds"), "reward": found.total("reward_seconds"), "fit": seconds}
     cost["num_backward_passes"] = settings.epochs * math.ceil(len(found.train) / settings.batch_size)
-    nulls = [{name: None if math.isnan(value) else value for name, value in point.items()} for point in curve]
     return {
         "settings": dataclasses.asdict(settings),
         "num_skipped_prompts": found.num_skipped,
         "cost": cost,
         "seconds": {name: round(value, 3) for name, value in seconds_of.items()},
-        "curve": nulls,
+        "curve": null(curve),
     }
 
 

@@ -11,7 +11,7 @@ from types import SimpleNamespace
 from typing import Any
 
 from aisp_ray.engine.base import RolloutRequest, StopRules
-from aisp_ray.errors import DataError
+from aisp_ray.errors import DataError, require_one_of
 from aisp_ray.lm import gguf
 from aisp_ray.lm.checkpoints import damage, dtype_for, load_whole, loading
 from aisp_ray.lm.text import damaged_template, require_fitting_tokenizer, unread
@@ -54,8 +54,8 @@ class CausalLM(PolicySpec):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        _one_of("dtype", self.dtype, DTYPES)
-        _one_of("engine", self.engine, ENGINES)
+        require_one_of("dtype", self.dtype, DTYPES)
+        require_one_of("engine", self.engine, ENGINES)
         find_template(self.template)
         for key in ("max_new_tokens", "max_prompt_tokens", "slots"):
             value = getattr(self, key)
@@ -367,8 +367,3 @@ class LoadedCausalLM:
                 raise ValueError(f"policy.stop_tokens: the vocabulary has no token {token!r}.{hint}")
             ends.add(vocabulary[token])
         return {int(end) for end in ends if end is not None}
-
-
-def _one_of(key: str, value: str, allowed: Sequence[str]) -> None:
-    if value not in allowed:
-        raise ValueError(f"{key} is {value!r}; it is one of {', '.join(allowed)}")

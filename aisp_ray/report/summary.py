@@ -13,7 +13,7 @@ from aisp_ray.metrics.base import Estimate, TextMetric, estimates
 from aisp_ray.metrics.diversity import Diversity
 from aisp_ray.metrics.length import Length
 from aisp_ray.metrics.paired import Paired, paired
-from aisp_ray.results import LEDGER
+from aisp_ray.results import LEDGER, null
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -220,9 +220,7 @@ def flat(record: MethodSummary) -> dict[str, Any]:
         values |= _ends(name, value)
     for name, value in record.judges.items():
         values |= _ends(f"judge_{name}", value) | _pair(f"judge_{name}_", record.judges_paired.get(name))
-    return {
-        name: None if isinstance(value, float) and not math.isfinite(value) else value for name, value in values.items()
-    }
+    return null(values)
 
 
 def _ends(name: str, value: Estimate | None) -> dict[str, Any]:
@@ -239,11 +237,4 @@ def _pair(prefix: str, pair: Paired | None) -> dict[str, Any]:
 
 def summary_json(records: Sequence[MethodSummary]) -> list[dict[str, Any]]:
     """The records as JSON values: NaN is null."""
-    return [plain(asdict(record)) for record in records]
-
-
-def plain(value: Any) -> Any:
-    """A value as JSON takes it: NaN is None."""
-    if isinstance(value, Mapping):
-        return {key: plain(inner) for key, inner in value.items()}
-    return None if isinstance(value, float) and not math.isfinite(value) else value
+    return null([asdict(record) for record in records])

@@ -11,6 +11,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from aisp_ray.errors import require_one_of
 from aisp_ray.lm import gguf
 from aisp_ray.lm.checkpoints import damage, dtype_for, loading
 from aisp_ray.lm.text import require_fitting_tokenizer, unread
@@ -46,10 +47,8 @@ class NeuralReward(RewardSpec):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.dtype not in DTYPES:
-            raise ValueError(f"dtype is {self.dtype!r}; it is one of {', '.join(DTYPES)}")
-        if self.template != CHAT and self.template not in TEMPLATES:
-            raise ValueError(f"template is {self.template!r}; it is one of {', '.join((CHAT, *TEMPLATES))}")
+        require_one_of("dtype", self.dtype, DTYPES)
+        require_one_of("template", self.template, (CHAT, *TEMPLATES))
         if self.max_tokens is not None and self.max_tokens < 2:
             raise ValueError(f"max_tokens is {self.max_tokens}; it must be at least 2")
         if self.batch_tokens < 1:

@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+from aisp_ray.errors import require_one_of
 from aisp_ray.rewards.base import RewardSpec, Scorer, ScoreRequest
 from aisp_ray.types import Prompt, Scores
 
@@ -30,8 +31,7 @@ class Ensemble(RewardSpec):
         super().__post_init__()
         if len(self.members) < 2:
             raise ValueError(f"members has {len(self.members)} reward models; an ensemble needs at least 2")
-        if self.combine not in ("mean", "min", "lcb"):
-            raise ValueError(f"combine is {self.combine!r}; it is one of mean, min, lcb")
+        require_one_of("combine", self.combine, ("mean", "min", "lcb"))
         if self.combine != "lcb" and self.coefficient != 1.0:
             raise ValueError(f"coefficient={self.coefficient} only matters to combine=lcb")
         for name in ("shifts", "scales"):

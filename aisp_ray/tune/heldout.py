@@ -13,6 +13,7 @@ import yaml
 
 from aisp_ray.methods.base import Method
 from aisp_ray.metrics.base import Estimate, estimate
+from aisp_ray.results import null
 from aisp_ray.tune.space import Workbench, text_of
 from aisp_ray.tune.trial import Trial
 from aisp_ray.types import Prompt
@@ -30,7 +31,7 @@ class Confirmation:
 
     @property
     def as_json(self) -> dict[str, Any]:
-        return {name: _json(getattr(self, name)) for name in ("preset", "best", "gain")}
+        return null(dataclasses.asdict(self))
 
 
 def confirm(preset: Trial, best: Trial) -> Confirmation:
@@ -93,8 +94,3 @@ def summary(tuning: Confirmation, heldout: Confirmation | None, best: Trial, cos
 
 def _plain(value: Any) -> Any:
     return [_plain(item) for item in value] if isinstance(value, list | tuple) else value
-
-
-def _json(value: Estimate) -> dict[str, Any]:
-    fields = dataclasses.asdict(value)
-    return {name: None if isinstance(x, float) and not math.isfinite(x) else x for name, x in fields.items()}

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from aisp_ray.metrics.base import Estimate, estimate
-from aisp_ray.results import LEDGER
+from aisp_ray.results import LEDGER, null
 from aisp_ray.tune.space import Space
 from aisp_ray.tune.trial import Trial
 
@@ -94,9 +94,9 @@ def _row(
         "objective": objective,
         "num_prompts": trial.num_seen,
         "num_failed": trial.num_failed,
-        **{f"value{end}": _null(x) for end, x in (("", value.mean), ("_low", value.low), ("_high", value.high))},
-        **{f"gain{end}": _null(x) for end, x in (("", gain.mean), ("_low", gain.low), ("_high", gain.high))},
-        **{name: _null(cost.get(name, math.nan)) for name in LEDGER},
+        **{f"value{end}": null(x) for end, x in (("", value.mean), ("_low", value.low), ("_high", value.high))},
+        **{f"gain{end}": null(x) for end, x in (("", gain.mean), ("_low", gain.low), ("_high", gain.high))},
+        **{name: null(cost.get(name, math.nan)) for name in LEDGER},
         **{f"key.{axis.key}": trial.settings.get(axis.key) for axis in space.axes()},
     }
 
@@ -119,7 +119,3 @@ def choosable(rows: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
     failed = next((row["num_failed"] for row in rows if row["trial"] == 0), 0)
     complete = [row for row in rows if row["state"] == "complete" and row["value"] is not None]
     return [row for row in complete if row["num_failed"] <= failed]
-
-
-def _null(value: float) -> float | None:
-    return value if math.isfinite(value) else None

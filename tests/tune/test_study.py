@@ -292,7 +292,7 @@ def test_any_failure_is_said_with_exit_code_1_and_what_was_measured_stays(tmp_pa
     assert run(make(tmp_path, *words), Broken())[0] == 1
     shown = capsys.readouterr().err
     assert "error: the fan has stopped" in shown
-    assert "the same command goes on" in shown
+    assert "the same command resumes" in shown
     _, rest = run(make(tmp_path, *words))
     assert rest.num_rollouts < 2 * 2 * 16
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass, field
 
+from aisp_ray.errors import require_one_of
 from aisp_ray.files import inside, split_query
 from aisp_ray.report.rows import output_list
 
@@ -49,8 +50,7 @@ class ExportSettings:
     def __post_init__(self) -> None:
         if not self.out:
             raise ValueError("out is empty; give out=<the folder that jobs/eval.py wrote>")
-        if self.format not in FORMATS:
-            raise ValueError(f"format is {self.format!r}; it is one of {', '.join(FORMATS)}")
+        require_one_of("format", self.format, FORMATS)
         if self.rejected not in REJECTED:
             raise ValueError(f"rejected is {self.rejected!r}; it is worst or base")
         if self.pairs < 1 or (self.pairs > 1 and self.rejected == "base"):

@@ -6,6 +6,7 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+from aisp_ray.errors import require_one_of
 from aisp_ray.metrics.base import NUM_RESAMPLES, Estimate
 from aisp_ray.report.summary import MethodSummary, flat
 from aisp_ray.report.tables.cells import NONE, Cell, Column, Table, intervals, numbers, table_of, texts
@@ -30,8 +31,7 @@ def format_table(records: Sequence[MethodSummary], style: str = "text") -> str:
     if style == "csv":
         rows = [flat(record) for record in records]
         return csv_text(list(dict.fromkeys(name for row in rows for name in row)), rows)
-    if style not in STYLES:
-        raise ValueError(f"style is {style!r}; it is one of {', '.join((*STYLES, 'csv'))}")
+    require_one_of("style", style, (*STYLES, "csv"))
     parts = []
     for dataset in dict.fromkeys(record.dataset for record in records):
         parts.append(STYLES[style](result_table([r for r in records if r.dataset == dataset])))
