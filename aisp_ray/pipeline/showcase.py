@@ -16,6 +16,7 @@ from aisp_ray.errors import redacted, visible
 
 _FIRST = 3.0  # seconds after the first rewards until something is shown
 _EVERY = 60.0  # seconds between two
+_MOST_OPEN = 2000  # prompts that are remembered
 _MOST_PROMPT, _MOST_RESPONSE = 240, 400  # characters
 
 
@@ -74,6 +75,8 @@ class Showcase:
         self._open[prompt_id] = sample
         if sample.num_ended == len(self._methods):
             self._whole = self._open.pop(prompt_id)
+        elif len(self._open) > _MOST_OPEN:  # after a resume, some methods of a prompt have ended before
+            del self._open[next(iter(self._open))]
         if self._due is None:
             self._due = self._clock() + _FIRST
 

@@ -38,6 +38,10 @@ def test_finished_prompts_are_forgotten():
     for i in range(100):
         showcase.note(f"p/{i}", "?", "aisp", None if i % 2 else Shown("yes", 1.0))
     assert not showcase._open
+    showcase = Showcase(["aisp", "best_of_n"], Clock())
+    for i in range(3000):
+        showcase.note(f"p/{i}", "?", "aisp", Shown("yes", 1.0))
+    assert len(showcase._open) == 2000
 
 
 @pytest.mark.parametrize("width", [80, 60])
