@@ -107,3 +107,14 @@ def test_commands_are_read_as_a_shell_reads_them(tmp_path):
     assert [each.arguments[0] for each in (first, second, third)] == ["seed=0", "seed=1", "seed=2"]
     assert first.arguments[-1].startswith("method=[best_of_n,")
     assert Path(page).read_text().split("\n")[first.line - 1].startswith("for s in")
+
+
+def test_an_evaluation_of_another_configuration_has_an_output_of_its_own():
+    """`outputs/demo` belongs to the demo: a command that changes what is run and names no output would be refused."""
+    free = ("limit=", "run.", "policy.actors=", "train=")
+    for command in OF_JOBS.values():
+        words = command.arguments
+        named = any(word.startswith(("out=", "experiment=", "dry_run=", "print_config=")) for word in words)
+        changed = [word for word in words if not word.startswith(free)]
+        if command.job == "eval" and not command.inline and "--help" not in words and not named:
+            assert not changed, f"{command.page}:{command.line} {command.text}"

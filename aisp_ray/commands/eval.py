@@ -25,7 +25,7 @@ Draws responses of a policy under one or more methods, scores them with a reward
 method as Parquet and ends with a table. Alone it runs the embedded demo. The same command resumes where it stopped.
 
   python jobs/eval.py                                             the demo
-  python jobs/eval.py method=[aisp,best_of_n] method.aisp.sigma=0.5 limit=16
+  python jobs/eval.py method=[aisp,best_of_n] method.aisp.sigma=0.5 limit=16 out=outputs/sigma05
   python jobs/eval.py policy=llama3_8b reward=ultrarm_13b data=shp out=s3://bucket/run1
   python jobs/eval.py experiment=NAME                             a row of a paper's table
 """

@@ -18,7 +18,7 @@ Draws responses of a policy, scores them, and trains the value function that met
   python jobs/train_value.py                                      for the demo models, under a minute
   python jobs/train_value.py policy=llama3_8b reward=ultrarm_13b data=shp data.split=train out=/abs/value.safetensors
   ray job submit --working-dir . -- python jobs/train_value.py out=/abs/value.safetensors
-  python jobs/eval.py method=re_control method.re_control.value=/abs/value.safetensors
+  python jobs/eval.py method=re_control method.re_control.value=/abs/value.safetensors out=outputs/re_control
 """
 COMMAND = Command("train_value", _ABOUT, ValueTraining, ("policy", "reward", "data", "run"))
 

@@ -19,7 +19,7 @@ def _a_cluster_with_the_weights(monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(config, "conf_folder", lambda: conf)
     monkeypatch.setattr(hub, "look_up", lambda name, *_, **__: f"commit-of-{name}")
-    monkeypatch.setattr(pipeline, "preflight", lambda plan: [])
+    monkeypatch.setattr(pipeline, "preflight", lambda plan, say: [])
 
 
 def values_of(name):

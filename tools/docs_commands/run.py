@@ -22,13 +22,13 @@ import psutil
 from tools.docs_commands.find import ROOT, DocCommand, commands_of, files_of, pages
 
 NOT_RUN = (  # pattern -> why
-    (r"s3://|gs://|BUCKET", "needs an object store"),
-    (r"^ray (up|exec|job stop)|^export RAY_API_SERVER_ADDRESS", "needs a cluster in a cloud"),
-    (r"llama3_8b|ultrarm|experiment=|owner/hub-set|push_to=|policy\.model=\.\.\.", "needs the model hub"),
-    (r"judge_win|encoder=path", "needs a judge's endpoint or an encoder"),
+    (r"s3://|gs://|BUCKET", "it needs an object store"),
+    (r"^ray (up|exec|job stop)|^export RAY_API_SERVER_ADDRESS", "it needs a cluster in a cloud"),
+    (r"llama3_8b|ultrarm|experiment=|owner/hub-set|push_to=|policy\.model=\.\.\.", "it needs the model hub"),
+    (r"judge_win|encoder=path", "it needs a judge's endpoint or an encoder"),
     (r"^make|^python -m tools\.real_models|/real\d*\b|pip install", "make runs it: setup, eval, real, test"),
-    (r"tools\.demo_models", "trains the demo's models for twenty minutes"),
-    (r"<\w+>|\.\.\.|\bNAME\b", "is a pattern, not a command"),
+    (r"tools\.demo_models", "it trains the demo's models for twenty minutes"),
+    (r"<\w+>|\.\.\.|\bNAME\b", "it is a pattern, not a command"),
 )
 SMALLER = (  # a job -> what is changed in its words, then what is added where the key is not there
     ("eval", ((r"limit=\d+", "limit=1"),), ("limit=1", "method.kappa=1", "allow_unequal_budgets=true")),
@@ -98,9 +98,12 @@ class Shell:
     def __init__(self, folder: Path):
         self.folder = folder
         binaries = Path(sys.executable).parent
+        self._ray = folder / "r"  # its own: no other Ray of this machine is joined; short, for paths of sockets
+        self._ray.mkdir(exist_ok=True)
         self._start = {
             **os.environ,
             _MARK: str(folder),
+            "RAY_TMPDIR": str(self._ray),
             "PATH": f"{binaries}:{os.environ['PATH']}",
             "PYTHONPATH": str(folder),
         }
@@ -137,6 +140,9 @@ class Shell:
             with contextlib.suppress(psutil.Error):
                 if process.environ().get(_MARK) == str(self.folder):
                     process.kill()
+                    process.wait(10)
+        for named in self._ray.rglob("ray_current_cluster"):
+            named.unlink()
 
 
 def main(only: Sequence[str]) -> int:
@@ -161,9 +167,9 @@ def main(only: Sequence[str]) -> int:
 
 def try_one(command: DocCommand, shell: Shell) -> int:
     place = f"{command.page}:{command.line}"
-    why = why_not(command) or ("is in running text" if command.inline else None)
+    why = why_not(command) or ("it is in running text" if command.inline else None)
     if why:
-        print(f"-      {place}  {command.text}\n       not run: it {why}")
+        print(f"-      {place}  {command.text}\n       not run: {why}")
         return 0
     for name in stand_in(command, shell.folder):
         print(f"       {name} is a copy of {STAND_IN}")
