@@ -133,6 +133,29 @@ class Scores:
     traceback: str | None = None  # of the first exception that cost a response its reward, where it was raised
 
 
+CONTROL, BRANCHES, PREFIXES, LOGPROB = "control", "branches", "prefixes", "logprob"
+ASKS = {  # what a proposal may ask of a policy beyond plain sampling, in words
+    CONTROL: "steering of pre-logits",
+    BRANCHES: "the logits of a chosen first token",
+    PREFIXES: "responses to continue",
+    LOGPROB: "log-probabilities",
+    "token_kl": "the full distribution of every token",
+    "prelogits": "pre-logits",
+}
+
+
+def asked_by(proposal: Proposal) -> frozenset[str]:
+    """The names of `ASKS` that a proposal needs."""
+    found = set(proposal.want)
+    if type(proposal.control) is not Control or proposal.control.horizon != 0:
+        found.add(CONTROL)
+    if proposal.sampling.branch_first:
+        found.add(BRANCHES)
+    if any(proposal.prefixes or ()):
+        found.add(PREFIXES)
+    return frozenset(found)
+
+
 class Policy(Protocol):
     """A frozen language model that draws rollouts."""
 

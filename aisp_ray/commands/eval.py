@@ -171,7 +171,7 @@ def check(plan: Plan, allow_unequal: bool, budget: Any = None) -> list[str]:
         found += judge.check(f"judges.{name}")
     for method in plan.methods.values():
         found += method.check()
-    found += too_long(plan.methods, plan.policy)
+    found += [*plan.policy.refusals(plan.methods), *too_long(plan.methods, plan.policy)]
     unit = "samples" if budget is None else read_budget(budget)[0]
     if unit == TOTAL:
         return found + too_small(plan)

@@ -31,6 +31,11 @@ def main(argv: Sequence[str] | None = None) -> int:
 def carry_out(words: Sequence[str]) -> int:
     plan = make_plan(words)
     problems = [*plan.policy.check(), *plan.reward.check(), *plan.data.check(), *check_out(plan.settings)]
+    if "prelogits" not in plan.policy.gives:
+        problems.append(
+            f"a value function reads pre-logits, which {type(plan.policy).__name__} does not give; set policy to one "
+            "whose model we load (policy=hf)"
+        )
     return refuse(problems) if problems else train(plan)
 
 

@@ -174,6 +174,7 @@ def check(plan: TunePlan) -> list[str]:
     try:
         make_objective(plan.objective, list(plan.judges))
         plan.workbench.centre()
+        found += plan.policy.refusals({plan.workbench.space.method: plan.workbench.make({})})
         found += _check_samples(plan)
         if plan.search == "grid":
             _any_valid(plan)

@@ -11,7 +11,7 @@ import numpy as np
 from aisp_ray.controls.laws import OpenLoop
 from aisp_ray.controls.weight_log import WeightEntry, WeightLog
 from aisp_ray.methods.base import Iterative, State, check_horizon, check_sampling, require
-from aisp_ray.types import Rollouts, Sampling, Scores
+from aisp_ray.types import CONTROL, Rollouts, Sampling, Scores
 from aisp_ray.weights import effective_sample_size, importance_weights, temperature_for_ess
 
 
@@ -61,6 +61,10 @@ class ImportanceSampled(Iterative):
     @property
     def want(self) -> frozenset[str]:
         return self.needed | ({"token_kl"} if self.diagnostics else set())
+
+    @property
+    def asks_for(self) -> frozenset[str]:
+        return self.want | {CONTROL}
 
     def control(self, state: AispState, decay: float = 1.0) -> OpenLoop:
         """v_t ~ N(u_t, sigma^2 I) at positions below the horizon, u the mean of this state."""

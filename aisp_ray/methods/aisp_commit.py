@@ -24,7 +24,7 @@ from aisp_ray.methods._importance import AispState, ImportanceSampled
 from aisp_ray.methods._memory import Member, agreed, remember
 from aisp_ray.methods._selection import PREFIX_SELECTIONS
 from aisp_ray.methods.base import Info, require
-from aisp_ray.types import Proposal, Rollouts, Scores
+from aisp_ray.types import PREFIXES, Proposal, Rollouts, Scores
 
 _OPEN = 2  # tokens of the best response that are never committed: the end token, and one before it
 
@@ -58,6 +58,10 @@ class AispCommit(ImportanceSampled):
         require(self.power > 0, f"power is {self.power}; it must be above 0, 1 is linear")
         require(self.winners == 0 or self.winners > 1, f"winners is {self.winners}; give 0, or 2 or more responses")
         require(self.sigma_decay > 0, f"sigma_decay is {self.sigma_decay}; it is a factor above 0, 1 keeps sigma")
+
+    @property
+    def asks_for(self) -> frozenset[str]:
+        return super().asks_for | {PREFIXES}
 
     def prefix(self, state: CommitState) -> tuple[int, ...]:
         """The tokens that this iteration's particles begin with."""

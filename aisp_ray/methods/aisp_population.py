@@ -25,7 +25,7 @@ from aisp_ray.methods._memory import Member, remember
 from aisp_ray.methods._selection import PREFIX_SELECTIONS
 from aisp_ray.methods.base import Info, Iterative, State, check_horizon, check_sampling, require
 from aisp_ray.rng import generator
-from aisp_ray.types import Control, Proposal, Rollouts, Sampling, Scores
+from aisp_ray.types import CONTROL, PREFIXES, Control, Proposal, Rollouts, Sampling, Scores
 from aisp_ray.weights import effective_sample_size, importance_weights, systematic, temperature_for_ess
 
 
@@ -64,6 +64,10 @@ class AispPopulation(Iterative):
         require(1 <= self.first_rounds <= self.kappa, f"first_rounds is {self.first_rounds}; it lies in [1, kappa]")
         require(0 < self.keep <= 1, f"keep is {self.keep}; it is a share in (0, 1]")
         require(0 <= self.fresh < 1, f"fresh is {self.fresh}; it is a share in [0, 1)")
+
+    @property
+    def asks_for(self) -> frozenset[str]:
+        return frozenset({PREFIXES, CONTROL} if self.sigma > 0 else {PREFIXES})
 
     def ask(self, state: PopulationState) -> Proposal:
         control = OpenLoop(horizon=self.horizon, sigma=self.sigma) if self.sigma > 0 else Control()

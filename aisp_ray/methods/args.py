@@ -21,7 +21,7 @@ import numpy as np
 
 from aisp_ray.methods.base import Candidate, Info, Method, State, check_sampling, require
 from aisp_ray.rng import generator
-from aisp_ray.types import Prompt, Proposal, Rollout, Rollouts, Sampling, Scores
+from aisp_ray.types import BRANCHES, PREFIXES, Prompt, Proposal, Rollout, Rollouts, Sampling, Scores
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,6 +39,8 @@ class Args(Method):
     weight: float = 1.0  # [w] logits per unit of reward
     max_new_tokens: int = 128  # steps at most; not above the policy's own limit
     temperature: float = 0.0  # 0: ARGS-greedy; above 0: ARGS-stochastic (the authors' default is 0.7)
+
+    asks_for = frozenset({PREFIXES, BRANCHES})
 
     def __post_init__(self) -> None:
         require(self.k >= 1, f"k is {self.k}; try at least 1 token a step")

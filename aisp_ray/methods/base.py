@@ -20,7 +20,7 @@ import numpy as np
 
 from aisp_ray.methods._selection import NEEDS_BETA, SELECTIONS, poisson_draws, selection_scores
 from aisp_ray.methods._stopping import MIN_DRAWS, PandoraBox, expected_gain
-from aisp_ray.types import Prompt, Proposal, Rollouts, Sampling, Scores
+from aisp_ray.types import PREFIXES, Prompt, Proposal, Rollouts, Sampling, Scores
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,6 +59,11 @@ class Method:
     budget_key: ClassVar[str | None] = None  # the setting that `fit_budget` changes; None: the cost is fixed
     horizon: int | None = None  # controlled positions; None: all
     max_new_tokens: int | None = None  # longest response that it asks for; None: the policy's limit
+
+    @property
+    def asks_for(self) -> frozenset[str]:
+        """What its proposals ask of a policy beyond plain sampling: names of `types.ASKS`."""
+        return frozenset()
 
     @property
     def num_samples(self) -> int:
@@ -167,6 +172,10 @@ class Iterative(Method):
         return self.state_class(prompt.prompt_id, seed)
 
     @property
+    def asks_for(self) -> frozenset[str]:
+        return self.needed
+
+    @property
     def needed(self) -> frozenset[str]:
         """What the selection reads of a rollout: the `want` of a proposal."""
         return frozenset({"logprob"}) if self.select == "regularised" else frozenset()
@@ -239,6 +248,7 @@ class Blocks(Method):
     top_p: float = 1.0  # nucleus mass, in (0, 1]
 
     budget_key: ClassVar[str | None] = "n"  # what a budget sets
+    asks_for = frozenset({PREFIXES})
 
     def __post_init__(self) -> None:
         require(self.n >= 1, f"n is {self.n}; give at least 1")

@@ -19,7 +19,7 @@ from aisp_ray.controls.laws import OpenLoop
 from aisp_ray.controls.shift import Shift
 from aisp_ray.methods._memory import Member, remember
 from aisp_ray.methods.base import Info, Iterative, State, check_horizon, check_top_p, require
-from aisp_ray.types import Control, Proposal, Rollouts, Sampling, Scores
+from aisp_ray.types import CONTROL, Control, Proposal, Rollouts, Sampling, Scores
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,6 +66,10 @@ class Carbon(Iterative):
             return None
         ids = tuple(member.token_ids for member in state.members)
         return Shift(ids, self.calibrated_temperature, self.strength, self.steps)
+
+    @property
+    def asks_for(self) -> frozenset[str]:
+        return self.needed | {CONTROL}
 
     def ask(self, state: CarbonState) -> Proposal:
         mean = self.mean(state)

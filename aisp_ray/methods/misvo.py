@@ -30,7 +30,7 @@ import numpy as np
 from aisp_ray.controls.laws import OpenLoop
 from aisp_ray.controls.score_log import FISHERS, PENALTIES, ScoreEntry, ScoreLog
 from aisp_ray.methods.base import Info, Iterative, State, check_horizon, require
-from aisp_ray.types import Proposal, Rollouts, Sampling, Scores
+from aisp_ray.types import CONTROL, Proposal, Rollouts, Sampling, Scores
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,6 +70,10 @@ class Misvo(Iterative):
         if not state.entries:
             return None
         return ScoreLog(state.entries, self.step_size, self.strength, self.penalty, self.temperature, self.fisher)
+
+    @property
+    def asks_for(self) -> frozenset[str]:
+        return self.needed | {CONTROL}
 
     def ask(self, state: MisvoState) -> Proposal:
         control = OpenLoop(horizon=self.horizon, mean=self.mean(state))

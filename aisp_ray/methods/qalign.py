@@ -20,7 +20,7 @@ import numpy as np
 from aisp_ray.methods._selection import PREFIX_SELECTIONS
 from aisp_ray.methods.base import Candidate, Info, Iterative, State, require
 from aisp_ray.rng import generator
-from aisp_ray.types import Prompt, Proposal, Rollouts, Sampling, Scores
+from aisp_ray.types import PREFIXES, Prompt, Proposal, Rollouts, Sampling, Scores
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,6 +40,7 @@ class QAlign(Iterative):
 
     state_class = QAlignState
     selections = (*PREFIX_SELECTIONS, "last")
+    asks_for = frozenset({PREFIXES})
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -20,7 +20,7 @@ from typing import Any
 from aisp_ray.controls.laws import Feedback
 from aisp_ray.controls.value_file import training_cost
 from aisp_ray.methods.base import Info, Iterative, State, check_horizon, check_sampling, require
-from aisp_ray.types import Prompt, Proposal, Rollouts, Sampling, Scores
+from aisp_ray.types import CONTROL, Prompt, Proposal, Rollouts, Sampling, Scores
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,6 +73,10 @@ class ReControl(Iterative):
         cost = training_cost(self.value)
         shares = tuple((unit.removeprefix("num_"), amount / self.shared_by) for unit, amount in cost.items())
         return ReControlState(prompt.prompt_id, seed, training=shares)
+
+    @property
+    def asks_for(self) -> frozenset[str]:
+        return self.needed | {CONTROL}
 
     def ask(self, state: ReControlState) -> Proposal:
         options = (("path", self.value), ("step_size", self.step_size), ("steps", self.steps))

@@ -3,19 +3,33 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
-from aisp_ray.engine.base import Engine, RolloutRequest
-from aisp_ray.types import Placement, Prompt, Proposal, Rollouts
+from aisp_ray.types import ASKS, Placement, Prompt, Proposal, Rollouts
+
+
+class Stepped(Protocol):
+    """What a worker needs of an `engine.base.Engine`: requests in, rollouts out, by one thread."""
+
+    @property
+    def fingerprint(self) -> dict[str, Any]: ...
+
+    def submit(self, request: Any) -> int: ...
+
+    def step(self) -> list[tuple[int, Rollouts | Exception]]: ...
+
+    def stats(self) -> dict[str, float]: ...
 
 
 class LoadedPolicy(Protocol):
     """A policy on its device. One thread uses it."""
 
-    engine: Engine
+    @property
+    def engine(self) -> Stepped: ...
 
-    def request(self, prompt: Prompt, proposal: Proposal, seed: int) -> RolloutRequest:
+    def request(self, prompt: Prompt, proposal: Proposal, seed: int) -> Any:
         """The proposal as work for the engine: template, token ids, stop rules, limits.
 
         Raises:
@@ -42,6 +56,24 @@ class PolicySpec(Placement, ABC):
     def max_new_tokens(self) -> int | None:
         """The longest response it gives, in tokens; None: not known."""
         return None
+
+    @property
+    def gives(self) -> frozenset[str]:
+        """What a proposal may ask of it beyond plain sampling: names of `types.ASKS`."""
+        return frozenset(ASKS)
+
+    def refusals(self, methods: Mapping[str, Any]) -> list[str]:
+        """A sentence for each method that asks for more than this policy gives."""
+        found = []
+        for name, method in methods.items():
+            lacking = [ASKS[ask] for ask in ASKS if ask in getattr(method, "asks_for", frozenset()) - self.gives]
+            if lacking:
+                found.append(
+                    f"method.{name} needs {' and '.join(lacking)}, which {type(self).__name__} does not give; set "
+                    "policy to one whose model we load (policy=hf), or method to one that only samples, such as "
+                    "best_of_n, blockwise or particle_filter"
+                )
+        return found
 
     def check(self) -> list[str]:
         """What can be said to be wrong before loading, a sentence each."""

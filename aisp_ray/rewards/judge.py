@@ -6,19 +6,16 @@ cannot be read is an error of that response and counted apart; it is never a tie
 
 from __future__ import annotations
 
-import importlib.util
 import math
-import os
 import re
-import threading
 import time
-from collections import Counter
-from collections.abc import Mapping, Sequence
-from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
-from dataclasses import dataclass, field
+from collections.abc import Hashable, Sequence
+from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from aisp_ray.errors import is_away
+from aisp_ray.lm.endpoint import Endpoint, ServedModel
 from aisp_ray.rewards._points import read_points, schema, text_of
 from aisp_ray.rewards.base import RewardSpec, Scorer, ScoreRequest
 from aisp_ray.rng import derive_seed
@@ -41,18 +38,13 @@ AS_JSON = {
     2: """Answer in JSON: "rating_a" and "rating_b", numbers from 1 (useless) to 10 (could not be better), then \
 "reason", a short one.""",
 }
-_MOST_KEPT = 65536  # answers
-_Key = tuple[Any, ...]  # all of a case that the judge reads
 _Answer = tuple[float, ...] | str  # points, or why there are none
 
 
 @dataclass(frozen=True, kw_only=True)
-class Judge(RewardSpec):
+class Judge(ServedModel, RewardSpec):
     """Settings of a judge. The official client of the `openai` package speaks to the endpoint."""
 
-    model: str  # name of the judging model at the endpoint
-    base_url: str | None = None  # address of the endpoint, ending in /v1; null: OpenAI's
-    api_key_env: str | None = "OPENAI_API_KEY"  # environment variable with the key; null: the endpoint wants none
     compare_with: str | None = None  # key of the prompt's meta with another answer, e.g. preferred; null: rate alone
     reward: str = "margin"  # of comparisons: margin (points ahead of the other) | win (1, 0.5 for a tie, 0)
     both_orders: bool = True  # comparisons are asked twice with places changed, and averaged; false: one drawn order
@@ -61,10 +53,6 @@ class Judge(RewardSpec):
     seed: int | None = 0  # sent along, and draws the order; null sends none
     temperature: float | None = 0.0  # of the judge; null leaves it to the endpoint
     max_tokens: int | None = 512  # of a judgement; null leaves it to the endpoint
-    extra: dict[str, Any] = field(default_factory=dict)  # further fields of the request body
-    concurrency: int = 8  # requests at the endpoint at a time
-    retries: int = 5  # of a request after lost connections, time-outs, 408, 409, 429 and 5xx, with growing waits
-    timeout_seconds: float = 120.0  # of one try
     prompt_price: float | None = None  # US dollars for a million prompt tokens, for the cost ledger; null: unknown
     completion_price: float | None = None  # US dollars for a million generated tokens; null: unknown
 
@@ -74,18 +62,10 @@ class Judge(RewardSpec):
             raise ValueError(f"reward is {self.reward!r}; it is margin or win")
         if self.compare_with is None and self.reward != "margin":
             raise ValueError("reward=win compares with another answer; set compare_with, e.g. compare_with=preferred")
-        if self.concurrency < 1 or self.retries < 0 or self.timeout_seconds <= 0:
-            raise ValueError("concurrency must be at least 1, retries at least 0 and timeout_seconds above 0")
+        self.check_served()
 
     def check(self, where: str = "reward") -> list[str]:
-        if importlib.util.find_spec("openai") is None:
-            return ["a judge speaks through the openai package, which is not installed: pip install openai"]
-        if self.api_key_env is not None and not os.environ.get(self.api_key_env):
-            return [
-                f"the judge's key is not in the environment: set {self.api_key_env}, or {where}.api_key_env=null for "
-                "an endpoint that wants none"
-            ]
-        return []
+        return self.unreachable("a judge", where)
 
     def load(self, device: str) -> JudgeScorer:
         return JudgeScorer(self)
@@ -106,7 +86,8 @@ class _Case:
         return 1 if self.other is None else 2
 
     @property
-    def key(self) -> _Key:
+    def key(self) -> Hashable:
+        """All that the judge reads."""
         return self.prompt.text, self.prompt.messages, self.response, self.other, self.response_first
 
 
@@ -114,18 +95,9 @@ class JudgeScorer(Scorer):
     """`rewards.base.Scorer` by judgement. Needs no device."""
 
     def __init__(self, spec: Judge):
-        from openai import OpenAI
-
         self.spec = spec
-        key = os.environ.get(spec.api_key_env) if spec.api_key_env else "none"
         self.structured = spec.instructions is None if spec.structured is None else spec.structured
-        self.client: Any = OpenAI(
-            base_url=spec.base_url, api_key=key, max_retries=spec.retries, timeout=spec.timeout_seconds
-        )
-        self._pool = ThreadPoolExecutor(spec.concurrency, thread_name_prefix="judge")
-        self._lock = threading.Lock()
-        self._counts: Counter[str] = Counter()
-        self._kept: dict[_Key, _Answer] = {}  # answers to requests that others of their batch held up
+        self.endpoint = Endpoint(spec, "judge")
 
     def describe(self, prompt: Prompt) -> str:
         other = self._other(prompt)
@@ -134,8 +106,7 @@ class JudgeScorer(Scorer):
     def stats(self) -> dict[str, float]:
         """The ledger: calls, retries, failures, unreadable judgements, tokens, and dollars where prices are known."""
         names = ("calls", "retries", "failed_calls", "parse_failures", "prompt_tokens", "completion_tokens")
-        with self._lock:
-            stats = {f"judge_{name}": float(self._counts[name]) for name in names}
+        stats = self.endpoint.counts(names)
         prices = (self.spec.prompt_price, self.spec.completion_price)
         tokens = (stats["judge_prompt_tokens"], stats["judge_completion_tokens"])
         costs = [
@@ -151,33 +122,14 @@ class JudgeScorer(Scorer):
             for at, request in enumerate(requests)
             for response in request.responses
         }
-        answers = self._answers({case.key: case for several in cases.values() for case in several})
+        asks = {case.key: partial(self._ask, case) for several in cases.values() for case in several}
+        answers = self.endpoint.start(asks).answers()
         values = {key: self._value([answers[case.key] for case in several]) for key, several in cases.items()}
         seconds = (time.perf_counter() - started) / max(1, len(requests))
         return [
             self._scores(request, [values[at, response] for response in request.responses], seconds)
             for at, request in enumerate(requests)
         ]
-
-    def _answers(self, cases: Mapping[_Key, _Case]) -> dict[_Key, _Answer]:
-        """The endpoint's answer to each case.
-
-        Where it is away that is raised, and what it has answered is kept: the same requests come again, and a busy
-        endpoint would else be asked for all of it each time.
-        """
-        futures = {key: self._pool.submit(self._ask, case) for key, case in cases.items() if key not in self._kept}
-        wait(futures.values(), return_when=FIRST_EXCEPTION)
-        for future in futures.values():
-            future.cancel()  # after an exception: what has not begun
-        wait(futures.values())
-        done = {key: future for key, future in futures.items() if not future.cancelled()}
-        answers = {key: future.result() for key, future in done.items() if future.exception() is None}
-        if len(answers) < len(futures):
-            if len(self._kept) + len(answers) > _MOST_KEPT:
-                self._kept.clear()
-            self._kept.update(answers)
-            raise next(error for future in done.values() if (error := future.exception()) is not None)
-        return answers | {key: self._kept.pop(key) for key in cases if key not in futures}
 
     def _scores(self, request: ScoreRequest, values: list[float | str], seconds: float) -> Scores:
         rewards = tuple(math.nan if isinstance(value, str) else value for value in values)
@@ -225,12 +177,12 @@ class JudgeScorer(Scorer):
             if structured and self.spec.structured is None and _refuses_schema(error):
                 self.structured = False  # from here on as text
                 return self._ask(case)
-            self._count(failed_calls=1)
+            self.endpoint.count(failed_calls=1)
             if is_away(error):
                 raise
-            return self._redacted(f"the judge could not be asked: {type(error).__name__}: {error}")
+            return self.endpoint.redacted(f"the judge could not be asked: {type(error).__name__}: {error}")
         usage = completion.usage
-        self._count(
+        self.endpoint.count(
             calls=1,
             retries=raw.retries_taken,
             prompt_tokens=usage.prompt_tokens if usage else 0,
@@ -240,10 +192,10 @@ class JudgeScorer(Scorer):
         text = text_of(choice.message.content) if choice is not None and choice.message is not None else ""
         points = read_points(text, case.count)
         if points is None:
-            self._count(parse_failures=1)
+            self.endpoint.count(parse_failures=1)
             cut = choice is not None and choice.finish_reason == "length"
             why = f" (cut off at max_tokens={self.spec.max_tokens})" if cut else ""
-            return self._redacted(f"the judge's answer holds no points{why}: {text[:80]!r}")
+            return self.endpoint.redacted(f"the judge's answer holds no points{why}: {text[:80]!r}")
         return points if case.response_first else points[::-1]
 
     def _send(self, case: _Case, structured: bool) -> Any:
@@ -253,21 +205,12 @@ class JudgeScorer(Scorer):
             "max_tokens": self.spec.max_tokens,
             "response_format": schema(case.count) if structured else None,
         }
-        return self.client.chat.completions.with_raw_response.create(
+        return self.endpoint.client.chat.completions.with_raw_response.create(
             model=self.spec.model,
             messages=self._dialogue(case),
             extra_body=self.spec.extra or None,
             **{name: value for name, value in optional.items() if value is not None},
         )
-
-    def _redacted(self, text: str) -> str:
-        """The text without the key, which an endpoint may send back."""
-        key = self.client.api_key
-        return text.replace(key, "<key>") if self.spec.api_key_env and key else text
-
-    def _count(self, **amounts: float) -> None:
-        with self._lock:
-            self._counts.update(amounts)
 
     def _dialogue(self, case: _Case) -> list[dict[str, str]]:
         turns = case.prompt.messages or (Message("user", case.prompt.text),)
