@@ -3,7 +3,7 @@
 <out>/rows/part-<method>-<chunk>.parquet     nothing but Parquet, a pure function of the input's positions
 <out>/particles/part-<method>-<chunk>.parquet
 <out>/manifest.json  summary.json
-<out>/_state/inflight.json                   what a restart goes on from
+<out>/_state/inflight.json                   what a restart resumes from
 """
 
 from __future__ import annotations

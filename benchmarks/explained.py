@@ -7,7 +7,7 @@ The mean is tied to positions, so what it learnt at t helps a particle only if t
 read. (a) How many tokens have the particles of an iteration in common, and the best ones of successive iterations?
 (b) How much reward does the last mean bring when it acts on the first h positions only, under the same noise?
 
-Models run in this process. One JSON file per prompt: the same command goes on where it stopped. `method=` is any AISP
+Models run in this process. One JSON file per prompt: the same command resumes where it stopped. `method=` is any AISP
 preset with its own noise; n and kappa are set here.
 """
 

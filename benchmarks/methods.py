@@ -3,7 +3,7 @@
     python benchmarks/methods.py outputs/methods                       # 100 prompts, 3 seeds: hours on one core
     python benchmarks/methods.py outputs/try limit=4 seeds=1 samples=64    # to see it work
 
-Runs are those of jobs/eval.py, so the same command goes on where it stopped, and
+Runs are those of jobs/eval.py, so the same command resumes where it stopped, and
 `jobs/report.py out=<folder>/seed0/main` reports them. Other keys (policy=, reward=, data=,
 run.address=local, ...) go to every run.
 

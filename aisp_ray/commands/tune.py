@@ -188,7 +188,7 @@ def check(plan: TunePlan) -> list[str]:
 def pin(plan: TunePlan) -> TunePlan:
     """The plan with the commits of all that comes from the hub and the content of the data written in.
 
-    So a search goes on with the same models and prompts, or says what has changed.
+    So a search resumes with the same models and prompts, or reports what has changed.
     """
     parts = {name: getattr(plan, name).pinned() for name in ("policy", "reward", "data")}
     parts["heldout"] = plan.heldout.pinned() if plan.heldout is not None else None

@@ -30,7 +30,7 @@ class Row:
     active: Active
     particle: int
     index: int  # among the request's rows
-    forced: tuple[int, ...]  # the response prefix it goes on from
+    forced: tuple[int, ...]  # the response prefix that it continues
     tokens: list[int] = field(default_factory=list)
     finish: str | None = None
     terms: list[tuple[float, float, float, float]] = field(default_factory=list)  # u.v, |u|^2, logprob, KL a position

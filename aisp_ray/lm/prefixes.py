@@ -47,7 +47,7 @@ class Prefix:
     hidden: Tensor  # [d] pre-logits at the last prompt token: position 0 needs no forward
     own_bytes: int
     users: int = 0
-    snapshots: Snapshots = field(default_factory=Snapshots)  # of rows that went on from here
+    snapshots: Snapshots = field(default_factory=Snapshots)  # of rows that continued it
 
     @property
     def length(self) -> int:
@@ -127,7 +127,7 @@ def layouts_of(prefix: Prefix) -> list[LayerLayout | None]:
 
 
 def continued(prefix: Prefix, num_rows: int) -> Any:
-    """A copy of the model's own cache for `num_rows` rows that go on from the prompt."""
+    """A copy of the model's own cache for `num_rows` rows that continue the prompt."""
     cache = copy.deepcopy(prefix.cache)
     cache.reorder_cache(torch.zeros(num_rows, dtype=torch.int64, device=prefix.hidden.device))
     return cache

@@ -22,7 +22,7 @@ _PACKAGES = ("ray", "torch", "transformers", "pyarrow", "numpy", "datasets")
 
 
 def open_manifest(plan: Plan, output: Output, run_id: str) -> dict[str, Any]:
-    """The manifest of this run on this output; that of earlier runs is gone on with.
+    """The manifest of this run on this output; it continues that of earlier runs.
 
     Raises:
         RefusedError: the output holds rows of another configuration and `run.on_mismatch` is refuse, a search, or a

@@ -15,7 +15,7 @@ _STALL = 60.0  # seconds without a finished call after which the line says so
 
 @dataclass(frozen=True, slots=True)
 class Status:
-    """What is said of a run that goes on, the most important facts first."""
+    """What a running run reports, the most important facts first."""
 
     head: str  # "searches 14/24"
     share: float | None = None  # of the work that is done, 0 to 1; None: unknown

@@ -1,4 +1,4 @@
-"""One prompt with the best response of each method: what a run shows while it goes on, and at its end."""
+"""One prompt with the best response of each method: what a run shows while it runs, and at its end."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ class Shown:
 
     response: str
     reward: float
-    ended: bool = True  # False: the search goes on
+    ended: bool = True  # False: the search is still running
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,4 +1,4 @@
-"""What a restart goes on from: the searches in flight between two iterations, and rows that are in no file yet.
+"""What a restart resumes from: the searches in flight between two iterations, and rows that are in no file yet.
 
 One JSON file, overwritten whole. States are pure functions of the input, so any snapshot of the same configuration is
 right, also one that another run on the same output wrote.

@@ -14,7 +14,7 @@ from aisp_ray.config import suggest
 from aisp_ray.tune.trial import Trial
 
 RULES = ("halving", "race", "none")
-_FACTOR = 2  # a rung has so many times the prompts of the one before, and the best 1 in so many trials goes on
+_FACTOR = 2  # each rung has this many times the prompts of the one before, and 1 in this many trials survives it
 
 
 def rung_sizes(num_prompts: int, first: int) -> tuple[int, ...]:
@@ -28,7 +28,7 @@ def rung_sizes(num_prompts: int, first: int) -> tuple[int, ...]:
 
 
 def survivors(rule: str, batch: Sequence[Trial], seen: Sequence[Trial], size: int) -> list[Trial]:
-    """Those of `batch` that go on after `size` prompts.
+    """Those of `batch` that continue after `size` prompts.
 
     seen: all trials that have so many, the batch's among them, the preset first.
     """
@@ -56,7 +56,7 @@ def _halve(batch: Sequence[Trial], seen: Sequence[Trial], size: int) -> list[Tri
 def _race(batch: Sequence[Trial], seen: Sequence[Trial], size: int) -> list[Trial]:
     """A race on paired differences (Maron and Moore, 1994; F-Race, Birattari et al., 2002).
 
-    A trial goes on unless it is behind the leader by more than one standard error of their paired difference.
+    A trial continues unless it trails the leader by more than one standard error of their paired difference.
     """
     known = [trial for trial in seen if math.isfinite(trial.score(seen[0], size))]
     if not known:

@@ -1,4 +1,4 @@
-"""Every evaluation ever made in an output: (setting, prompt) -> row. What a killed search goes on from.
+"""Every evaluation ever made in an output: (setting, prompt) -> row. What a killed search resumes from.
 
     <out>/evaluations/part-<run>-<serial>.parquet   result rows and the setting behind each, written whole
     <out>/manifest.json                             what decides an evaluation besides its setting; the last search
