@@ -63,7 +63,7 @@ def _curve(columns: Mapping[str, Sequence], grid: Grid, label: str, trace: tuple
 
 
 def trace_matrix(grid: Grid, label: str, values: Sequence[Sequence | None], carried: bool) -> np.ndarray:
-    """One label's trace, float64 [prompts, iterations], seeds averaged. carried: the last value is repeated to the end."""
+    """One label's trace, float64 [prompts, iterations], seeds averaged. carried: its last value is repeated."""
     rows = grid.rows(label)
     length = max((len(values[row] or ()) for row in rows), default=0)
     flat = np.full((len(values), length), math.nan)
