@@ -40,7 +40,8 @@ SMALLER = (  # a job -> what is changed in its words, then what is added where t
     ("train_value", (), ("limit=2",)),
 )
 ELSEWHERE = ((r"/absolute/path|/abs(?=/)", "{folder}/outputs/absolute"),)
-FIRST = "python jobs/eval.py run.particles=true"  # what reports and exports of the demo read
+# what reports and exports of the demo read
+FIRST = "python jobs/eval.py run.particles=true limit=4 method.kappa=2 allow_unequal_budgets=true"
 STAND_IN = "outputs/demo"  # copied for outputs that a page names and does not make
 _POST = {"history": "How do I brew coffee?", "human_ref_A": "Slowly.", "human_ref_B": "Now.", "labels": 1}
 DATA = {"posts.jsonl": json.dumps({**_POST, "post_id": "a", "domain": "d", "score_A": 9, "score_B": 1})}
@@ -152,7 +153,7 @@ def main(only: Sequence[str]) -> int:
         folder = Path(place)
         copy_of_the_repository(folder)
         shell = Shell(folder)
-        failed += report(FIRST, shell, smaller(DocCommand("", 0, FIRST), folder))
+        failed += report("to begin with", shell, FIRST)
         try:
             for path in pages():
                 shell.new_page()
