@@ -68,27 +68,41 @@ def open_chat(tokenizer: Any, where: str, answers: bool, options: Mapping[str, A
     )
 
 
-def damaged_template(path: str) -> str | None:
+def damaged_template(path: str, options: Mapping[str, Any] | None = None) -> str | None:
     """What is wrong with a file that holds a chat template, as the end of a sentence; None: nothing found.
 
-    What it renders is looked at when there is a tokenizer: `open_chat`.
+    Without a tokenizer, and so without its special tokens: `open_chat` looks again when there is one.
     """
     from jinja2 import TemplateSyntaxError
     from jinja2.sandbox import ImmutableSandboxedEnvironment
 
-    file = Path(path).expanduser()
     try:
-        text = file.read_text(encoding="utf-8-sig")
+        text = Path(path).expanduser().read_text(encoding="utf-8-sig")
         # as transformers reads chat templates, with its block {% generation %}
-        tags = r"\{%-?\s*(?:end)?generation\s*-?%\}"
-        ImmutableSandboxedEnvironment(extensions=["jinja2.ext.loopcontrols"]).parse(re.sub(tags, "", text))
+        text = re.sub(r"\{%-?\s*(?:end)?generation\s*-?%\}", "", text)
+        rules = {"extensions": ["jinja2.ext.loopcontrols"], "trim_blocks": True, "lstrip_blocks": True}
+        template = ImmutableSandboxedEnvironment(**rules).from_string(text)  # type: ignore[arg-type]
     except FileNotFoundError:
         return f": no such file (looked in {Path.cwd()})"
     except (OSError, UnicodeDecodeError) as error:
         return f" cannot be read: {error}"
     except TemplateSyntaxError as error:
         return f" has a syntax error in line {error.lineno}: {error.message}"
+    try:
+        open_chat(_Bare(template), "", False, options)
+    except ValueError as error:
+        return str(error)
     return None
+
+
+@dataclass(frozen=True)
+class _Bare:
+    """Renders a template like a tokenizer that has no special tokens."""
+
+    template: Any
+
+    def apply_chat_template(self, dialogue: Any, tokenize: bool, **options: Any) -> str:
+        return str(self.template.render(messages=dialogue, **options))
 
 
 def require_fitting_tokenizer(tokenizer: Any, num_embeddings: int, where: str) -> None:

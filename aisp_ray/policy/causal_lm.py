@@ -100,7 +100,7 @@ class CausalLM(PolicySpec):
             else:
                 problem = damage(resolve(name)) if name is not None else None
                 found += [f"policy.{key}={name}: {problem}"] if problem else []
-        if self.template.endswith(".jinja") and (problem := damaged_template(self.template)):
+        if self.template.endswith(".jinja") and (problem := damaged_template(self.template, self.chat_options)):
             found.append(f"policy.template={self.template}{problem}")
         return found
 

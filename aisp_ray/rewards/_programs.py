@@ -165,7 +165,7 @@ class _Guarding(ast.NodeTransformer):
 
     def visit_Call(self, node: ast.Call) -> ast.expr:
         self.generic_visit(node)
-        name = getattr(node.func, "attr", None) or getattr(node.func, "id", "")
+        name = str(getattr(node.func, "attr", getattr(node.func, "id", "")))
         checks = re.search(r"close|equal|assert(?:Not)?In$|assert(?:Less|Greater)", name, re.IGNORECASE)
         if checks and len(node.args) > 1 and not any(isinstance(part, ast.Starred) for part in node.args[:2]):
             pair = ast.Call(ast.Name("__pair__", ast.Load()), [*node.args[:2], self._allowed(*node.args[:2])], [])

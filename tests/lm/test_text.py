@@ -68,9 +68,10 @@ def test_a_syntax_error_is_refused_at_start_with_its_line(broken, tmp_path):
     assert said.startswith(f"policy.template={path} has a syntax error in line ")
 
 
-@pytest.mark.parametrize(
-    "text", ["{% generation %}{{ 1 }}{% endgeneration %}", "{% for m in x %}{% break %}{% endfor %}"]
-)
+LOOP = "{% for m in messages %}{{ m.content }}{% break %}{% endfor %}"
+
+
+@pytest.mark.parametrize("text", ["{% generation %}{{ messages[0].content }}{% endgeneration %}", LOOP])
 def test_what_transformers_adds_to_jinja_is_no_syntax_error(text, tmp_path):
     (tmp_path / "own.jinja").write_text(text)
     assert CausalLM(model="demo:policy", template=str(tmp_path / "own.jinja")).check() == []
@@ -110,3 +111,26 @@ def test_a_tokenizer_larger_than_the_embedding_is_refused():
     tokenizer.add_tokens(["zebra"])
     with pytest.raises(ValueError, match="'zebra' cannot be read"):
         require_fitting_tokenizer(tokenizer, size, "it")
+
+
+@pytest.mark.parametrize(
+    "lost", ["{{ messages[0].role }}", "{% for m in messages %}{{ m.text }}{% endfor %}", "Hello."]
+)
+def test_a_template_file_that_loses_the_prompt_is_refused_before_anything_loads(lost, tmp_path):
+    (tmp_path / "own.jinja").write_text(lost)
+    (said,) = CausalLM(model="demo:policy", template=str(tmp_path / "own.jinja")).check()
+    assert "own.jinja does not write a turn's text" in said
+
+
+@pytest.mark.parametrize(
+    "kept",
+    [
+        "{{ bos_token }}{% for m in messages %}{{ m.content }}{% endfor %}",
+        "{% for m in messages %}{{ m.content[0].text }}{% endfor %}",
+        "{{ strftime_now('%d') }}{% for m in messages %}{{ m.content }}{% endfor %}",
+        "{% if messages[0].role != 'system' %}{{ raise_exception('no') }}{% endif %}",
+    ],
+)
+def test_what_only_a_tokenizer_can_tell_is_left_to_the_load(kept, tmp_path):
+    (tmp_path / "own.jinja").write_text(kept)
+    assert CausalLM(model="demo:policy", template=str(tmp_path / "own.jinja")).check() == []
