@@ -181,6 +181,8 @@ def hosted() -> Iterator[None]:
 
 def scale(prompts: int = 2000, policies: int = 20, rewards: int = 10) -> list[str]:
     """A whole run, from the prompts to the rows, with so many actors: the driver's CPU and memory."""
+    if prompts < 80 * policies:
+        raise ValueError(f"prompts={prompts}: give at least {80 * policies}, ten times what is in flight")
     seconds = 8 * policies / 250  # of a rollout; with the scores that asks for 200 iterations/s
     policy = SleepPolicy(num_cpus=0, step_seconds=seconds / STEPS, tokens=(STEPS, STEPS), actors=(policies,) * 2)
     reward = SleepReward(num_cpus=0, call_seconds=seconds / 4, actors=(rewards,) * 2)
