@@ -26,7 +26,8 @@ from aisp_ray.engine.scheduler import FastEngine
 from aisp_ray.engine.slots import Ways
 from aisp_ray.types import Sampling
 
-TOKENS, N = 20, 4
+TOKENS, N = 9, 4  # of most requests; two windows of steps
+STEADY = 20
 ALL = frozenset({"logprob", "token_kl", "prelogits"})
 KINDS: dict[str, dict[str, Any]] = {
     "aisp": {"control": "mean"},
@@ -50,10 +51,10 @@ def model(name: str) -> Any:
         torch.set_default_dtype(torch.float32)
 
 
-def request(seed: int, length: int = 20, control: str = "", **more: Any) -> Any:
-    log = WeightLog((WeightEntry(0, (1 / N,) * N, (TOKENS,) * N, 0.7),))
-    law = OpenLoop(TOKENS, log, 0.7) if control == "mean" else None
-    return tiny_models.request(length, N, TOKENS, law, seed=seed, **more)
+def request(seed: int, tokens: int = TOKENS, control: str = "", **more: Any) -> Any:
+    log = WeightLog((WeightEntry(0, (1 / N,) * N, (tokens,) * N, 0.7),))
+    law = OpenLoop(tokens, log, 0.7) if control == "mean" else None
+    return tiny_models.request(20 + 13 * seed, N, tokens, law, seed=seed, **more)
 
 
 def drain(engine: FastEngine) -> None:
@@ -65,8 +66,7 @@ def drain(engine: FastEngine) -> None:
 
 def steady(engine: FastEngine, spy: Spy) -> dict[str, Any]:
     """One window of steps in which no row begins or ends."""
-    for seed in range(2):
-        engine.submit(request(seed, control="mean"))
+    engine.submit(request(0, STEADY, control="mean"))
     engine.step()
     spy.report.syncs.clear()
     spy.report.uploads.clear()
@@ -78,12 +78,12 @@ def steady(engine: FastEngine, spy: Spy) -> dict[str, Any]:
 
 
 def watch(name: str, spy: Spy, flash: bool) -> dict[str, Any]:
-    engine = FastEngine(model(name), 2 * N, max_new_tokens=TOKENS, tile=2 * N, ways=Ways(flash=flash))
+    engine = FastEngine(model(name), 2 * N, max_new_tokens=STEADY, tile=2 * N, ways=Ways(flash=flash))
     started, captured = time.perf_counter(), {}
     for kind, options in KINDS.items():
         before = len(spy.report.captured)
-        for seed, length in enumerate((20, 33)):
-            engine.submit(request(seed, length, **options))
+        for seed in range(2 if kind == "aisp" else 1):
+            engine.submit(request(seed, **options))
         drain(engine)
         captured[kind] = spy.report.captured[before:]
     return {
