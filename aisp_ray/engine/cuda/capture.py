@@ -106,7 +106,7 @@ class Capture:
         ring = Found(found.names, _ring(found.numbers, self.tile), _ring(found.prelogits, self.tile))
         graph, stream = torch.cuda.CUDAGraph(), torch.cuda.current_stream()
         # thread_local: another thread, a reward model in this process, may allocate meanwhile
-        options = {"pool": self.graphs.pool(), "capture_error_mode": "thread_local"}
+        options: dict[str, Any] = {"pool": self.graphs.pool(), "capture_error_mode": "thread_local"}
         try:
             with torch.cuda.graph(graph, **options):
                 phase = self.tile.phase.clone()  # the step moves it on
@@ -171,7 +171,8 @@ def _noticing_waits() -> Iterator[list[str]]:
 
     Not its mode "error": that would raise in other threads as well, in which a reward model may wait rightly.
     """
-    mine, mode, found = threading.get_ident(), torch.cuda.get_sync_debug_mode(), []
+    mine, mode = threading.get_ident(), torch.cuda.get_sync_debug_mode()
+    found: list[str] = []
 
     def note(message: Any, *_: Any, **__: Any) -> None:
         if threading.get_ident() == mine and "synchroniz" in str(message):
