@@ -58,8 +58,8 @@ def build_engine(
     _require_numbers(model)
     engine: Any = None
     if kind == "fast":
-        settings = {"longest_prompt": _longest(model, longest_prompt), "ways": ways}
-        engine = _fast(model, slots, decode, max_new_tokens, **settings)
+        longest = _longest(model, longest_prompt)
+        engine = _fast(model, ways, slots=slots, decode=decode, max_new_tokens=max_new_tokens, longest_prompt=longest)
     if engine is None:
         engine = (PlainEngine if kind == "plain" else ExpandedEngine)(model, decode)
         _require_steps(model, engine)
@@ -101,11 +101,11 @@ def _longest(model: Any, longest_prompt: int | None) -> int | None:
     return max(min(longest_prompt, context), LEAST_LONGEST)
 
 
-def _fast(model: Any, *settings: Any, ways: Ways, **named: Any) -> FastEngine | None:
+def _fast(model: Any, ways: Ways, **settings: Any) -> FastEngine | None:
     """The fast engine; None, with a warning, where the model cannot share a prefix."""
     engine = None
     try:
-        engine = FastEngine(model, *settings, ways=ways, **named)
+        engine = FastEngine(model, ways=ways, **settings)
         verify_engine(model, engine)
     except UnsupportedModelError as error:
         own, problem, engine = engine is not None and engine.fingerprint["kernels"], str(error), None
@@ -116,7 +116,7 @@ def _fast(model: Any, *settings: Any, ways: Ways, **named: Any) -> FastEngine | 
     if without is None:
         log.warning("%s runs on expanded caches, slower: %s", type(model).__name__, problem)
         return None
-    engine = _fast(model, *settings, ways=without, **named)  # it may be them
+    engine = _fast(model, without, **settings)  # it may be them
     if engine is not None:
         part = "FlashAttention" if ways.flash else "the engine's own kernels"
         log.warning("%s runs without %s, slower: %s", type(model).__name__, part, problem)

@@ -147,10 +147,9 @@ class FlashAttention:
         out, mass = flash_attention(asked, *pool, *places, (rows, self._size), call.scale)
         back = on(self._back, rows)
         far = out.index_select(0, back).float(), mass.t().index_select(0, back)[..., None]  # [W, H, D], [W, H, 1]
-        near = flash_attention(
-            query, *(self.suffixes.tokens(t) for t in (keys, values)), *self._own(rows, device),
-            (1, self.suffixes.length), call.scale,
-        )  # fmt: skip
+        own, longest = self._own(rows, device), (1, self.suffixes.length)
+        tokens = self.suffixes.tokens(keys), self.suffixes.tokens(values)
+        near = flash_attention(query, tokens[0], tokens[1], own[0], own[1], own[2], longest, call.scale)
         found, mass = merge(far, (near[0].float(), near[1].t()[..., None]))
         sinks = call.options.get("s_aux")
         if sinks is not None:  # one more logit a head, which takes mass and gives nothing
