@@ -67,3 +67,34 @@ def test_a_shared_budget_and_a_stop_stay_within_the_draws(monkeypatch):
     assert spent.max() > 8
     assert set(budgets.stopped(rewards, 8, accept_at=0.45)) <= set(range(24, 65, 8))
     assert budgets.best(rewards, np.array([1, 2, 3, 4, 5])).tolist() == [rewards[i, : i + 1].max() for i in range(5)]
+
+
+def test_the_method_tables_are_read_off_the_files_of_the_runs(monkeypatch, tmp_path):
+    monkeypatch.syspath_prepend(str(Path(__file__).parent / "report"))
+    from made_rows import made_particles, made_row, write_output
+
+    methods, samples = script("methods", monkeypatch), 64
+    for name, keys in methods.calls(samples).items():
+        rows, particles = [], []
+        for key, value in keys.items():
+            method, at = key.split(".")[1], key.split(".")[2]
+            n, kappa = (int(value), 2) if at == "n" else (16, int(value))
+            for ordinal in range(3):
+                drawn = made_particles(method, ordinal, 0, kappa, n)
+                best = max(one["reward"] for one in drawn if one["reward"] is not None)
+                spent = {"num_generated_tokens": 10 * len(drawn), "reward": best}
+                rows.append({**made_row(method, ordinal, 0, kappa, n), **spent})
+                particles += drawn
+        write_output(tmp_path / name, rows, particles=particles)
+    found = methods.curves_of(tmp_path, samples)
+    by_samples, by_tokens = (list(methods.table([found], unit, samples)) for unit in ("samples", "tokens"))
+    lines = {line.split("`")[1]: [cell.strip() for cell in line.split("|")[1:-1]] for line in by_samples[2:]}
+    assert set(lines) == {*methods.ANYTIME, *methods.SAVING, *methods.SCHEDULED, *methods.BLOCKS}
+    firsts = [[one["reward"] for one in made_particles("aisp", o, 0, 4, 16)][:16] for o in range(3)]
+    first = np.mean([max(r for r in rewards if r is not None) for rewards in firsts])
+    assert lines["aisp"][1] == f"{first:.3f}"
+    assert lines["aisp"][5] == "640"
+    assert lines["blockwise"][5] == "1,280"  # 64 responses begun, two blocks each
+    assert lines["best_of_n_tuned"][4] == "+0.000 ± 0.000"
+    assert by_tokens[0].startswith("| equal tokens |")
+    assert len(by_tokens) == len(by_samples)
