@@ -13,11 +13,11 @@ FLOORS = {
     1: {"controls", "methods", "ledger", "results"},
     2: {"engine", "lm", "policy", "rewards", "metrics", "data", "demo"},
     3: {"cluster", "driver", "worker"},
-    4: {"pipeline", "report", "commands", "tune"},
+    4: {"integrations", "pipeline", "report", "commands", "tune"},
 }
 FLOOR_OF = {room: floor for floor, rooms in FLOORS.items() for room in rooms}
 ONE_IDEA_A_FILE = ("methods", "rewards", "metrics")  # siblings import `base` and private helpers, never each other
-ROOF = ("pipeline", "tune", "report", "commands")  # each may import what stands before it
+ROOF = ("integrations", "pipeline", "tune", "report", "commands")  # each may import what stands before it
 RAY_ALLOWED = {"cluster", "data", "pipeline", "report", "commands", "tune"}
 
 
