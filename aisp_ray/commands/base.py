@@ -255,7 +255,13 @@ def _choices(group: str) -> str:
     key = config.CHOSEN_BY.get(group, group)
     lines = [f"{key}=[...]" if group in config.MANY else f"{key}="]
     lines[0] += f"   (conf/{config.FOLDER.get(group, group)})"
-    return "\n".join(lines + [_row(name, "", text) for name, text in config.choices(group).items()])
+    return "\n".join(lines + [_cut_row(name, text) for name, text in config.choices(group).items()])
+
+
+def _cut_row(name: str, meaning: str) -> str:
+    """One line of the terminal; `NAME --help` has the whole text."""
+    head = f"  {name:<24} "
+    return (head + textwrap.shorten(meaning, max(screen_width() - len(head), 1), placeholder=" ...")).rstrip()
 
 
 def _keys(group: str, name: str) -> str:
@@ -294,7 +300,7 @@ def as_typed(value: Any) -> str:
 
 
 def _row(name: str, default: str, meaning: str) -> str:
-    head = f"  {name:<24} {default:<16} " if default else f"  {name:<24} "
+    head = f"  {name:<24} {default:<16} "
     return (
         textwrap.fill(
             meaning,

@@ -44,9 +44,7 @@ class EvalSettings:
     train: str = "never"  # missing: first train the value functions that are not there, in this job; or never
     pilot: int | None = None  # with dry_run=true: run so many random prompts to tell hours and money; their rows stay
     reward_check: str | None = None  # with dry_run=true: pairs (prompt, chosen, rejected) to test the reward model on
-    reward_check_least: float = (
-        0.5  # refuse a reward model that prefers the chosen response in a smaller share of pairs
-    )
+    reward_check_least: float = 0.5  # refuse a reward model that orders a smaller share of these pairs rightly
     report: bool = True  # write <out>/report/ at the end
 
     def __post_init__(self) -> None:

@@ -74,9 +74,11 @@ def test_at_alpha_0_a_reward_linear_in_v_has_the_known_mean():
     while not state.done:
         U = state.log.fold(source, 2)
         eps = torch.from_numpy(np.random.default_rng(state.iteration).standard_normal((n, 2, 3))).float()
-        source.noise = lambda k, who, horizon: torch.from_numpy(  # the same draws for the fold
-            np.random.default_rng(k).standard_normal((n, 2, 3))
-        ).float()[list(who)]
+        source.noise = (
+            lambda k, who, horizon, start=0: torch.from_numpy(  # the same draws for the fold
+                np.random.default_rng(k).standard_normal((n, 2, 3))
+            ).float()[list(who), start:horizon]
+        )
         V = U + sigma * eps
         items = tuple(
             Rollout(

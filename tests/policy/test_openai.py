@@ -24,9 +24,7 @@ from aisp_ray.policy.openai import OpenAIPolicy, split_like, text_of
 from aisp_ray.rewards.callable import CallableReward
 from aisp_ray.types import Message, Prompt, Proposal, Sampling
 from aisp_ray.worker import PolicyWorker
-
-sys.path.insert(0, str(Path(__file__).parent.parent))
-from endpoints import WORDS, serving
+from tests.endpoints import WORDS, serving
 
 PROMPT = Prompt("p/1", 0, "d", "How do I clean it?")
 DIALOGUE = Prompt("p/2", 0, "d", "x", (Message("user", "hi"), Message("assistant", "yes?"), Message("user", "why?")))

@@ -97,7 +97,7 @@ def test_the_same_rows_give_the_same_files(out, tmp_path, monkeypatch):
     monkeypatch.setattr("aisp_ray.report.figures.evaluation.DRAWINGS", DRAWINGS[:1])
     first, second = (Path(make_report(str(out), str(tmp_path / name)).page).parent for name in ("a", "b"))
     names = [path.relative_to(first) for path in first.rglob("*") if path.is_file()]
-    assert len(names) == 10
+    assert len(names) == 11
     assert all((first / name).read_bytes() == (second / name).read_bytes() for name in names)
 
 

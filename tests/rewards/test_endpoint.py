@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import math
-import sys
-from pathlib import Path
 
 import pytest
 
@@ -13,9 +11,7 @@ from aisp_ray.rewards.base import ScoreRequest
 from aisp_ray.rewards.endpoint import EndpointReward
 from aisp_ray.types import Message, Prompt
 from aisp_ray.worker import RewardWorker
-
-sys.path.insert(0, str(Path(__file__).parent.parent))
-from endpoints import serving
+from tests.endpoints import serving
 
 PROMPT = Prompt("p/1", 0, "d", "Why so?", (Message("user", "Why so?"),))
 

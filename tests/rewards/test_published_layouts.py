@@ -42,6 +42,8 @@ def build(name):
     values.pop("_judges_", None)
     if values["_target_"].endswith("CallableReward"):
         values["target"] = "test_published_layouts:count_words"
+    if values["_target_"].endswith("EndpointReward"):
+        values["model"] = "served"
     return config.build(values, f"reward.{name}")
 
 
