@@ -64,9 +64,9 @@ class Account:
         }
         return Spent(now - self._began, {name: seconds / 3600 for name, seconds in held.items()})
 
-    def in_all(self) -> Spent:
-        """By every start. Of one that was killed, what came after its last record is missing."""
-        total = self.spent()
+    def in_all(self, own: Spent | None = None) -> Spent:
+        """By every start. Of one that was killed, what came after its last record is missing. own: None: until now."""
+        total = own or self.spent()
         for record in self._manifest["runs"]:
             if record["run_id"] != self._run_id:
                 total += Spent(record.get("seconds", 0.0), record.get("actor_hours", {}))
@@ -80,7 +80,8 @@ class Account:
 
     def facts(self) -> dict[str, Any]:
         """For the summary."""
-        own, total = self.spent().as_json(self.run.price), self.in_all()
+        spent = self.spent()
+        own, total = spent.as_json(self.run.price), self.in_all(spent)
         shown = {name: own[name] for name in ("actor_hours", "cost")}
         return {**shown, "all_starts": {"starts": total.starts, **total.as_json(self.run.price)}}
 

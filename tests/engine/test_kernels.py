@@ -41,7 +41,7 @@ def own() -> Kernels:
 @pytest.fixture(scope="module")
 def variants(own: Kernels) -> list[Kernels]:
     """The same source for vectors of 4, 8 and 16 floats, whatever this machine has; not kept in the user's folder."""
-    base = [*build.compiler(), *build.FLAGS, *kernels.DEFINES, *(("-fopenmp",) if own.threaded else ())]
+    base = [*build.compiler(), "-O1", *build.FLAGS[1:], *kernels.DEFINES, *(("-fopenmp",) if own.threaded else ())]
     return [Kernels(build.opened([*base, f"-DVL={n}"], apart=True), own.threaded) for n in (4, 8, 16)]
 
 

@@ -104,6 +104,7 @@ def disturbed_equals_undisturbed(cluster, prompts, tmp_path, start_driver, chaos
     return said
 
 
+@pytest.mark.slow
 def test_a_short_run_survives_the_loss_of_everything(cluster, prompts, tmp_path, start_driver):
     script = ["PolicyActor", "node", "RewardActor", "driver", "PolicyActor"]
     disturbed_equals_undisturbed(cluster, prompts, tmp_path, start_driver, (48, 7, script, (0.5, 2.5), 0.1))
