@@ -226,6 +226,7 @@ def test_two_shards_on_one_output_make_every_row_once(settings, undisturbed, sta
     assert (summary(settings)["exit_code"], summary(settings)["methods"]["aisp"]["rows"]) == (0, 12)
 
 
+@pytest.mark.slow
 def test_two_runs_on_one_output_never_double_a_row(settings, undisturbed, start_driver, cluster):
     slow = {**settings, "policy": {**SLOW, "slots": 4}, "run": {"chunk_rows": 4, "flush_seconds": 0.1}}
     other = start_driver(slow, cluster.address)

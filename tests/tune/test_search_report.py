@@ -311,6 +311,7 @@ def test_outputs_without_a_search_are_none(tmp_path):
     assert find_searches([str(tmp_path), str(tmp_path / "nowhere")]) == {}
 
 
+@pytest.mark.slow
 def test_the_page_opens_in_a_browser(searched, tmp_path):
     pytest.importorskip("aiohttp", reason="aiohttp drives the browser")
     from chromium import browse, find
