@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import itertools
 import queue
 import threading
@@ -10,12 +11,14 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeVar
 
 from aisp_ray.errors import as_exception, is_away
 from aisp_ray.policy.base import LoadedPolicy
 from aisp_ray.rewards.base import Scorer, ScoreRequest
 from aisp_ray.types import Prompt, Proposal, Rollouts, Scores
+
+_T = TypeVar("_T")
 
 _MOST_REQUESTS = 256  # that a scorer is given at a time
 Result = tuple[int, Any | BaseException]  # a ticket, and its reply or what it failed with
@@ -212,3 +215,25 @@ def _check(results: Sequence[Scores], requests: Sequence[ScoreRequest]) -> None:
             raise RuntimeError(f"the scorer returned {len(scores.rewards)} rewards for {asked} responses")
         if scores.errors and len(scores.errors) != asked:
             raise RuntimeError(f"the scorer returned {len(scores.errors)} error texts for {asked} responses")
+
+
+def beside_a_loop(work: Callable[[], _T]) -> _T:
+    """Its result: of this thread, or of one of its own where this one runs an event loop already (a notebook)."""
+    try:
+        asyncio.get_running_loop()
+    except RuntimeError:
+        return work()
+    outcome: list[_T | BaseException] = []
+
+    def run() -> None:
+        try:
+            outcome.append(work())
+        except BaseException as error:
+            outcome.append(error)
+
+    thread = threading.Thread(target=run, name="aisp_ray")
+    thread.start()
+    thread.join()
+    if isinstance(outcome[0], BaseException):
+        raise outcome[0]
+    return outcome[0]

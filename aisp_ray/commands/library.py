@@ -13,7 +13,6 @@ import contextlib
 import dataclasses
 import functools
 import math
-import threading
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar, overload
@@ -33,6 +32,7 @@ from aisp_ray.results import ROW_SCHEMA
 from aisp_ray.rewards.base import RewardSpec
 from aisp_ray.rewards.callable import FunctionReward
 from aisp_ray.types import Prompt
+from aisp_ray.worker import beside_a_loop
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -150,7 +150,7 @@ def _without_await(call: Callable[_Args, Coroutine[Any, Any, _T]]) -> Callable[_
 
     @functools.wraps(call)
     def finished(*args: _Args.args, **kwargs: _Args.kwargs) -> _T:
-        return _beside_a_loop(lambda: asyncio.run(call(*args, **kwargs)))
+        return beside_a_loop(lambda: asyncio.run(call(*args, **kwargs)))
 
     finished.__name__ = finished.__qualname__ = call.__name__.removeprefix("a")
     return finished
@@ -158,28 +158,6 @@ def _without_await(call: Callable[_Args, Coroutine[Any, Any, _T]]) -> Callable[_
 
 best_responses = _without_await(abest_responses)
 """`abest_responses` with the same arguments, run to its end: for scripts and notebooks."""
-
-
-def _beside_a_loop(work: Callable[[], _T]) -> _T:
-    """Its result: of this thread, or of one of its own where this one runs an event loop already (a notebook)."""
-    try:
-        asyncio.get_running_loop()
-    except RuntimeError:
-        return work()
-    outcome: list[_T | BaseException] = []
-
-    def run() -> None:
-        try:
-            outcome.append(work())
-        except BaseException as error:
-            outcome.append(error)
-
-    thread = threading.Thread(target=run, name="aisp_ray")
-    thread.start()
-    thread.join()
-    if isinstance(outcome[0], BaseException):
-        raise outcome[0]
-    return outcome[0]
 
 
 # ---------------------------------------------------------------- an evaluation
@@ -243,7 +221,7 @@ def evaluate(settings: Mapping[str, Any] | None = None, **keys: Any) -> Evaluati
     composed = command.read_command(words)[1]
     plan = command.planned(composed)
     steps = command.first_steps(plan, composed)
-    code = _beside_a_loop(lambda: command.train(steps) or run(plan))
+    code = beside_a_loop(lambda: command.train(steps) or run(plan))
     if code == INTERRUPTED:
         raise KeyboardInterrupt
     if code == REFUSED:

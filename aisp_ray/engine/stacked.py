@@ -183,14 +183,14 @@ class StackedAttention:
     def _over_prompts(self, index: int, query: Tensor, softcap: float | None, scale: float) -> Part:
         """The prompts' share for all rows, [W, Hkv, g, value_dim] and [W, Hkv, g, 1]."""
         rows, heads, group, dim = query.shape
-        gather = self._on(self._gather, query.device)[: self._lanes * LANE]
+        gather = on_device(self._gather, query.device, self._memo)[: self._lanes * LANE]
         lanes = query.index_select(0, gather).view(-1, LANE, heads, group, dim)
         lanes = lanes.transpose(1, 2).reshape(-1, heads, LANE * group, dim)  # [lanes, Hkv, G * g, D]
         parts = []
         for number, (keys, values) in enumerate(self._spans[index][: self._read[index]]):
             mask = self._prompt_mask(index, number, group, query.device)
             parts.append(partial(lanes, keys[: self._lanes], values[: self._lanes], mask, softcap, scale))
-        scatter = self._on(self._scatter, query.device)[:rows]
+        scatter = on_device(self._scatter, query.device, self._memo)[:rows]
         out, mass = (
             t.view(-1, heads, LANE, group, t.shape[-1]).transpose(1, 2).reshape(-1, heads, group, t.shape[-1])
             for t in reduce(merge, parts)
@@ -203,15 +203,15 @@ class StackedAttention:
         window = layout.window
         name = ("prompt", window, number, group, device)
         if name not in self._memo:
-            lengths, starts = self._on(self._lengths, device), self._on(self._starts, device)
+            lengths, starts = on_device(self._lengths, device, self._memo), on_device(self._starts, device, self._memo)
             length, start = lengths[: self._lanes], starts[index, : self._lanes]
             size = self._spans[index][number][0].shape[2]
             begin = self._span(layout, number)[0] if self.doubling else number * size
             at = start[:, None] + begin + torch.arange(size, device=device)  # [lanes, L] positions
             mask = ((at >= length[:, None]) * HIDDEN)[:, None, None, :]
             if window is not None:
-                gather = self._on(self._gather, device)[: self._lanes * LANE]
-                row = self._on(self.suffixes.step, device)[gather].view(-1, LANE)
+                gather = on_device(self._gather, device, self._memo)[: self._lanes * LANE]
+                row = on_device(self.suffixes.step, device, self._memo)[gather].view(-1, LANE)
                 before = at[:, None, :] <= (row + length[:, None])[:, :, None] - window  # [lanes, G, L]
                 mask = mask + (before * HIDDEN).repeat_interleave(group, 1)[:, None]
             self._memo[name] = mask
@@ -221,7 +221,8 @@ class StackedAttention:
         """0 where the row sees a suffix key, else `HIDDEN`. Float32 [W, 1, 1, block]."""
         name = ("suffix", block, window, device)
         if name not in self._memo:
-            at, size = self._on(self.suffixes.step, device)[: self.suffixes.width, None], self.suffixes.block
+            at = on_device(self.suffixes.step, device, self._memo)[: self.suffixes.width, None]
+            size = self.suffixes.block
             index = torch.arange(block * size, (block + 1) * size, device=device)
             hidden = index > at
             if window is not None:
@@ -229,11 +230,12 @@ class StackedAttention:
             self._memo[name] = (hidden * HIDDEN)[:, None, None, :]
         return self._memo[name]
 
-    def _on(self, tensor: Tensor, device: torch.device) -> Tensor:
-        """An index tensor on a layer's device, copied there once a step."""
-        if tensor.device == device:
-            return tensor
-        name = (id(tensor), device)
-        if name not in self._memo:
-            self._memo[name] = tensor.to(device)
-        return self._memo[name]
+
+def on_device(tensor: Tensor, device: torch.device, memo: dict[Any, Tensor]) -> Tensor:
+    """An index tensor on a layer's device, copied there once a step: `memo` is emptied when positions move on."""
+    if tensor.device == device:
+        return tensor
+    name = (id(tensor), device)
+    if name not in memo:
+        memo[name] = tensor.to(device)
+    return memo[name]

@@ -17,8 +17,7 @@ from __future__ import annotations
 
 import asyncio
 import math
-import threading
-from collections.abc import AsyncIterator, Callable, Coroutine, Mapping, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -31,7 +30,7 @@ from aisp_ray.methods.base import Method
 from aisp_ray.policy.given import policy_of
 from aisp_ray.rewards.base import RewardSpec
 from aisp_ray.types import Message, Prompt, Proposal, Rollout, Rollouts, Scores
-from aisp_ray.worker import PolicyWorker
+from aisp_ray.worker import PolicyWorker, beside_a_loop
 
 CHOICES = ("spread", "best", "first")
 SEARCH_REWARD = "search_reward"  # the field that `reward_of_search` reads
@@ -87,7 +86,7 @@ class SearchRollouts:
 
         try:
             self._scorer = self._scorer or LocalReward(self.reward, "cuda" if self.reward.num_gpus else "cpu")
-            _run_here(lambda: self._drive(prompts, worker, watch))
+            beside_a_loop(lambda: asyncio.run(self._drive(prompts, worker, watch)))
             return [list(worker.policy.request(p, Proposal(0, 1), self.seed).prompt_ids) for p in prompts], drawn
         finally:
             worker.close()
@@ -145,20 +144,3 @@ def _prompt(prompt: Any, ordinal: int, step: int) -> Prompt:
 async def _tasks(prompts: Sequence[Prompt], method: Method) -> AsyncIterator[Task]:
     for prompt in prompts:
         yield Task(prompt, type(method).__name__.lower(), method)
-
-
-def _run_here(work: Callable[[], Coroutine[Any, Any, None]]) -> None:
-    """Run to the end, in a thread of its own: the trainer's may have an event loop already."""
-    failed: list[BaseException] = []
-
-    def run() -> None:
-        try:
-            asyncio.run(work())
-        except BaseException as error:
-            failed.append(error)
-
-    thread = threading.Thread(target=run, name="trl rollouts")
-    thread.start()
-    thread.join()
-    if failed:
-        raise failed[0]

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from aisp_ray.errors import redacted, redacted_values
+from aisp_ray.errors import redacted, redacted_values, visible
 from aisp_ray.files import MANIFEST, ROWS, SUMMARY, Output, inside, split_query
 from aisp_ray.metrics.base import TextMetric
 from aisp_ray.pipeline.showcase import first_whole
@@ -31,7 +31,7 @@ from aisp_ray.report.searches import (
 from aisp_ray.report.summary import DEFAULT_METRICS, MethodSummary, summary_json
 from aisp_ray.report.tables.evaluation import budget_table, format_table, how_to_read, published_first, result_table
 from aisp_ray.report.tables.frontier import frontier_table
-from aisp_ray.report.tables.render import csv_text, markdown, rendered, text, visible
+from aisp_ray.report.tables.render import csv_text, markdown, rendered, text
 from aisp_ray.report.tables.search import short_trials_table
 from aisp_ray.tune.heldout import verdict
 

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from aisp_ray.engine.rowcache import Suffixes
-from aisp_ray.engine.stacked import lanes_of
+from aisp_ray.engine.stacked import lanes_of, on_device
 from aisp_ray.lm.attention import Call, merge, whole_vectors
 from aisp_ray.lm.prefixes import LayerLayout, Prefix
 from aisp_ray.lm.shims import flash_attention
@@ -141,7 +141,7 @@ class FlashAttention:
         pool, device = self._pools[call.layer], query.device
         assert pool is not None
         rows, heads, _ = query.shape
-        on = lambda tensor, count: self._on(tensor, device)[:count]  # noqa: E731
+        on = lambda tensor, count: on_device(tensor, device, self._memo)[:count]  # noqa: E731
         asked = query.index_select(0, on(self._order, rows))
         places = on(self._queries, rows + 1), on(self._keys, rows + 1), on(self._lengths, rows)
         out, mass = flash_attention(asked, *pool, *places, (rows, self._size), call.scale)
@@ -162,14 +162,5 @@ class FlashAttention:
             at = torch.arange(rows + 1, dtype=torch.int32, device=device)
             self._memo["own", device] = at
             self._memo["keys", device] = at * self.suffixes.length
-            self._memo["seen", device] = self._on(self.suffixes.step, device)[:rows].int() + 1
+            self._memo["seen", device] = on_device(self.suffixes.step, device, self._memo)[:rows].int() + 1
         return self._memo["own", device], self._memo["keys", device], self._memo["seen", device]
-
-    def _on(self, tensor: Tensor, device: torch.device) -> Tensor:
-        """An index tensor on a layer's device, copied there once a step."""
-        if tensor.device == device:
-            return tensor
-        name = (id(tensor), device)
-        if name not in self._memo:
-            self._memo[name] = tensor.to(device)
-        return self._memo[name]

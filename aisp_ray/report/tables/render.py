@@ -8,6 +8,7 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+from aisp_ray.errors import visible
 from aisp_ray.report.tables.cells import NONE, Table
 
 _GAP = 2  # spaces between two columns
@@ -87,11 +88,6 @@ def _blocks(table: Table, widths: Sequence[int], width: int) -> list[list[int]]:
 
 def _span(widths: Sequence[int], block: Sequence[int]) -> int:
     return sum(widths[i] for i in block) + _GAP * (len(block) - 1)
-
-
-def visible(words: str) -> str:
-    """The text with control characters as escapes: a name or an error must not steer the terminal."""
-    return re.sub(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]", lambda found: repr(found[0])[1:-1], words)
 
 
 def markdown(table: Table) -> str:
