@@ -34,7 +34,7 @@ class Chunks:
         self.shard = shard
         self.methods = tuple(methods)
         self.chunk_rows = chunk_rows
-        self._committed: dict[Part, frozenset[int]] = {}  # in a file, from an earlier run
+        self._earlier: defaultdict[Part, set[int]] = defaultdict(set)  # made by an earlier run, in a file or not
         self._rows: defaultdict[Part, dict[int, Row]] = defaultdict(dict)  # finished, in no file yet
         self._missing: defaultdict[Part, int] = defaultdict(int)  # expected, not finished
         self._writing: dict[Part, Batch] = {}
@@ -46,7 +46,7 @@ class Chunks:
 
     def keep(self, part: Part, ordinals: Iterable[int]) -> None:
         """These rows of an earlier run are in the part's file and stay."""
-        self._committed[part] = frozenset(ordinals)
+        self._earlier[part].update(ordinals)
 
     def restore(self, row: Row) -> bool:
         """A row that an earlier run finished and did not commit. Before its prompt is expected. False: not needed."""
@@ -54,13 +54,13 @@ class Chunks:
         if part[0] not in self.methods or not self.lacks(row["ordinal"], row["method"]):
             return False
         self._rows[part][row["ordinal"]] = row
+        self._earlier[part].add(row["ordinal"])  # also once it is flushed, which may be before its prompt comes
         return True
 
     def lacks(self, ordinal: int, method: str) -> bool:
         """Whether this row is this shard's to make: no earlier run left it, to stay, and none handed it on."""
         part = (method, self.chunk(ordinal))
-        there = ordinal in self._committed.get(part, ()) or ordinal in self._rows.get(part, ())
-        return self.shard.owns(part[1]) and not there
+        return self.shard.owns(part[1]) and ordinal not in self._earlier.get(part, ())
 
     def expect(self, ordinal: int) -> list[str]:
         """The stream has this prompt, in rising order: the methods whose rows are still to be made for it."""

@@ -108,6 +108,15 @@ def test_restored_rows_are_written_with_the_rest():
     assert [ordinals(part) for part in chunks.take_complete()] == [[0, 1]]
 
 
+def test_a_restored_row_is_not_made_again_where_it_is_flushed_before_its_prompt_comes():
+    chunks = Chunks(("a",), 2)
+    assert chunks.restore(row(1)) is True
+    (growing,) = chunks.take_all()
+    chunks.written(growing.part)
+    assert chunks.restore(row(1)) is False
+    assert (chunks.expect(0), chunks.expect(1)) == (["a"], [])
+
+
 def test_rows_count_as_pending_until_their_file_is_there():
     chunks = Chunks(("a",), 1)
     chunks.expect(0)

@@ -108,7 +108,8 @@ def test_a_service_that_stays_away_ends_the_run_with_retry_me(settings, undistur
 
 def test_a_run_stops_at_its_limit_of_money_and_resumes_with_a_higher_one(settings, undisturbed, capsys):
     price = {"policy": 3600.0, "reward": 0}  # one a second
-    slow = {**settings, "policy": {"step_seconds": 0.05}, "run": {**settings["run"], "price": price, "max_cost": 2.5}}
+    limited = {**settings["run"], "price": price, "max_cost": 2.5, "in_flight": 1}  # 12 searches in a row take longer
+    slow = {**settings, "policy": {"step_seconds": 0.05}, "run": limited}
     assert run(make_plan(slow)) == 75
     assert "stopped: run.max_cost=2.5 is reached: " in capsys.readouterr().err
     done, facts = summary(settings)["methods"]["aisp"]["rows"], summary(settings)
