@@ -1,13 +1,8 @@
 """The one loop, and many of them at once.
 
-`search` is the loop of every method for one prompt. `Driver` keeps `in_flight` of them going, so that the models are
-filled across prompts while each prompt waits for its own iteration. Policies, rewards and judges are anything behind
+`search` is the loop of every method for one prompt. `Driver` runs `in_flight` of them at once, so that the models stay
+busy across prompts while each prompt waits for its own iteration. Policies, rewards and judges are anything that obeys
 the protocols of `types.py`: local objects or pools of Ray actors. asyncio only.
-
-Under a budget over all prompts (`TotalBudget`) searches advance by iterations. Each makes a first one; then, while the
-budget lasts, those whose next iterations are expected to gain most make one more, and so on. Who makes one is decided
-when all of the last round have ended, from the traces alone, so it depends neither on the order in which they ended
-nor on how many are in flight, and a resumed run takes the same decisions again.
 """
 
 from __future__ import annotations
@@ -19,37 +14,25 @@ import math
 import time
 import traceback
 from collections import Counter
-from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Iterator, Mapping
 from typing import TypeVar
 
-from aisp_ray.errors import DataError, RefusedError
+from aisp_ray.errors import DataError
 from aisp_ray.ledger import Outcome, Progress, Task, Trace, Watch, extend
-from aisp_ray.methods._allocation import allocate, outlook
-from aisp_ray.plan import draws_of
+from aisp_ray.methods.total_budget import TotalBudget, Until, share_of, share_out
 from aisp_ray.results import NO_REASON
 from aisp_ray.types import Policy, Prompt, Reward, Rollouts, Scores
 
 log = logging.getLogger(__name__)
 
-_HOPELESS = 8  # prompts on which a method failed that never came through an iteration: it is at fault, not they
+_HOPELESS = 8  # prompts on which a method may fail without ever completing an iteration, before it ends the run
 
 _Item = TypeVar("_Item")
 _Result = TypeVar("_Result")
-Shares = Mapping[str, Mapping[int, int]]  # method -> ordinal of a prompt -> iterations that its search may make
 
 
 class MethodError(RuntimeError):
-    """What a method raised on one prompt, with its name and place. `__cause__` is the exception itself."""
-
-
-@dataclass(frozen=True)
-class TotalBudget:
-    """Samples over all prompts, for each method."""
-
-    samples: int
-    shares: Shares | None = None  # what an earlier run decided
-    keep: Callable[[Shares], None] = lambda shares: None  # takes what was decided, before the first outcome
+    """An exception that a method raised on one prompt, with its name and place. `__cause__` is the exception itself."""
 
 
 async def search(
@@ -64,7 +47,7 @@ async def search(
     """Run one prompt under one method to its end, or for `until` iterations in all, from the start or a snapshot.
 
     Raises:
-        MethodError: the method failed. What the policy and the reward raise comes through as it is.
+        MethodError: the method failed. Exceptions of the policy and the reward pass through unchanged.
     """
     method, prompt = task.method, task.prompt
     with _named(task):
@@ -103,7 +86,7 @@ class Driver:
     """Keeps many searches in flight and hands out their outcomes as they finish.
 
     Data errors (`DataError`, an unusable prompt, no particle with a reward) and what a method raises on a prompt end as
-    outcomes with an `error`. Any other exception ends the run, and so does a method that never worked: `self.progress`
+    outcomes with an `error`. Any other exception ends the run, as does a method that has never worked: `self.progress`
     then still holds every search in flight, for the snapshot.
     """
 
@@ -118,9 +101,9 @@ class Driver:
         self.num_finished = 0
         self.watch: Watch | None = None
         self.hopeless: float = _HOPELESS  # math.inf: a method that never works ends as error rows, not the run
-        self._num_told: Counter[str] = Counter()  # iterations, by method
+        self._num_iterations: Counter[str] = Counter()  # iterations, by method
         self._num_failed: Counter[str] = Counter()  # prompts on which a method failed, by method
-        self._reward_failed = False  # whether a traceback of the reward was shown
+        self._reward_failed = False  # whether a traceback of the reward was logged
         self._errors: dict[tuple[int, str], str] = {}  # of searches that failed, until their outcome is handed out
 
     async def run(
@@ -131,29 +114,32 @@ class Driver:
     ) -> AsyncIterator[Outcome]:
         """Outcomes in the order they finish, each task's exactly once.
 
-        Reads `tasks` only as fast as searches end, and no outcome waits for the next task to come. Outcomes that
-        nobody takes hold up new searches. Under a total budget there is no outcome before all of it is shared out.
+        Reads `tasks` only as fast as searches end, and no outcome waits for the next task. Outcomes that nobody takes
+        hold up new searches. Under a total budget there is no outcome before all of it has been shared out.
 
         Raises:
             RefusedError: the total budget does not cover a first iteration of every prompt.
         """
         self.progress.update(resume or {})
-        shares = total.shares if total else None
+        tasks, shares = self._counted(tasks), total.shares if total else None
         if total and shares is None:
-            tasks, shares = await self._share_out(tasks, total)
+            tasks, shares = await share_out(tasks, total, self._advance_all, self._progress_of)
 
         async def whole(task: Task) -> Outcome:
-            if not (total and total.shares is None):
-                self.num_started += 1
-            await self._advance(task, None if shares is None else _share(shares, task))
+            await self._advance(task, None if shares is None else share_of(shares, task))
             return await self._conclude(task)
 
         async with contextlib.aclosing(self._lanes(tasks, whole)) as outcomes:
             async for outcome in outcomes:
                 self.num_finished += 1
                 yield outcome
-                self.progress.pop(outcome.task.key, None)  # only now: the taker holds the outcome
+                self.progress.pop(outcome.task.key, None)  # only now: whoever takes the outcome has it
         assert self.num_started == self.num_finished, (self.num_started, self.num_finished)
+
+    async def _counted(self, tasks: AsyncIterator[Task]) -> AsyncIterator[Task]:
+        async for task in tasks:
+            self.num_started += 1
+            yield task
 
     async def _lanes(
         self, items: AsyncIterator[_Item], work: Callable[[_Item], Awaitable[_Result]]
@@ -193,57 +179,18 @@ class Driver:
             lanes.cancel()
             await asyncio.gather(lanes, return_exceptions=True)
 
-    # ------------------------------------------------------------ a budget over all prompts
-
-    async def _share_out(self, tasks: AsyncIterator[Task], total: TotalBudget) -> tuple[AsyncIterator[Task], Shares]:
-        """Search as far as the budget reaches. Returns all tasks, and how many iterations each may make."""
-        held: list[Task] = []
-        shares: dict[str, dict[int, int]] = {}
-
-        async def first(task: Task) -> None:
-            self.num_started += 1
-            held.append(task)
-            if task.prompt.error is None:
-                mine = shares.setdefault(task.name, {})
-                mine[task.prompt.ordinal] = 1
-                _check_covered(total.samples, task, len(mine))
-                await self._advance(task, 1)
-
-        await self._all(tasks, first)
-        while chosen := [task for name in shares for task in self._next(held, shares[name], name, total.samples)]:
-            for task in chosen:
-                shares[task.name][task.prompt.ordinal] += 1
-            await self._all(_stream(chosen), lambda task: self._advance(task, _share(shares, task)))
-        total.keep(shares)
-        return _stream(sorted(held, key=lambda task: task.prompt.ordinal)), shares
-
-    async def _all(self, items: AsyncIterator[Task], work: Callable[[Task], Awaitable[None]]) -> None:
-        async with contextlib.aclosing(self._lanes(items, work)) as done:
+    async def _advance_all(self, tasks: AsyncIterator[Task], until: Until) -> None:
+        async with contextlib.aclosing(self._lanes(tasks, lambda task: self._advance(task, until(task)))) as done:
             async for _ in done:
                 pass
 
-    def _next(self, held: Sequence[Task], share: Mapping[int, int], name: str, samples: int) -> list[Task]:
-        """The tasks of a method that should make one more iteration."""
-        waiting, outlooks = {}, {}
-        for task in held:
-            progress, ordinal = self.progress.get(task.key), task.prompt.ordinal
-            if task.name != name or progress is None or task.key in self._errors:
-                continue
-            told = share[ordinal]
-            if progress.state.iteration > told or not progress.state.done:  # an earlier run may have come further
-                trace = progress.trace
-                waiting[ordinal] = task
-                outlooks[ordinal] = outlook(task.method, (trace.reward_mean, trace.reward_std, trace.reward_max), told)
-        if not waiting:
-            return []
-        num_draws = draws_of(next(iter(waiting.values())).method)
-        plan = allocate(outlooks, samples - num_draws * sum(share.values()))
-        return [waiting[ordinal] for ordinal in sorted(plan)]
+    def _progress_of(self, task: Task) -> Progress | None:
+        return None if task.key in self._errors else self.progress.get(task.key)
 
     # ------------------------------------------------------------ one search
 
     async def _advance(self, task: Task, until: int | None) -> None:
-        """Search until the end or so many iterations; what fails is kept in `self._errors`."""
+        """Search to the end, or until that many iterations; keep the error of a failure in `self._errors`."""
         if task.prompt.error is not None or task.key in self._errors:
             return
         earlier = self.progress.get(task.key)
@@ -258,7 +205,7 @@ class Driver:
             self._errors[task.key] = str(error)
 
     async def _conclude(self, task: Task) -> Outcome:
-        """The outcome of a search that has come to its end."""
+        """The outcome of a search that has ended."""
         if task.prompt.error is not None:
             return Outcome(task, None, task.prompt.error)
         progress = self.progress.get(task.key)
@@ -272,9 +219,9 @@ class Driver:
         return Outcome(task, progress, None, *await self._judge(task.prompt, best.response))
 
     def _note_failure(self, task: Task, error: MethodError) -> None:
-        """Show the first traceback of a method; raise the error of one that never worked."""
+        """Log the first traceback of a method; raise the error of one that has never worked."""
         self._num_failed[task.name] += 1
-        if not self._num_told[task.name] and self._num_failed[task.name] >= self.hopeless:
+        if not self._num_iterations[task.name] and self._num_failed[task.name] >= self.hopeless:
             raise error
         if self._num_failed[task.name] == 1:
             text = "".join(traceback.format_exception(error.__cause__))
@@ -297,7 +244,7 @@ class Driver:
 
     def _watch(self, task: Task, progress: Progress, rollouts: Rollouts, scores: Scores) -> None:
         self.progress[task.key] = progress
-        self._num_told[task.name] += 1
+        self._num_iterations[task.name] += 1
         if scores.traceback and not self._reward_failed:
             self._reward_failed = True
             where = f"{task.prompt.prompt_id}, iteration {rollouts.iteration}"
@@ -306,28 +253,3 @@ class Driver:
             )
         if self.watch is not None:
             self.watch(task, progress, rollouts, scores)
-
-
-def _check_covered(samples: int, task: Task, num_prompts: int) -> None:
-    draws = draws_of(task.method)
-    if samples < num_prompts * draws:
-        raise RefusedError(
-            f"budget=total:{samples} does not cover a first iteration of {task.name}, {draws} samples, for each of the "
-            f"first {num_prompts} prompts; raise it, or lower limit or method.{task.name}.n"
-        )
-
-
-def _share(shares: Shares, task: Task) -> int | None:
-    """Raises RefusedError where a prompt has no share: it was not there when the budget was shared out."""
-    if task.prompt.error is not None:
-        return None
-    try:
-        return shares[task.name][task.prompt.ordinal]
-    except KeyError:
-        text = f"{task.prompt.prompt_id} was not there when budget=total was shared out; give another out"
-        raise RefusedError(text) from None
-
-
-async def _stream(tasks: Sequence[Task]) -> AsyncIterator[Task]:
-    for task in tasks:
-        yield task

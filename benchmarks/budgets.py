@@ -18,8 +18,8 @@ from convergence import Searches
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from aisp_ray.methods._allocation import allocate, outlook
 from aisp_ray.methods.best_of_n import BestOfN
+from aisp_ray.methods.total_budget import allocate, outlook
 from aisp_ray.metrics.base import estimate
 from aisp_ray.rng import generator
 

@@ -20,10 +20,11 @@ from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar, overload
 from aisp_ray import config
 from aisp_ray.cluster.opening import open_models
 from aisp_ray.commands.base import as_typed
-from aisp_ray.driver import Driver, TotalBudget
+from aisp_ray.driver import Driver
 from aisp_ray.errors import INTERRUPTED, OK, REFUSED, SOME_ERRORS
 from aisp_ray.ledger import Outcome, Task, row_of
 from aisp_ray.methods.base import Method, fit_budgets, total_of
+from aisp_ray.methods.total_budget import TotalBudget
 from aisp_ray.plan import RunSettings
 from aisp_ray.policy.base import PolicySpec
 from aisp_ray.policy.causal_lm import CausalLM

@@ -21,10 +21,11 @@ from aisp_ray.cluster.opening import open_models
 from aisp_ray.data._ray import be_quiet
 from aisp_ray.data.select import DropReport
 from aisp_ray.data.stream import stream_prompts
-from aisp_ray.driver import Driver, Shares, TotalBudget
+from aisp_ray.driver import Driver
 from aisp_ray.errors import OK, SOME_ERRORS, RefusedError
 from aisp_ray.files import ROWS, STATE, SUMMARY, Output, inside
 from aisp_ray.ledger import Outcome, Progress, Task, particle_rows, row_of
+from aisp_ray.methods.total_budget import Shares, TotalBudget
 from aisp_ray.pipeline import snapshot as snapshots
 from aisp_ray.pipeline.exits import Ending
 from aisp_ray.pipeline.feed import Feed

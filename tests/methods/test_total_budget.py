@@ -8,16 +8,16 @@ import random
 import numpy as np
 import pytest
 
-from aisp_ray.driver import Driver, TotalBudget
+from aisp_ray.driver import Driver
 from aisp_ray.errors import DataError, RefusedError
 from aisp_ray.ledger import Task, row_of
-from aisp_ray.methods._allocation import Outlook, allocate, outlook
 from aisp_ray.methods._stopping import expected_gains
 from aisp_ray.methods.aisp import Aisp
 from aisp_ray.methods.aisp_commit import AispCommit
 from aisp_ray.methods.base import fit_budgets, total_of
 from aisp_ray.methods.best_of_n import BestOfN
 from aisp_ray.methods.speculative_rejection import SpeculativeRejection
+from aisp_ray.methods.total_budget import Outlook, TotalBudget, allocate, outlook
 from aisp_ray.pipeline.codec import decode, encode
 from aisp_ray.rng import generator
 from aisp_ray.types import Prompt, Rollout, Rollouts, Scores
