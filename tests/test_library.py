@@ -99,6 +99,7 @@ def test_a_prompt_that_cannot_be_used_costs_the_others_nothing():
         ({"prompts": "one text"}, "give a list of prompts"),
         ({"method": "aips"}, "Did you mean"),
         ({"sigmaa": 1}, "sigma"),
+        ({"max_new_tokens": 8, "slots": 2}, r"give policy=\{'max_new_tokens': 8, 'slots': 2\}"),
         ({"reward": 3}, "not a function"),
         ({"reward": "demoo"}, "Did you mean"),
         ({"policy": {"max_new_token": 3}}, "max_new_tokens"),

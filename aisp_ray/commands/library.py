@@ -245,11 +245,21 @@ def _method(
     chosen: Any = method
     if isinstance(method, str):
         name = config.choice_name(method)
-        chosen = config.build({**config.read_choice("method", method), **settings}, f"method.{name}")
+        try:
+            chosen = config.build({**config.read_choice("method", method), **settings}, f"method.{name}")
+        except config.ConfigError as error:
+            raise config.ConfigError(f"{error}{_of_the_policy(settings)}") from error
     else:
         name = type(method).__name__.lower()
         chosen = dataclasses.replace(chosen, **settings)
     return name, fit_budgets({name: chosen}, budget, max_new_tokens)[name]
+
+
+def _of_the_policy(settings: Mapping[str, Any]) -> str:
+    """A hint where settings of the policy were given as settings of the method."""
+    known = {field.name for field in dataclasses.fields(CausalLM)}
+    found = {key: value for key, value in settings.items() if key in known}
+    return f". For the policy, give policy={found!r}" if found else ""
 
 
 def _prompts(prompts: Iterable[Any]) -> list[Prompt]:

@@ -13,6 +13,7 @@ if importlib.util.find_spec("vllm") is None:
         "test_vllm_engine.py",
         "test_vllm_policy.py",
         "test_vllm_parallel.py",
+        "test_vllm_quantised.py",
         "test_vllm_ray.py",
     ]
 
