@@ -334,6 +334,9 @@ SIZED = ("scale", "limit")  # those that take sizes
 
 
 def main(words: list[str]) -> int:
+    if words and words[0].startswith("-"):
+        print(__doc__)
+        return 0
     names = [word for word in words if "=" not in word]
     sizes = {key: int(value) for key, value in (word.split("=") for word in words if "=" in word)}
     unknown = [name for name in names if name not in BENCHMARKS]

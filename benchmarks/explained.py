@@ -142,6 +142,8 @@ def tables(found: Sequence[dict[str, Any]], longest: int) -> Iterator[str]:
 
 
 def main(words: Sequence[str]) -> None:
+    if not words or words[0].startswith("-"):
+        sys.exit(__doc__)
     folder, given = Path(words[0]), dict(word.split("=", 1) for word in words[1:])
     method, n, kappa = given.pop("method", "aisp_sampled"), given.pop("n", "16"), given.pop("kappa", "16")
     given = {"limit": "30", **given, f"method.{method}.n": n, f"method.{method}.kappa": kappa}

@@ -33,8 +33,9 @@ from aisp_ray.metrics.base import estimate
 BASELINE, PARTS = "best_of_n_tuned", (0.25, 0.5, 1.0)
 ANYTIME = ("best_of_n", BASELINE, "noise_only", "aisp", "aisp_sampled", "aisp_plus", "misvo", "re_control")
 SAVING = ("aisp_population", "qalign")  # anytime too; half the tokens a sample, so they also run twice as long
-SCHEDULED = ("aisp_commit", "aisp_commit_only")  # kappa is part of the schedule; two thirds of the tokens
-BLOCKS = ("particle_filter", "blockwise", "blockwise_beam", "speculative_rejection")
+COMMITTED = ("aisp_commit", "aisp_commit_only", "aisp_commit_agreed", "aisp_commit_rising")  # two thirds of the tokens
+SCHEDULED = (*COMMITTED, "carbon")  # kappa is part of the schedule
+BLOCKS = ("particle_filter", "blockwise", "blockwise_beam", "cards", "speculative_rejection")
 
 
 def calls(samples: int = 256) -> dict[str, dict[str, str]]:
@@ -46,7 +47,7 @@ def calls(samples: int = 256) -> dict[str, dict[str, str]]:
         kappas = {f"method.{m}.kappa": f"{round(share * samples / n)}" for m in SCHEDULED if share != 1}
         found[f"part{share}"] = kappas | {f"method.{m}.n": f"{round(share * samples)}" for m in BLOCKS}
         # what brings these to about as many tokens
-        kappas = {f"method.{m}.kappa": f"{round(1.5 * share * samples / n)}" for m in SCHEDULED}
+        kappas = {f"method.{m}.kappa": f"{round(1.5 * share * samples / n)}" for m in COMMITTED}
         found[f"tokens{share}"] = kappas | {"method.speculative_rejection.n": f"{round(2 * share * samples)}"}
     return found
 
@@ -180,6 +181,8 @@ def mean_over(seeds: Sequence[Mapping[int, float]]) -> dict[int, float]:
 
 
 def main(words: Sequence[str]) -> None:
+    if not words or words[0].startswith("-"):
+        sys.exit(__doc__)
     folder, given = Path(words[0]), dict(word.split("=", 1) for word in words[1:])
     seeds, samples = int(given.pop("seeds", "3")), int(given.pop("samples", "256"))
     run_all(folder, seeds, samples, [f"{key}={value}" for key, value in {"limit": "100", **given}.items()])

@@ -89,6 +89,8 @@ def replay(grid: Grid, space: Space, search: str, rules: Rules, seed: int) -> tu
 
 
 def main(words: Sequence[str]) -> None:
+    if not words or words[0].startswith("-"):
+        sys.exit(__doc__)
     plan = make_plan(read_command(words)[1])
     space, grid = plan.workbench.space, Grid(plan)
     full = len(grid.values) * grid.num_prompts
