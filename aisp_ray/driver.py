@@ -17,7 +17,7 @@ from collections import Counter
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Iterator, Mapping
 from typing import TypeVar
 
-from aisp_ray.errors import DataError
+from aisp_ray.errors import DataError, described
 from aisp_ray.ledger import Outcome, Progress, Task, Trace, Watch, extend
 from aisp_ray.methods.total_budget import TotalBudget, Until, share_of, share_out
 from aisp_ray.results import NO_REASON
@@ -78,7 +78,7 @@ def _named(task: Task) -> Iterator[None]:
     except (Exception, SystemExit) as error:
         last = traceback.extract_tb(error.__traceback__)[-1]
         place = f"{last.filename.rsplit('/', 1)[-1]}:{last.lineno}"
-        text = f"the method {task.name} failed: {type(error).__name__}: {error} ({place})"
+        text = f"the method {task.name} failed: {described(error)} ({place})"
         raise MethodError(text) from error
 
 

@@ -141,7 +141,15 @@ def require_one_of(key: str, value: object, allowed: Iterable[str]) -> None:
 
 def as_exception(error: BaseException) -> Exception:
     """`error`, or what stands for one that ends a process: a `SystemExit` of somebody's own code must not end ours."""
-    return error if isinstance(error, Exception) else RuntimeError(f"{type(error).__name__}: {error}")
+    return error if isinstance(error, Exception) else RuntimeError(described(error))
+
+
+def described(error: BaseException) -> str:
+    """The exception's type and text; somebody's own class may raise when it is asked for its text."""
+    try:
+        return f"{type(error).__name__}: {error}"
+    except Exception:
+        return f"{type(error).__name__} (its text cannot be read)"
 
 
 # by name: clients raise their own classes, which need not be installed here
@@ -160,6 +168,8 @@ _WAIT = (408, 429)  # HTTP: request time-out, too many requests
 
 def is_away(error: BaseException) -> bool:
     """No connection, a time-out, a rate limit or an answer 5xx."""
+    if not isinstance(error, Exception):  # the code of a SystemExit is no HTTP status
+        return False
     status = _status(error)
     if status is not None:
         return status in _WAIT or status >= 500

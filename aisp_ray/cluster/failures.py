@@ -18,7 +18,7 @@ import traceback
 
 import ray.exceptions as rx
 
-from aisp_ray.errors import DataError, is_away, is_sentence, redacted, will_fail_again
+from aisp_ray.errors import DataError, described, is_away, is_sentence, redacted, will_fail_again
 
 
 class CallError(Exception):
@@ -45,7 +45,7 @@ def sort_error(error: BaseException) -> Exception:
     if isinstance(error, CallError):
         return error
     names = {cls.__name__ for cls in type(error).__mro__}
-    text = redacted(f"{type(error).__name__}: {error}")  # here: the driver need not have this node's secrets
+    text = redacted(described(error))  # here: the driver need not have this node's secrets
     if _CUDA.search(text) or "AcceleratorError" in names:
         return CallError("broken", text)
     if is_away(error):
@@ -63,7 +63,7 @@ def sort_load_error(error: BaseException) -> CallError:
     kind = "settings" if will_fail_again(error) else "load"
     if is_sentence(error):
         return CallError(kind, redacted(str(error)))
-    text = f"{type(error).__name__}: {error}\n{''.join(traceback.format_exception(error))}"
+    text = f"{described(error)}\n{''.join(traceback.format_exception(error))}"
     return CallError(kind, redacted(text))
 
 
@@ -82,7 +82,7 @@ def read_error(error: BaseException) -> tuple[str, str]:
         return "unavailable", f"{type(error).__name__}: the reply was lost"
     if isinstance(error, rx.OutOfMemoryError):
         return "lost", "the node ran out of memory and Ray ended the process"
-    return "unknown", f"{type(cause).__name__}: {cause}"
+    return "unknown", described(cause)
 
 
 def _node_gone(error: rx.RayActorError) -> bool:

@@ -5,23 +5,22 @@ from __future__ import annotations
 import hashlib
 import importlib.util
 import inspect
+import itertools
 import math
 import os
 import sys
 import time
 import traceback
-from collections.abc import Callable, Iterable, Mapping, Sequence, Set
+from collections.abc import Callable, Iterable, Mapping, Sequence, Set, Sized
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 from aisp_ray.config import importable, locate
-from aisp_ray.errors import is_away, redacted
+from aisp_ray.errors import described, error_text, is_away
 from aisp_ray.rewards.base import RewardSpec, Scorer, ScoreRequest
 from aisp_ray.types import Prompt, Scores
-
-MAX_SAID = 2000  # characters of an exception's text in an error
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,10 +58,12 @@ class FunctionReward(RewardSpec):
     function: Callable[..., Sequence[float | None]]
 
     def check(self, where: str = "reward") -> list[str]:
-        return [] if callable(self.function) else [f"{where} is a {type(self.function).__name__}, not a function"]
+        if not callable(self.function):
+            return [f"{where} is a {type(self.function).__name__}, not a function"]
+        return [f"{where}={_name(self.function)} {problem}" for problem in _misfits(self.function, {})]
 
     def load(self, device: str) -> CallableScorer:
-        return CallableScorer(getattr(self.function, "__name__", "the function"), self.function, {})
+        return CallableScorer(_name(self.function), self.function, {})
 
 
 class CallableScorer(Scorer):
@@ -94,17 +95,16 @@ class CallableScorer(Scorer):
             rewards.append(value if isinstance(value, float) and good else math.nan)
             errors.append(None if good else f"{where}: {self.name} {said}")
         seconds = time.perf_counter() - started
-        shown = redacted("".join(traceback.format_exception(raised[0]))) if raised else None
+        shown = error_text("".join(traceback.format_exception(raised[0]))) if raised else None
         return Scores(tuple(rewards), tuple(errors), seconds=seconds, traceback=shown)
 
     def _values(self, prompt: Prompt, responses: list[str], raised: list[BaseException]) -> list[float | str]:
         """A reward for each response, or a text that says how the function failed; exceptions go to `raised` too."""
         failed: BaseException | None = None
-        values: Any = None
+        values, listed = None, None
         try:
             values = self.function(prompt, list(responses), **self.arguments)
-            if not isinstance(values, str | bytes | Mapping | Set) and isinstance(values, Iterable):
-                values = list(values)
+            listed = _listed(values, len(responses))
         except BaseException as error:  # a SystemExit must not end the process of its neighbours
             if is_away(error):  # no response's fault: the run waits
                 raise
@@ -113,14 +113,24 @@ class CallableScorer(Scorer):
             return [self._values(prompt, [response], raised)[0] for response in responses]
         if failed is not None:
             raised.append(failed)
-            return [f"failed with {_said(failed)}"]
-        if not isinstance(values, list):
+            return [f"failed with {error_text(described(failed))}"]
+        if listed is None:
             text = f"returned a single {type(values).__name__} for {len(responses)} responses; it has to return a list"
             return [text] * len(responses)
-        if len(values) != len(responses):
-            text = f"returned {len(values)} rewards for {len(responses)} responses; it has to return one for each"
+        if len(listed) != len(responses):
+            count = len(values) if isinstance(values, Sized) else f"{len(listed)} or more"
+            text = f"returned {count} rewards for {len(responses)} responses; it has to return one for each"
             return [text] * len(responses)
-        return [_number(value) for value in values]
+        return [_number(value) for value in listed]
+
+
+def _listed(values: Any, most: int) -> list[Any] | None:
+    """The values, at most one more than `most`, as a generator may never end; None of what is no list of rewards."""
+    if isinstance(values, str | bytes | Mapping | Set) or not isinstance(values, Iterable):
+        return None
+    if getattr(values, "ndim", 1) == 0:  # an array or tensor of one number calls itself iterable
+        return None
+    return list(itertools.islice(values, most + 1))
 
 
 def find_target(path: str) -> Any:
@@ -137,7 +147,7 @@ def find_target(path: str) -> Any:
     except ValueError:
         raise
     except BaseException as error:
-        raise ValueError(f"{path!r} cannot be imported: {_said(error)}") from error
+        raise ValueError(f"{path!r} cannot be imported: {error_text(described(error))}") from error
     if not hasattr(module, name):
         raise ValueError(f"{path!r}: {file} has no {name!r}")
     return getattr(module, name)
@@ -165,6 +175,7 @@ def _load_file(file: str) -> ModuleType:
 
 def _misfits(target: Callable[..., Any], arguments: Mapping[str, Any]) -> list[str]:
     """Why the target cannot be called as it will be; nothing where that cannot be known."""
+    call = target
     try:
         if inspect.isclass(target):
             inspect.signature(target).bind(**arguments)
@@ -178,6 +189,8 @@ def _misfits(target: Callable[..., Any], arguments: Mapping[str, Any]) -> list[s
         return [f"does not fit: {error}; it is called with (prompt, responses) and reward.arguments as keywords"]
     except ValueError:
         pass  # a function in C says nothing about its parameters
+    if inspect.iscoroutinefunction(call) or inspect.isasyncgenfunction(call):
+        return ["is an async function; give a plain one, which may call asyncio.run(...)"]
     return []
 
 
@@ -185,9 +198,9 @@ def _number(value: Any) -> float | str:
     """The reward as a float, None as NaN, or a text that says what it is instead."""
     try:
         return math.nan if value is None else float(value)
-    except (TypeError, ValueError, OverflowError) as error:
-        return f"returned a {type(value).__name__} that is no number: {_said(error)}"
+    except Exception as error:  # whatever its own __float__ raises
+        return f"returned a {type(value).__name__} that is no number: {error_text(described(error))}"
 
 
-def _said(error: BaseException) -> str:
-    return redacted(f"{type(error).__name__}: {error}"[:MAX_SAID])  # here: the driver need not have the same secrets
+def _name(function: Callable[..., Any]) -> str:
+    return getattr(function, "__name__", "the function")

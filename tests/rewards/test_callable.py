@@ -1,14 +1,16 @@
 """Python functions and classes as rewards."""
 
+import itertools
 import math
 import sys
 from urllib.error import HTTPError, URLError
 
 import numpy
 import pytest
+import torch
 
 from aisp_ray.rewards.base import ScoreRequest
-from aisp_ray.rewards.callable import CallableReward
+from aisp_ray.rewards.callable import CallableReward, FunctionReward
 from aisp_ray.types import Prompt
 
 PROMPT = Prompt("p/3", 0, "d", "Hi.")
@@ -39,6 +41,29 @@ constant.calls = 0
 
 def lazy(prompt, responses):
     yield from map(len, responses)
+
+
+def endless(prompt, responses):
+    return itertools.repeat(1.0)
+
+
+async def later(prompt, responses):
+    return [1.0] * len(responses)
+
+
+class Later:
+    async def __call__(self, prompt, responses):
+        return [1.0] * len(responses)
+
+
+class MuteError(Exception):
+    def __str__(self):
+        raise RuntimeError("no text today")
+
+
+class NoNumber:
+    def __float__(self):
+        raise RuntimeError("no number today")
 
 
 def one_parameter(responses):
@@ -128,6 +153,9 @@ def test_what_is_not_finite_is_nan_with_a_text():
         ("abc", "returned a single str for 3 responses"),
         ({"a": 1, "b": 2, "c": 3}, "returned a single dict for 3 responses"),
         (numpy.float32(2), "returned a single float32 for 3 responses"),
+        (numpy.array(2.0), "returned a single ndarray for 3 responses"),
+        (torch.tensor(2.0), "returned a single Tensor for 3 responses"),
+        (numpy.ones((2, 3)), "returned 2 rewards for 3 responses"),
     ],
 )
 def test_another_number_of_rewards_is_refused_with_both_lengths(returned, text):
@@ -144,13 +172,22 @@ def test_arrays_and_generators_are_lists_of_rewards():
     assert score("lazy", "a", "bc").rewards == (1.0, 2.0)
 
 
-def test_a_value_that_is_no_number_costs_its_own_response():
-    scores = score("constant", "a", "b", arguments={"value": [1.0, "good"]})
+def test_rewards_without_end_are_read_no_further_than_needed():
+    scores = score("endless", "a", "b")
+    assert "returned 3 or more rewards for 2 responses" in scores.errors[0]
+
+
+@pytest.mark.parametrize("value", ["good", NoNumber(), 10**400, torch.ones(2), [1.0]])
+def test_a_value_that_is_no_number_costs_its_own_response(value):
+    scores = score("constant", "a", "b", arguments={"value": [1.0, value]})
     assert scores.rewards[0] == 1.0
-    assert "returned a str that is no number" in scores.errors[1]
+    assert f"returned a {type(value).__name__} that is no number" in scores.errors[1]
 
 
-@pytest.mark.parametrize("error", [SystemExit(3), KeyboardInterrupt(), GeneratorExit(), BaseException("odd")])
+@pytest.mark.parametrize(
+    "error",
+    [SystemExit(3), SystemExit(503), KeyboardInterrupt(), GeneratorExit(), BaseException("odd"), MuteError()],
+)
 def test_what_would_end_the_process_is_an_error_of_the_response(error):
     scores = score("away", "a", "b", arguments={"error": error})
     assert all(map(math.isnan, scores.rewards))
@@ -163,6 +200,13 @@ def test_the_first_traceback_comes_with_the_rewards():
     assert 'raise KeyError("bad")' in scores.traceback
     assert scores.traceback.count("Traceback") == 1
     assert score("length", "a").traceback is None
+
+
+def test_an_error_is_short_and_can_be_written():
+    scores = score("away", "a", arguments={"error": ValueError("\ud800" + "x" * 5_000_000)})
+    for text in (scores.errors[0], scores.traceback):
+        assert len(text.encode()) < 9000
+        assert "ValueError: \ufffdxxx" in text
 
 
 def test_a_target_may_be_a_file_and_import_its_neighbours(tmp_path, monkeypatch):
@@ -197,12 +241,20 @@ def test_a_file_that_cannot_be_imported_is_one_sentence(tmp_path, source):
         ("length", {"scales": 2}, "unexpected keyword argument 'scales'"),
         ("Counting", {}, "missing a required argument: 'start'"),
         ("Silent", {}, "cannot be called"),
+        ("later", {}, "is an async function"),
+        ("Later", {}, "is an async function"),
     ],
 )
 def test_a_signature_that_does_not_fit_is_refused_before_loading(target, arguments, text):
     (problem,) = CallableReward(target=f"{HERE}:{target}", arguments=arguments).check("judges.mine")
     assert text in problem
     assert problem.startswith(f"judges.mine.target={HERE}:{target}")
+
+
+def test_a_function_of_this_process_is_checked_in_the_same_way():
+    assert "does not fit: too many" in FunctionReward(function=one_parameter).check()[0]
+    assert FunctionReward(function=later).check()[0].startswith("reward=later is an async function")
+    assert FunctionReward(function=lambda prompt, responses: responses).check() == []
 
 
 @pytest.mark.parametrize(
