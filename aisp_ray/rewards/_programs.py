@@ -13,6 +13,8 @@ _LANGUAGES = ("", "python", "py", "python3")
 _MOST_CLOSINGS = 16  # that are tried for one block
 _DEFINING = (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef, ast.Import, ast.ImportFrom, ast.Assign, ast.AnnAssign)
 _CHECKING = re.compile(r"assert|check|raise|fail|verif|expect|exit|equal|close", re.IGNORECASE)
+_IS_MAIN = ("__name__ == '__main__'", "'__main__' == __name__")
+_CATCHES_ALL = {"Exception", "AssertionError", "BaseException"}
 _COMPARED = ("Eq", "NotEq", "Lt", "LtE", "Gt", "GtE", "In", "NotIn")
 _RUN_CASES = """
 import unittest as _unittest
@@ -102,7 +104,8 @@ def completed(program: Sequence[str], prompt_code: str | None, entry_point: str 
 
 
 def runnable_test(test: str, entry_point: str | None) -> str:
-    """The test with the call that it leaves to its runner: check(entry_point), test functions, unittest cases.
+    """The test as its runner would run it: as the main program, and with the calls that it leaves to the runner:
+    check(entry_point), test functions, unittest cases.
 
     Raises:
         ValueError: it is no Python, or nothing that it runs can fail a wrong answer.
@@ -110,23 +113,55 @@ def runnable_test(test: str, entry_point: str | None) -> str:
     tree = _tree(test)
     if tree is None:
         raise ValueError("is not Python")
+    if (body := _as_main(tree)) != tree.body:
+        tree.body = body
+        test = ast.unparse(tree)
     called = {name for node in tree.body if not isinstance(node, _DEFINING) for name in _used(ast.unparse(node))}
     called |= {name for node in tree.body if isinstance(node, ast.Assign) for name in _used(ast.unparse(node))}
     for node in tree.body:
-        if not isinstance(node, ast.FunctionDef | ast.ClassDef) or node.name in called:
-            continue
-        if isinstance(node, ast.ClassDef):
-            bases = [ast.unparse(base) for base in node.bases]
-            call = _RUN_CASES.format(cases=node.name) if any(base.endswith("TestCase") for base in bases) else ""
-        elif not node.args.args and node.name.startswith(("test", "check")):
-            call = f"\n{node.name}()\n"
-        else:
-            takes_one = len(node.args.args) - len(node.args.defaults) <= 1 <= len(node.args.args)
-            call = f"\n{node.name}({entry_point})\n" if entry_point and takes_one and node.name == "check" else ""
-        test += call
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef) and node.name not in called:
+            test += _call_of(node, entry_point)
     if not _can_fail(ast.parse(test)):
         raise ValueError("asserts nothing that is run: every program would pass it")
     return test
+
+
+def _as_main(tree: ast.Module) -> list[ast.stmt]:
+    """The statements that `python test.py` runs, without the start of a runner: its cases are run here."""
+    runners = {
+        alias.asname or alias.name
+        for node in tree.body
+        if isinstance(node, ast.Import)
+        for alias in node.names
+        if alias.name in ("unittest", "pytest")
+    }
+    starts = {f"{name}.main" for name in runners}
+    found: list[ast.stmt] = []
+    for node in tree.body:
+        main = isinstance(node, ast.If) and ast.unparse(node.test) in _IS_MAIN
+        found += node.body if main and isinstance(node, ast.If) else [node]
+    return [node for node in found if not starts & {ast.unparse(call.func) for call in _top_calls(node)}]
+
+
+def _top_calls(node: ast.stmt) -> list[ast.Call]:
+    """The calls that a statement is: main(), and exit(main())."""
+    call = node.value if isinstance(node, ast.Expr) else None
+    return [part for part in (call, *getattr(call, "args", ())) if isinstance(part, ast.Call)]
+
+
+def _call_of(node: ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef, entry_point: str | None) -> str:
+    """The call that a test leaves to its runner; empty for what no runner calls."""
+    if isinstance(node, ast.ClassDef):
+        bases = [ast.unparse(base) for base in node.bases]
+        return _RUN_CASES.format(cases=node.name) if any(base.endswith("TestCase") for base in bases) else ""
+    takes_one = len(node.args.args) - len(node.args.defaults) <= 1 <= len(node.args.args)
+    if not node.args.args and node.name.startswith(("test", "check")):
+        call = f"{node.name}()"
+    elif entry_point and takes_one and node.name == "check":
+        call = f"{node.name}({entry_point})"
+    else:
+        return ""
+    return f"\n__import__('asyncio').run({call})\n" if isinstance(node, ast.AsyncFunctionDef) else f"\n{call}\n"
 
 
 def guarded(test: str) -> str:
@@ -195,20 +230,47 @@ def called_names(tests: Iterable[str]) -> set[str]:
 
 
 def _can_fail(tree: ast.Module) -> bool:
-    """Whether a statement that is reached from the top can be an assertion."""
-    definitions = {node.name: node for node in tree.body if isinstance(node, ast.FunctionDef | ast.ClassDef)}
+    """Whether a statement that is reached from the top can be an assertion about something."""
+    kinds = ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef
+    definitions = {node.name: node for node in tree.body if isinstance(node, kinds)}
     own = {"exit", "quit", *(name for node in tree.body for name in _names(node))}  # others are the answer's
     waiting: list[ast.AST] = [node for node in tree.body if node not in definitions.values()]
     while waiting:
-        for node in ast.walk(waiting.pop()):
-            if isinstance(node, ast.Assert | ast.Raise):
-                return True
-            name = getattr(node, "id", None) or getattr(node, "attr", None)
-            if name in definitions:
-                waiting.append(definitions.pop(name))
-            elif name and _CHECKING.search(name) and (isinstance(node, ast.Attribute) or name in own):
-                return True
+        node = waiting.pop()
+        if isinstance(node, ast.Raise) or (isinstance(node, ast.Assert) and not _is_true(node.test)):
+            return True
+        name = getattr(node, "id", None) or getattr(node, "attr", None)
+        if name in definitions:
+            waiting.append(definitions.pop(name))
+        elif name and _CHECKING.search(name) and (isinstance(node, ast.Attribute) or name in own):
+            return True
+        waiting += _run_parts(node)
     return False
+
+
+def _is_true(test: ast.expr) -> bool:
+    """Whether an assertion holds whatever the program does: `assert True`, and `assert (x == 1, "a message")`."""
+    return bool(test.elts) if isinstance(test, ast.Tuple) else isinstance(test, ast.Constant) and bool(test.value)
+
+
+def _run_parts(node: ast.AST) -> list[ast.AST]:
+    """The parts of a node, without those that are never run and those whose failures are caught and forgotten."""
+    if isinstance(node, ast.If) and isinstance(node.test, ast.Constant):
+        return list(node.body if node.test.value else node.orelse)
+    if isinstance(node, ast.Try) and any(_forgets(handler) for handler in node.handlers):
+        return [*node.handlers, *node.orelse, *node.finalbody]
+    return list(ast.iter_child_nodes(node))
+
+
+def _forgets(handler: ast.ExceptHandler) -> bool:
+    """Whether it catches failed assertions and does nothing but pass, or print."""
+    caught = _used(ast.unparse(handler.type)) if handler.type else {"Exception"}
+    calls = [part for node in handler.body for part in _top_calls(node)]
+    quiet = all(
+        isinstance(node, ast.Pass) or (isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant | ast.Call))
+        for node in handler.body
+    )
+    return bool(caught & _CATCHES_ALL) and quiet and all(ast.unparse(call.func) in ("print", "str") for call in calls)
 
 
 def _tree(source: str) -> ast.Module | None:

@@ -22,6 +22,8 @@ from aisp_ray.errors import described, error_text, is_away
 from aisp_ray.rewards.base import RewardSpec, Scorer, ScoreRequest
 from aisp_ray.types import Prompt, Scores
 
+_MOST_LINE = 400  # characters of a line of a traceback
+
 
 @dataclass(frozen=True, kw_only=True)
 class CallableReward(RewardSpec):
@@ -95,7 +97,7 @@ class CallableScorer(Scorer):
             rewards.append(value if isinstance(value, float) and good else math.nan)
             errors.append(None if good else f"{where}: {self.name} {said}")
         seconds = time.perf_counter() - started
-        shown = error_text("".join(traceback.format_exception(raised[0]))) if raised else None
+        shown = _shown(raised[0]) if raised else None
         return Scores(tuple(rewards), tuple(errors), seconds=seconds, traceback=shown)
 
     def _values(self, prompt: Prompt, responses: list[str], raised: list[BaseException]) -> list[float | str]:
@@ -131,6 +133,12 @@ def _listed(values: Any, most: int) -> list[Any] | None:
     if getattr(values, "ndim", 1) == 0:  # an array or tensor of one number calls itself iterable
         return None
     return list(itertools.islice(values, most + 1))
+
+
+def _shown(error: BaseException) -> str:
+    """The traceback for people: long lines, such as a text of megabytes, are cut."""
+    lines = error_text("".join(traceback.format_exception(error))).splitlines()
+    return "\n".join(line if len(line) <= _MOST_LINE else f"{line[:_MOST_LINE]} ..." for line in lines)
 
 
 def find_target(path: str) -> Any:

@@ -132,6 +132,13 @@ TESTS_THAT_RUN = {
     "an exception": "if f(2) != 4:\n    raise ValueError",
     "an exit": "import sys\nif f(2) != 4:\n    sys.exit(1)",
     "numpy's assertions": "import numpy as np\nnp.testing.assert_allclose(f(2), 4)",
+    "a main program": "def check(candidate):\n    assert candidate(2) == 4\nif __name__ == '__main__':\n    check(f)",
+    "a case and its runner": "import unittest\nclass T(unittest.TestCase):\n    def test_it(self):\n"
+    "        self.assertEqual(f(2), 4)\nif __name__ == '__main__':\n    unittest.main()",
+    "an exit with a runner": "import sys\nimport pytest\ndef test_it():\n    assert f(2) == 4\nsys.exit(pytest.main())",
+    "an asynchronous test": "async def test_it():\n    assert f(2) == 4",
+    "a failure that is printed and kept": "bad = []\ntry:\n    assert f(2) == 4\nexcept Exception as e:\n    print(e)\n"
+    "    bad.append(e)\nassert not bad",
     "asyncio": "import asyncio\nasync def g():\n    return f(2)\nassert asyncio.run(g()) == 4",
 }
 
@@ -145,7 +152,20 @@ def test_what_a_test_leaves_to_its_runner_is_called(name):
 
 @pytest.mark.parametrize(
     "test",
-    ["f(2)", "x = 3", "def test_it():\n    f(2)", "def unused(c, d):\n    assert c == d", "check_prime(7)", "def f(:"],
+    [
+        *(
+            "f(2)",
+            "x = 3",
+            "def test_it():\n    f(2)",
+            "def unused(c, d):\n    assert c == d",
+            "check_prime(7)",
+            "def f(:",
+        ),
+        *("assert True", "assert (f(2) == 4, 'four')", "def check(c):\n    assert True, 'for debugging'"),
+        *("try:\n    assert f(2) == 4\nexcept Exception:\n    pass", "if False:\n    assert f(2) == 4"),
+        "try:\n    assert f(2) == 4\nexcept (ValueError, AssertionError) as e:\n    print('wrong', e)",
+        "async def unused():\n    assert f(2) == 4",
+    ],
 )
 def test_tests_that_cannot_fail_are_refused(scorer, test):
     prompt = Prompt("c/3", 0, "c", "", meta={"tests": ["assert f(1) == 2", test], "entry_point": "f"})
@@ -317,6 +337,14 @@ def test_only_python_itself_can_be_read(tmp_path):
 def test_patched_builtins_do_not_reach_the_tests():
     program = "import builtins\nbuiltins.len = lambda x: 3\nbuiltins.sorted = lambda x: [1]\ndef f(x): return [x]"
     assert run(program, ["assert len(f(1)) == 3", "assert sorted(f(2)) == [1]"], QUICK).passed == 0
+
+
+def test_an_exception_without_a_readable_text_fails_its_own_test_only():
+    source = "class E(Exception):\n    def __str__(self):\n        raise {}\n"
+    source += "def f(x):\n    if x == 2:\n        raise E\n    return x"
+    for inner in ("RuntimeError('no text')", "SystemExit(0)", "self"):
+        result = run(source.format(inner), ["assert f(2) == 2", "assert f(3) == 3"], QUICK)
+        assert result.tests == ("E (its text cannot be read)", True)
 
 
 def test_sockets_are_pairs_within_the_process():

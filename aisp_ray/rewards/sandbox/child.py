@@ -338,9 +338,17 @@ def attempt(source, name, namespace, seconds):
         exec(code, namespace)
         return True
     except BaseException as error:
-        return f"{type(error).__name__}: {error}"[:200]
+        return described(error)
     finally:
         signal.setitimer(signal.ITIMER_PROF, 0)
+
+
+def described(error):
+    """The exception's type and text; the answer's own class may raise, or take for ever, when it is asked for it."""
+    try:
+        return f"{type(error).__name__}: {error}"[:200]
+    except BaseException:
+        return f"{type(error).__name__} (its text cannot be read)"[:200]
 
 
 def main():
