@@ -47,6 +47,8 @@ class RolloutRequest:
             raise ValueError("the prompt has no tokens")
         if self.stop.strings and decode is None:
             raise ValueError("stop strings need a `decode` function")
+        if getattr(self.proposal.control, "scale", 1.0) is None:
+            raise ValueError("the law's scale is that of a model's logits: call scaled_for(engine's noise_scale)")
         if any(len(prefix) >= self.max_new_tokens for prefix in self.proposal.prefixes or ()):
             raise ValueError(f"a prefix to continue from is not shorter than max_new_tokens={self.max_new_tokens}")
 

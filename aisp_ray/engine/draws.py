@@ -51,7 +51,7 @@ def named_noise(named: tuple[Tensor, Tensor, Tensor, Tensor], dim: int) -> Tenso
 def controls(rows: Sequence[Row], width: int, dim: int, device: Any) -> tuple[Tensor, Tensor]:
     """The next `width` controls of open-loop rows, float32 [S, rows, d], and (u.v, |u|^2), float64 [S, rows, 2].
 
-    What is added is decay^t v; the sums are of u and v. From a row's horizon on it is zero.
+    What is added is scale decay^t v; the sums are of u and v. From a row's horizon on it is zero.
     """
     steps = torch.tensor([row.step for row in rows], device=device)[:, None] + torch.arange(width, device=device)
     laws = [cast(OpenLoop, row.active.request.proposal.control) for row in rows]
@@ -69,9 +69,9 @@ def controls(rows: Sequence[Row], width: int, dim: int, device: Any) -> tuple[Te
         u = u.double()
         sums[:, :, 0] = ((u * v.double()).sum(-1) * live).t()
         sums[:, :, 1] = (u.square().sum(-1) * live).t()
-    if any(law.decay != 1 for law in laws):
-        decay = torch.tensor([law.decay for law in laws], dtype=torch.float64, device=device)[:, None]
-        v *= decay.pow(steps)[..., None]
+    if any(law.decay != 1 or law.scale != 1 for law in laws):
+        scale, decay = torch.tensor([[law.scale, law.decay] for law in laws], dtype=torch.float64, device=device).t()
+        v *= (scale[:, None] * decay[:, None].pow(steps))[..., None]
     return v.transpose(0, 1), sums
 
 

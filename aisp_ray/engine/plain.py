@@ -168,7 +168,7 @@ class PlainEngine(Engine):
         u, v = self.control(request, rows, z, t, known)
         added = v
         if v is not None and isinstance(proposal.control, OpenLoop):
-            added = v * proposal.control.decay**t
+            added = v * proposal.control.factor(t)
         logits = self.head(z if added is None else z.float() + added)  # [rows, V]
         want_base = bool(proposal.want & {"logprob", "token_kl"}) or proposal.sampling.branch_first
         base = logits if v is None or not want_base else self.head(z)

@@ -22,6 +22,8 @@ class AispState(State):
     log: WeightLog = WeightLog()
 
 
+PRELOGITS, LOGITS = "prelogits", "logits"
+
 AnyAispState = TypeVar("AnyAispState", bound=AispState)
 
 
@@ -30,6 +32,7 @@ class ImportanceSampled(Iterative):
     """Settings of AISP's noise and weights; paper symbols in brackets. `n` is the paper's [n], `kappa` its [kappa]."""
 
     sigma: float = 0.7071  # standard deviation of the noise [sigma]; the paper quotes sigma^2 = 0.5
+    sigma_scale: str = PRELOGITS  # what sigma measures: prelogits (the paper), or logits: sigma 1 moves them by 1
     reward_temperature: float | None = 0.3  # [lambda], reward units; null: set by ess_fraction
     ess_fraction: float | None = None  # lambda is set so that ESS = this share of n, in (0, 1); null: lambda is fixed
     alpha: float = 0.999  # [alpha] in [0, 1]; 1 drops the control cost, 0 is the exact ratio to N(0, sigma^2 I)
@@ -44,6 +47,7 @@ class ImportanceSampled(Iterative):
     def __post_init__(self) -> None:
         super().__post_init__()
         require(self.sigma >= 0, f"sigma is {self.sigma}; it is a standard deviation, 0 or above")
+        check_sigma_scale(self.sigma_scale)
         require(self.sigma > 0 or not self.adapt, "sigma is 0: nothing to adapt; set adapt=false for the plain decode")
         fixed, share = self.reward_temperature, self.ess_fraction
         require(fixed is not None or share is not None, "reward_temperature is null; set it, or ess_fraction")
@@ -69,7 +73,7 @@ class ImportanceSampled(Iterative):
     def control(self, state: AispState, decay: float = 1.0) -> OpenLoop:
         """v_t ~ N(u_t, sigma^2 I) at positions below the horizon, u the mean of this state."""
         mean = state.log if state.log.entries else None
-        return OpenLoop(horizon=self.horizon, mean=mean, sigma=self.sigma, decay=decay)
+        return OpenLoop(self.horizon, mean, self.sigma, decay, scale_of(self.sigma_scale))
 
     def updated(
         self, log: WeightLog, rollouts: Rollouts, scores: Scores, start: int = 0
@@ -94,6 +98,17 @@ class ImportanceSampled(Iterative):
             start=start,
         )
         return WeightLog((*log.entries, entry)), {"ess": effective_sample_size(weights), **found, **info}
+
+
+def check_sigma_scale(sigma_scale: str) -> None:
+    """Raise ValueError for what is no `sigma_scale`."""
+    known = (PRELOGITS, LOGITS)
+    require(sigma_scale in known, f"sigma_scale is {sigma_scale!r}; it is one of {', '.join(known)}")
+
+
+def scale_of(sigma_scale: str) -> float | None:
+    """`OpenLoop.scale` of a `sigma_scale`."""
+    return None if sigma_scale == LOGITS else 1.0
 
 
 def control_cost(rollouts: Rollouts, sigma: float, alpha: float) -> np.ndarray:

@@ -21,6 +21,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from aisp_ray.controls.laws import OpenLoop
+from aisp_ray.methods._importance import PRELOGITS, check_sigma_scale, scale_of
 from aisp_ray.methods._memory import Member, remember
 from aisp_ray.methods._selection import PREFIX_SELECTIONS
 from aisp_ray.methods.base import Info, Iterative, State, check_horizon, check_sampling, require
@@ -45,6 +46,7 @@ class AispPopulation(Iterative):
     temperature: float = 0.7  # of the new part; 0 decodes greedily, which needs sigma
     top_p: float = 1.0  # nucleus mass when temperature is above 0
     sigma: float = 0.0  # standard deviation of pre-logit noise on the new part; 0: none
+    sigma_scale: str = PRELOGITS  # what sigma measures: prelogits, or logits: sigma 1 moves them by 1
     horizon: int | None = None  # positions that the noise reaches, only with sigma; null: all
     keep: float = 1.0  # longest share of an ancestor that a child may keep, in (0, 1]
     first_rounds: int = 1  # rounds without ancestors, before resampling starts
@@ -59,6 +61,7 @@ class AispPopulation(Iterative):
         require(1 <= self.ancestors <= self.memory, f"ancestors is {self.ancestors}; it lies in [1, memory]")
         check_sampling(self.temperature, self.top_p)
         require(self.sigma >= 0, f"sigma is {self.sigma}; it is a standard deviation, 0 or above")
+        check_sigma_scale(self.sigma_scale)
         require(self.sigma > 0 or self.temperature > 0, "temperature and sigma are both 0: all children would be equal")
         check_horizon(self.horizon)
         require(1 <= self.first_rounds <= self.kappa, f"first_rounds is {self.first_rounds}; it lies in [1, kappa]")
@@ -70,7 +73,8 @@ class AispPopulation(Iterative):
         return frozenset({PREFIXES, CONTROL} if self.sigma > 0 else {PREFIXES})
 
     def ask(self, state: PopulationState) -> Proposal:
-        control = OpenLoop(horizon=self.horizon, sigma=self.sigma) if self.sigma > 0 else Control()
+        law = OpenLoop(self.horizon, sigma=self.sigma, scale=scale_of(self.sigma_scale))
+        control = law if self.sigma > 0 else Control()
         sampling = Sampling(self.temperature, self.top_p)
         prefixes = self._prefixes(state)
         return Proposal(state.iteration, self.n, control, sampling, prefixes=prefixes)

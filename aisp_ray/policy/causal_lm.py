@@ -10,6 +10,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+from aisp_ray.controls.laws import OpenLoop
 from aisp_ray.engine.base import RolloutRequest, StopRules
 from aisp_ray.errors import DataError, require_one_of
 from aisp_ray.lm import gguf
@@ -340,6 +341,9 @@ class LoadedCausalLM:
             raise DataError(f"the prompt has {len(ids)} tokens; at most {limit} fit ({key})")
         most = min(proposal.max_new_tokens or self.spec.max_new_tokens, self.spec.max_new_tokens)
         drawn = proposal.within(self.spec.max_new_tokens)
+        if isinstance(drawn.control, OpenLoop):
+            law = drawn.control.scaled_for(self.engine.fingerprint["noise_scale"])
+            drawn = replace(drawn, control=law)
         return RolloutRequest(tuple(ids), prompt_key(seed, prompt.prompt_id), drawn, most, self._stop)
 
     def finish(self, rollouts: Rollouts) -> Rollouts:

@@ -45,6 +45,7 @@ WORK = {
     "decay": [
         request(control=OpenLoop(8, LOG, 1.0, decay=0.8), iteration=2, want=ALL),
         request(control=OpenLoop(10, None, 1.0, decay=1.1), seed=1, n=6),
+        request(control=OpenLoop(9, LOG, 2.0, decay=0.9, scale=0.4), iteration=1, seed=1),
     ],
     "feedback": [
         request(control=Feedback(5, "test_fast_engine:pull_law", (("strength", 0.5),)), want=ALL),

@@ -87,6 +87,19 @@ def test_a_decay_shrinks_what_is_added_along_the_response(model):
         assert item.control_inner == pytest.approx(other.control_inner, rel=1e-5)
 
 
+def test_a_scale_is_a_factor_of_all_that_is_added(model):
+    log = WeightLog((WeightEntry(0, (0.25, 0.75), (8, 6), sigma=2.0),))
+    halved = WeightLog((WeightEntry(0, (0.25, 0.75), (8, 6), sigma=1.0),))
+    scaled, plain = (
+        run(model, Proposal(1, 6, law)) for law in (OpenLoop(8, log, 2.0, scale=0.5), OpenLoop(8, halved, 1.0))
+    )
+    assert [item.token_ids for item in scaled.items] == [item.token_ids for item in plain.items]
+    for item, other in zip(scaled.items, plain.items, strict=True):  # sums are of v, before the scale
+        assert item.control_inner == pytest.approx(4 * other.control_inner, rel=1e-5)
+    with pytest.raises(ValueError, match="noise_scale"):
+        run(model, Proposal(1, 6, OpenLoop(8, log, 2.0, scale=None)))
+
+
 def test_zero_sigma_is_the_greedy_base_decode(model):
     (base,) = generate(model, torch.zeros(1, 1, 32))
     result = run(model, Proposal(0, 3, OpenLoop(horizon=12, sigma=0.0)))
@@ -133,7 +146,7 @@ def test_log_probabilities_equal_teacher_forcing(model):
         ids = torch.tensor([[*PROMPT, *item.token_ids]])
         logits = model(ids).logits[0, len(PROMPT) - 1 : -1].log_softmax(-1)
         expected = logits.gather(1, torch.tensor(item.token_ids)[:, None]).sum()
-        assert item.logprob == pytest.approx(float(expected), abs=1e-4)
+        assert item.logprob == pytest.approx(float(expected.detach()), abs=1e-4)
         assert item.token_kl > 0
         assert item.prelogits.shape == (12, 32)
 

@@ -89,9 +89,10 @@ def test_the_comparison_can_fail(engines):
         OpenLoop(horizon=8, mean=MEAN, sigma=0.5),
         OpenLoop(horizon=8, mean=MEAN),
         OpenLoop(horizon=25, mean=MEAN, sigma=1.0, decay=0.9),
+        OpenLoop(horizon=25, mean=MEAN, sigma=2.0, decay=0.95, scale=0.4),
         OpenLoop(horizon=0, sigma=1.0),
     ],
-    ids=("noise", "mean", "mean_alone", "shrinking", "nothing"),
+    ids=("noise", "mean", "mean_alone", "shrinking", "scaled", "nothing"),
 )
 @pytest.mark.parametrize("name", ["llama", "gemma3"])
 def test_every_open_loop_law(engines, name, control):

@@ -120,8 +120,9 @@ class Steered:
             u = u.double() * live[..., None]
             self._note(rows, steps, INNER, (u * v.double()).sum(-1))
             self._note(rows, steps, SQUARE, u.square().sum(-1))
-        if control.decay != 1:
-            v = v * torch.tensor(control.decay, dtype=torch.float64, device=self.device).pow(steps)[..., None].float()
+        if control.decay != 1 or control.scale != 1:
+            scale, decay = torch.tensor([control.scale, control.decay], dtype=torch.float64, device=self.device)
+            v = v * (scale * decay.pow(steps))[..., None].float()
         return v
 
     def _note(self, rows: list[int], steps: Tensor, column: int, values: Tensor) -> None:
