@@ -196,7 +196,7 @@ def scale(prompts: int = 2000, policies: int = 20, rewards: int = 10) -> list[st
     def sample() -> None:
         while not done.wait(0.5):
             if drivers:
-                told = sum(drivers[0]._num_told.values())
+                told = sum(drivers[0]._num_iterations.values())
                 seen.append((drivers[0].num_finished, told, time.process_time(), time.perf_counter(), _resident()))
 
     from aisp_ray.pipeline import job

@@ -17,10 +17,14 @@ aisp_cost                             what all starts on this output have cost, 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import contextlib
+import time
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from ray.util.metrics import Counter, Gauge, Histogram
+
+from aisp_ray.types import Rollouts, Scores
 
 _SECONDS = [0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0, 30.0, 100.0, 300.0, 1000.0]
 _STATES = ("starting", "loading", "ready", "suspended", "draining")
@@ -33,8 +37,8 @@ class RunMetrics:
         self._rows = Counter("aisp_rows_total", "finished rows", ("method", "status"))
         self._iterations = Counter("aisp_iterations_total", "iterations told", ("method",))
         self._tokens = Counter("aisp_generated_tokens_total", "response tokens")
-        self._rollout = Histogram("aisp_rollout_seconds", "seconds of a rollout call", _SECONDS)
-        self._score = Histogram("aisp_score_seconds", "seconds of a score call", _SECONDS)
+        self.rollout = Histogram("aisp_rollout_seconds", "seconds of a rollout call", _SECONDS)
+        self.score = Histogram("aisp_score_seconds", "seconds of a score call", _SECONDS)
         self._in_flight = Gauge("aisp_in_flight", "searches under way")
         self._replicas = Gauge("aisp_replicas", "actors by state", ("pool", "state"))
         self._outstanding = Gauge("aisp_outstanding_particles", "particles sent and not yet back", ("pool",))
@@ -51,12 +55,6 @@ class RunMetrics:
         self._iterations.inc(1, {"method": method})
         if tokens:
             self._tokens.inc(tokens)
-
-    def seconds(self, rollout: float | None = None, score: float | None = None) -> None:
-        if rollout is not None:
-            self._rollout.observe(rollout)
-        if score is not None:
-            self._score.observe(score)
 
     def event(self, pool: str, event: str, kind: str) -> None:
         (self._retries if event == "retry" else self._ended).inc(1, {"pool": pool, "kind": kind})
@@ -77,3 +75,27 @@ class RunMetrics:
             for state in _STATES:
                 count = sum(replica.state == state for replica in pool.replicas)
                 self._replicas.set(count, {"pool": name, "state": state})
+
+
+class TimedModel:
+    """A policy or a reward whose calls are timed."""
+
+    def __init__(self, inner: Any, metrics: RunMetrics):
+        self._inner = inner
+        self._metrics = metrics
+
+    async def rollout(self, *args: Any) -> Rollouts:
+        with _timed(self._metrics.rollout):
+            return await self._inner.rollout(*args)
+
+    async def score(self, *args: Any) -> Scores:
+        with _timed(self._metrics.score):
+            return await self._inner.score(*args)
+
+
+@contextlib.contextmanager
+def _timed(histogram: Histogram) -> Iterator[None]:
+    """Observe the seconds of what does not fail."""
+    started = time.perf_counter()
+    yield
+    histogram.observe(time.perf_counter() - started)

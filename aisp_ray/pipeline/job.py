@@ -12,10 +12,10 @@ import math
 import threading
 import time
 import uuid
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Iterable, Iterator
 from typing import Any
 
-from aisp_ray.cluster.metrics import RunMetrics
+from aisp_ray.cluster.metrics import RunMetrics, TimedModel
 from aisp_ray.cluster.models import asks_of
 from aisp_ray.cluster.opening import open_models
 from aisp_ray.data._ray import be_quiet
@@ -23,18 +23,16 @@ from aisp_ray.data.select import DropReport
 from aisp_ray.data.stream import stream_prompts
 from aisp_ray.driver import Driver
 from aisp_ray.errors import OK, SOME_ERRORS, RefusedError
-from aisp_ray.files import ROWS, STATE, SUMMARY, Output, inside
+from aisp_ray.files import MANIFEST, SUMMARY, Output
 from aisp_ray.ledger import Outcome, Progress, Task, particle_rows, row_of
-from aisp_ray.methods.total_budget import Shares, TotalBudget
+from aisp_ray.pipeline import announcements
 from aisp_ray.pipeline import snapshot as snapshots
 from aisp_ray.pipeline.exits import Ending
 from aisp_ray.pipeline.feed import Feed
 from aisp_ray.pipeline.manifest import (
-    MANIFEST,
     note_engines,
     open_manifest,
     save_manifest,
-    shown_prompt,
     summary_of,
 )
 from aisp_ray.pipeline.meter import Meter
@@ -51,10 +49,8 @@ from aisp_ray.types import Prompt, Rollouts, Scores
 
 log = logging.getLogger("aisp_ray.run")
 
-_DESCRIBE_ATTEMPTS = 3
 _LIMIT_TICK = 1.0  # seconds between two looks at the limits of time and money
 _SAMPLE_TICK = 1.0  # seconds between two looks at whether a response is to be shown
-SHARES = f"{STATE}/shares.json"  # how a budget over all prompts was shared out, once it is
 
 
 class Job:
@@ -92,7 +88,7 @@ class Job:
             self.metrics = RunMetrics()
             for name, pool in self.pools.items():
                 pool.count = functools.partial(self.metrics.event, name)
-            policy, reward = _Timed(models.policy, self.metrics), _Timed(models.reward, self.metrics)
+            policy, reward = TimedModel(models.policy, self.metrics), TimedModel(models.reward, self.metrics)
             self.driver = Driver(policy, reward, models.judges, self.plan.seed, models.in_flight)
             self.driver.watch = self._iterated
             code = await self._ending.guard(self._go())
@@ -101,22 +97,9 @@ class Job:
 
     # ------------------------------------------------------------ the run
 
-    def _say_what_is_there(self, num_searches: int) -> None:
-        """What an earlier run of this output left, and what of this run's command therefore has no effect."""
-        if self.meter.num_earlier or num_searches:
-            self.screen.say(f"going on: {self.meter.num_earlier} rows are done, {num_searches} searches are under way")
-        kept, asked = self.manifest["chunk_rows"], self.plan.run.chunk_rows
-        if kept != asked:
-            self.screen.say(f"run.chunk_rows stays {kept}, with which {self.plan.out} was begun, and not {asked}")
-        if self.store.num_beyond:
-            beyond = (
-                f"{self.store.num_beyond} rows of prompts beyond limit={self.plan.limit} are there from an earlier run"
-            )
-            self.screen.say(f"{beyond}: they stay, and the table and the report show them too")
-
     async def _go(self) -> int:
         run = self.plan.run
-        self._announce()
+        self._say(announcements.loading(self.plan, self.run_id, self.pools))
         self._feed = Feed(self._read)
         searches, rows = self.store.resume(self.run_id)
         self.driver.progress.update(searches)  # now: a snapshot taken while models load must hold them
@@ -124,7 +107,7 @@ class Job:
         self.meter.num_earlier = self.store.num_kept + len(rows)
         if self.plan.limit is not None and self.pilot is None:
             self.meter.num_rows_total = self._num_rows(self.plan.limit)
-        self._say_what_is_there(len(searches))
+        self._say(announcements.resuming(self.plan, self.store, self.meter.num_earlier, len(searches)))
         self._every(run.snapshot_seconds, self._snapshot)
         self._every(run.snapshot_seconds, self._note_in_manifest)
         self._every(_LIMIT_TICK, self._stop_at_limit)
@@ -133,33 +116,16 @@ class Job:
         await self._note_in_manifest()
         await self.models.ready()
         self.meter.begin()
-        self._say_what_runs()
+        self.screen.say(announcements.searching(self.plan, self.meter.num_rows_total, self.models.in_flight))
         self._every(_SAMPLE_TICK, self._sample)
-        async for outcome in self.driver.run(self._tasks(self._feed), searches, self._total()):
+        total = snapshots.total_budget(self.output, self.plan, self.meter.num_earlier)
+        async for outcome in self.driver.run(self._tasks(self._feed), searches, total):
             self._finished(outcome)
         await self.store.finish()
-        for line in self.report.lines(self.plan.data):
-            self.screen.say(line)
+        self._say(self.report.lines(self.plan.data))
         if self._feed.total == 0:
             raise RefusedError(f"data.path={self.plan.data.path} holds no row (split {self.plan.data.split})")
         return SOME_ERRORS if any(tally.errors for tally in self.store.tallies.values()) else OK
-
-    def _total(self) -> TotalBudget | None:
-        """The budget over all prompts, with what an earlier run decided: rows are there only once all of it is."""
-        if self.plan.total is None:
-            return None
-        known = self.output.read_json(SHARES)
-        if known is not None and known["config_hash"] == self.plan.config_hash:
-            shares = {name: {int(at): k for at, k in mine.items()} for name, mine in known["iterations"].items()}
-            return TotalBudget(self.plan.total, shares)
-        if self.meter.num_earlier:
-            missing = inside(self.plan.out, SHARES)
-            raise RefusedError(f"{missing} is missing, without which the rows cannot be resumed; give another out")
-
-        def keep(shares: Shares) -> None:
-            self.output.write_json(SHARES, {"config_hash": self.plan.config_hash, "iterations": shares})
-
-        return TotalBudget(self.plan.total, keep=keep)
 
     def _read(self) -> Iterator[Prompt]:
         prompts = stream_prompts(self.plan.data, self.plan.limit, self.report)
@@ -219,33 +185,11 @@ class Job:
             per_actor = max(1.0, self.models.in_flight / pool.settings.high)
             pool.resize(math.ceil(self._under_way / per_actor))
 
-    # ------------------------------------------------------------ what is said
+    # ------------------------------------------------------------ the screen
 
-    def _announce(self) -> None:
-        plan = self.plan
-        actors = ", ".join(
-            f"{name} {pool.settings.low}-{pool.settings.high} x {pool.settings.ask}"
-            for name, pool in self.pools.items()
-        )
-        self.screen.say(f"run {self.run_id} ({plan.config_hash}): {', '.join(plan.methods)}")
-        self.screen.say(f"2/3 loading the models onto actors: {actors}")
-        if line := plan.policy.announcement():
+    def _say(self, lines: Iterable[str]) -> None:
+        for line in lines:
             self.screen.say(line)
-        limit = plan.policy.max_new_tokens
-        for name, method in plan.methods.items() if limit else ():
-            for remark in method.remarks(limit):
-                self.screen.say(f"{name}: {remark}")
-
-    def _say_what_runs(self) -> None:
-        plan, total = self.plan, self.meter.num_rows_total
-        most = plan.policy.max_new_tokens
-        samples = sum(method.num_samples for method in plan.methods.values())
-        cost = f"{samples:,} responses per prompt" + (f" of at most {most} tokens" if most else "")
-        prompts = "all prompts" if total is None else f"{total // len(plan.methods):,} prompts"
-        self.screen.say(
-            f"3/3 searching: {prompts}, {cost} over {len(plan.methods)} methods, "
-            f"{self.models.in_flight} searches at once; rows go to {inside(plan.out, ROWS)}"
-        )
 
     def _exhibit(self, task: Task, shown: Shown | None) -> None:
         self.showcase.note(task.prompt.prompt_id, task.prompt.text, task.name, shown)
@@ -258,16 +202,10 @@ class Job:
 
     async def _describe(self, prompt: Prompt) -> None:
         """Show and keep what the models read of the first prompt: a wrong template is seen at once."""
-        shown = {"prompt_id": prompt.prompt_id}
+        shown: dict[str, str | None] = {"prompt_id": prompt.prompt_id}
         for role in ("policy", "reward"):
-            for _ in range(_DESCRIBE_ATTEMPTS):
-                try:
-                    shown[role] = await self.pools[role].ask("describe", prompt)
-                    break
-                except Exception as error:  # that actor may have ended; another answers
-                    shown[role] = f"(cannot be shown: {str(error).splitlines()[0]})"
-            for line in shown_prompt(role, shown[role]):
-                self.screen.say(line)
+            shown[role] = await announcements.read_of(prompt, self.pools[role])
+            self._say(announcements.shown_prompt(role, shown[role]))
         self.manifest["first_prompt"] = shown
         await self._note_in_manifest()
         scales = [engine["noise_scale"] for engine in self.manifest["engine"] if "noise_scale" in engine]
@@ -387,23 +325,3 @@ class Job:
                     log.warning("%s failed: %s", what.__name__.strip("_"), error)
 
         self._background.append(asyncio.create_task(loop()))
-
-
-class _Timed:
-    """A policy or reward whose calls are timed for the metrics."""
-
-    def __init__(self, inner: Any, metrics: RunMetrics):
-        self._inner = inner
-        self._metrics = metrics
-
-    async def rollout(self, *args: Any) -> Rollouts:
-        started = time.perf_counter()
-        reply = await self._inner.rollout(*args)
-        self._metrics.seconds(rollout=time.perf_counter() - started)
-        return reply
-
-    async def score(self, *args: Any) -> Scores:
-        started = time.perf_counter()
-        reply = await self._inner.score(*args)
-        self._metrics.seconds(score=time.perf_counter() - started)
-        return reply

@@ -8,7 +8,7 @@ import platform
 import socket
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 from aisp_ray import __version__
@@ -185,11 +185,3 @@ def note_engines(manifest: dict[str, Any], pool: Pool) -> bool:
             listed.append(engine)
     manifest["engine"] = listed
     return listed != before
-
-
-def shown_prompt(role: str, text: str | None, most: int = 1200) -> Sequence[str]:
-    """The lines that show what a model reads."""
-    if text is None:
-        return ()
-    cut = text if len(text) <= most else f"{text[:most]} ... [{len(text) - most} characters more in manifest.json]"
-    return (f"what the {role} reads of the first prompt:", *(f"  | {line}" for line in cut.splitlines()))

@@ -1,7 +1,8 @@
 """What a restart resumes from: the searches in flight between two iterations, and rows that are in no file yet.
 
 One JSON file, overwritten whole. States are pure functions of the input, so any snapshot of the same configuration is
-right, also one that another run on the same output wrote.
+right, also one that another run on the same output wrote. How a budget over all prompts was shared out is a second
+file.
 """
 
 from __future__ import annotations
@@ -14,12 +15,16 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from aisp_ray.errors import RefusedError
 from aisp_ray.files import STATE, Output, inside
 from aisp_ray.ledger import Progress
+from aisp_ray.methods.total_budget import Shares, TotalBudget
 from aisp_ray.pipeline.codec import decode, encode
+from aisp_ray.plan import Plan
 
 log = logging.getLogger(__name__)
 
+SHARES = f"{STATE}/shares.json"
 SNAPSHOT = f"{STATE}/inflight.json"  # of a run without shards (`shards.RunShard.snapshot`)
 _VERSION = 1
 
@@ -94,3 +99,27 @@ def _snapshot_of(value: Mapping[str, Any], packages: Collection[str]) -> RunSnap
         host=value["host"],
         ended=value["ended"],
     )
+
+
+def total_budget(output: Output, plan: Plan, num_rows: int) -> TotalBudget | None:
+    """The budget over all prompts, with what an earlier run decided; None where the plan has none.
+
+    num_rows: those that an earlier run left, which there are only once all of the budget has been shared out.
+
+    Raises:
+        RefusedError: there are rows, and what was decided is missing.
+    """
+    if plan.total is None:
+        return None
+    known = output.read_json(SHARES)
+    if known is not None and known["config_hash"] == plan.config_hash:
+        shares = {name: {int(at): k for at, k in mine.items()} for name, mine in known["iterations"].items()}
+        return TotalBudget(plan.total, shares)
+    if num_rows:
+        missing = inside(plan.out, SHARES)
+        raise RefusedError(f"{missing} is missing, without which the rows cannot be resumed; give another out")
+
+    def keep(shares: Shares) -> None:
+        output.write_json(SHARES, {"config_hash": plan.config_hash, "iterations": shares})
+
+    return TotalBudget(plan.total, keep=keep)
