@@ -39,7 +39,7 @@ class DropReport:
             "not_sampled": "left out by data.sample",
         }
         head = f"{self.num_rows} rows read{'' if self.complete else ' (the rest was not needed)'}: "
-        lines = [f"data: {head}{self.num_prompts} prompts, {self.num_errors} error rows"]
+        lines = [f"data: {head}{self.num_prompts} prompts, {self.num_errors} of them unusable"]
         counts = [*self.dropped.items(), *self.rules.items()]
         return lines + [f"data: {count} rows: {words.get(rule, rule)}" for rule, count in counts]
 

@@ -19,6 +19,7 @@ from aisp_ray.engine.base import Engine, RolloutRequest, StopRules
 from aisp_ray.engine.plain import ExpandedEngine, PlainEngine
 from aisp_ray.engine.scheduler import FastEngine
 from aisp_ray.engine.slots import Ways
+from aisp_ray.errors import DataError
 from aisp_ray.lm.checks import TOLERANCE, own_states, probe, probe_lengths, require_equal
 from aisp_ray.lm.head import Head
 from aisp_ray.lm.support import UnsupportedModelError
@@ -74,6 +75,8 @@ def _require_steps(model: Any, engine: PlainEngine) -> None:
         engine.run(RolloutRequest(prompt, 0, Proposal(0, 2, OpenLoop(horizon=2, sigma=0.0)), 2, StopRules()))
     except torch.OutOfMemoryError:
         raise
+    except DataError as error:
+        raise _without_numbers(model, engine.head.dtype) from error
     except Exception as error:  # whatever a model of another kind raises
         raise ValueError(
             f"{type(model).__name__} cannot be decoded here: it keeps no cache of the kind that attention layers have "
@@ -87,10 +90,14 @@ def _require_numbers(model: Any) -> None:
     """Raises ValueError for a model that has no numbers for a prompt of two tokens."""
     logits = model(input_ids=torch.tensor([[0, 0]], device=model.device), use_cache=False).logits
     if logits.isnan().any() or not logits.isfinite().any(-1).all():  # -inf forbids a token
-        raise ValueError(
-            f"the logits of {type(model).__name__} are NaN or infinite in {logits.dtype}: its weights are damaged, or "
-            "need another policy.dtype (float32 has the most room)"
-        )
+        raise _without_numbers(model, logits.dtype)
+
+
+def _without_numbers(model: Any, dtype: torch.dtype) -> ValueError:
+    return ValueError(
+        f"the logits of {type(model).__name__} are NaN or infinite in {dtype}: its weights are damaged, or "
+        "need another policy.dtype (float32 has the most room)"
+    )
 
 
 def _longest(model: Any, longest_prompt: int | None) -> int | None:
@@ -102,17 +109,24 @@ def _longest(model: Any, longest_prompt: int | None) -> int | None:
 
 
 def _fast(model: Any, ways: Ways, **settings: Any) -> FastEngine | None:
-    """The fast engine; None, with a warning, where the model cannot share a prefix."""
-    engine = None
+    """The fast engine; None, with a warning, where the model cannot share a prefix.
+
+    Raises:
+        ValueError: its logits are no numbers, also without the kernels.
+    """
+    engine, broken = None, False
     try:
         engine = FastEngine(model, ways=ways, **settings)
         verify_engine(model, engine)
-    except UnsupportedModelError as error:
+    except (UnsupportedModelError, DataError) as error:
+        broken = isinstance(error, DataError)
         own, problem, engine = engine is not None and engine.fingerprint["kernels"], str(error), None
     else:
         return engine
     # out here: within `except` the failed engine hangs on the frames of its check
     without = replace(ways, flash=False) if ways.flash else replace(ways, kernels=False) if own else None
+    if without is None and broken:
+        raise _without_numbers(model, model.dtype)
     if without is None:
         log.warning("%s runs on expanded caches, slower: %s", type(model).__name__, problem)
         return None
@@ -131,11 +145,12 @@ def verify_engine(model: Any, engine: FastEngine | None = None) -> float:
 
     Raises:
         UnsupportedModelError: they differ by more than rounding, or the model fails on the engine's cache.
+        DataError: the logits are NaN or infinite.
     """
     try:
         engine = engine or FastEngine(model, 4, max_new_tokens=_TOKENS, tile=4)
         return require_equal(_pairs(model, engine), engine.head.dtype)
-    except (UnsupportedModelError, torch.OutOfMemoryError):
+    except (UnsupportedModelError, DataError, torch.OutOfMemoryError):
         raise
     except Exception as error:  # a model may fail in any way on a cache it was not written for
         raise UnsupportedModelError(f"it fails on a shared prefix with {type(error).__name__}: {error}") from error

@@ -183,7 +183,7 @@ def _load_file(file: str) -> ModuleType:
 
 def _misfits(target: Callable[..., Any], arguments: Mapping[str, Any]) -> list[str]:
     """Why the target cannot be called as it will be; nothing where that cannot be known."""
-    call = target
+    call: Callable[..., Any] | None = target
     try:
         if inspect.isclass(target):
             inspect.signature(target).bind(**arguments)

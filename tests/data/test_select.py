@@ -49,7 +49,10 @@ def test_a_limit_stops_the_reading():
     prompts, report = chosen(rows(), limit=3)
     assert len(prompts) == 3
     assert not report.complete
-    assert report.lines(Prompts(path="x"))[0] == "data: 3 rows read (the rest was not needed): 3 prompts, 0 error rows"
+    assert (
+        report.lines(Prompts(path="x"))[0]
+        == "data: 3 rows read (the rest was not needed): 3 prompts, 0 of them unusable"
+    )
     assert chosen(rows(), limit=0)[0] == []
 
 
@@ -93,7 +96,7 @@ def test_the_report_names_each_rule_in_words():
     report = DropReport(num_rows=3, num_prompts=3, complete=True)
     report.rules["reply_cut"] = 2
     assert report.lines(Prompts(path="x")) == [
-        "data: 3 rows read: 3 prompts, 0 error rows",
+        "data: 3 rows read: 3 prompts, 0 of them unusable",
         "data: 2 rows: assistant turns at the end, cut off",
     ]
     assert json.loads(json.dumps(report.as_dict()))["rules"] == {"reply_cut": 2}

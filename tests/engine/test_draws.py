@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 import torch
-from tiny_models import drive, request, tiny
+from tiny_models import VOCABULARY, drive, request, tiny
 
 from aisp_ray.controls.laws import OpenLoop
 from aisp_ray.engine.draws import BROKEN, branch, pick
@@ -15,6 +15,7 @@ from aisp_ray.engine.plain import PlainEngine
 from aisp_ray.engine.scheduler import FastEngine
 from aisp_ray.engine.slots import Ways
 from aisp_ray.errors import DataError
+from aisp_ray.lm.checks import probe
 from aisp_ray.types import Sampling
 
 KINDS = (Sampling(0.0), Sampling(1.0), Sampling(0.7), Sampling(1.0, top_p=0.8), Sampling(1.3, top_k=3))
@@ -97,11 +98,17 @@ def test_logits_that_break_while_decoding_end_the_request_and_no_other(kind: str
         assert all(prefix.users == 0 for prefix in broken.store._held.values())
 
 
+@pytest.mark.parametrize("damaged", ["norm", "one token"])  # the latter is met in decoding only
 @pytest.mark.parametrize("kind", ["fast", "expanded", "plain"])
-def test_a_model_without_numbers_is_refused_in_one_sentence(kind: str, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_model_without_numbers_is_refused_in_one_sentence(
+    kind: str, damaged: str, caplog: pytest.LogCaptureFixture
+) -> None:
     model = tiny("llama")
     with torch.no_grad():
-        model.model.norm.weight[3] = torch.nan
+        if damaged == "norm":
+            model.model.norm.weight[3] = torch.nan
+        else:
+            model.model.embed_tokens.weight[probe(5, VOCABULARY)[3]] = torch.inf
     with pytest.raises(ValueError, match=r"NaN or infinite in torch\.float32.*policy\.dtype"):
         build_engine(model, kind, 4, max_new_tokens=10)
     assert not caplog.records
