@@ -30,11 +30,12 @@ class OpenLoop(Control):
     scale: float | None = 1.0
 
     def scaled_for(self, noise_scale: float) -> OpenLoop:
-        """The law with a number as its scale. noise_scale: `lm.head.Head.noise_scale` of the model that it steers.
+        """The law with a number in place of a scale of None.
 
-        Three digits of it count, so that machines and engines whose last bits differ add the same.
+        noise_scale: `lm.head.Head.noise_scale` of the model that it steers. Three digits of it count, so that machines
+        and engines whose last bits differ add the same.
         """
-        return self if self.scale is not None else replace(self, scale=1 / float(f"{noise_scale:.3g}"))
+        return replace(self, scale=1 / float(f"{noise_scale:.3g}"))
 
     def factor(self, t: int) -> float:
         """Of what is added at position t. Raises ValueError for a law without a number as its scale."""

@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
+from aisp_ray.controls.laws import OpenLoop
 from aisp_ray.errors import DataError
 from aisp_ray.types import Proposal, Rollouts
 
@@ -47,8 +48,8 @@ class RolloutRequest:
             raise ValueError("the prompt has no tokens")
         if self.stop.strings and decode is None:
             raise ValueError("stop strings need a `decode` function")
-        if getattr(self.proposal.control, "scale", 1.0) is None:
-            raise ValueError("the law's scale is that of a model's logits: call scaled_for(engine's noise_scale)")
+        if isinstance(self.proposal.control, OpenLoop):
+            self.proposal.control.factor(0)  # raises where its scale is no number yet
         if any(len(prefix) >= self.max_new_tokens for prefix in self.proposal.prefixes or ()):
             raise ValueError(f"a prefix to continue from is not shorter than max_new_tokens={self.max_new_tokens}")
 

@@ -114,7 +114,7 @@ def _fast(model: Any, ways: Ways, **settings: Any) -> FastEngine | None:
     Raises:
         ValueError: its logits are no numbers, also without the kernels.
     """
-    engine, broken = None, False
+    engine = None
     try:
         engine = FastEngine(model, ways=ways, **settings)
         verify_engine(model, engine)
@@ -125,9 +125,9 @@ def _fast(model: Any, ways: Ways, **settings: Any) -> FastEngine | None:
         return engine
     # out here: within `except` the failed engine hangs on the frames of its check
     without = replace(ways, flash=False) if ways.flash else replace(ways, kernels=False) if own else None
-    if without is None and broken:
-        raise _without_numbers(model, model.dtype)
     if without is None:
+        if broken:
+            raise _without_numbers(model, model.dtype)
         log.warning("%s runs on expanded caches, slower: %s", type(model).__name__, problem)
         return None
     engine = _fast(model, without, **settings)  # it may be them

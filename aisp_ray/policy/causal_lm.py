@@ -341,7 +341,7 @@ class LoadedCausalLM:
             raise DataError(f"the prompt has {len(ids)} tokens; at most {limit} fit ({key})")
         most = min(proposal.max_new_tokens or self.spec.max_new_tokens, self.spec.max_new_tokens)
         drawn = proposal.within(self.spec.max_new_tokens)
-        if isinstance(drawn.control, OpenLoop):
+        if isinstance(drawn.control, OpenLoop) and drawn.control.scale is None:
             law = drawn.control.scaled_for(self.engine.fingerprint["noise_scale"])
             drawn = replace(drawn, control=law)
         return RolloutRequest(tuple(ids), prompt_key(seed, prompt.prompt_id), drawn, most, self._stop)

@@ -114,6 +114,7 @@ def test_a_run_stops_at_its_limit_of_money_and_resumes_with_a_higher_one(setting
     assert "stopped: run.max_cost=2.5 is reached: " in capsys.readouterr().err
     done, facts = summary(settings)["methods"]["aisp"]["rows"], summary(settings)
     assert 2.5 <= facts["cost"] == facts["all_starts"]["cost"] < 30
+    assert facts["cost"] <= facts["all_starts"]["seconds"]  # of one actor, at one a second
     assert rows_there(settings) == done < 12
     assert run(make_plan(slow)) == 75  # nothing loads: the money is spent
     assert "in 2 starts; the same command with a higher run.max_cost resumes" in capsys.readouterr().err

@@ -66,7 +66,7 @@ def saved_in_8_bits(name: str, folder: Path) -> tuple[Any, str]:
     """The model with rounded weights and activations, and a folder that holds it as compressed-tensors of 8 bits."""
     model, path = saved(name, folder)
     tensors = model.state_dict()
-    # 127 steps would overflow in vLLM's products on a CPU without VNNI
+    # with 127 steps vLLM's products are wrong on a CPU without VNNI, as if they overflowed
     for key in [key for key in tensors if key.startswith("model.layers") and "_proj" in key]:
         scale = tensors[key].abs().amax(1, keepdim=True) / 63
         rounded = (tensors[key] / scale).round()

@@ -48,6 +48,6 @@ def test_its_noise_and_mean_are_those_of_any_model(quantised):
     assert len({item.token_ids for item in first.items}) > 1
     plain = drive(PlainEngine(model, letters), asked)[0]
     for one, other in zip(plain.items, first.items, strict=True):
-        if len(one.token_ids) == len(other.token_ids):  # sums over the same positions
-            assert other.control_inner == pytest.approx(one.control_inner, rel=1e-4, abs=1e-4)
-            assert other.control_square == pytest.approx(one.control_square, rel=1e-4)
+        assert len(one.token_ids) == len(other.token_ids) == 12  # sums over the same positions
+        assert other.control_inner == pytest.approx(one.control_inner, rel=1e-4, abs=1e-4)
+        assert other.control_square == pytest.approx(one.control_square, rel=1e-4)
