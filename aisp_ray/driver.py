@@ -101,7 +101,7 @@ class Driver:
         self.num_finished = 0
         self.watch: Watch | None = None
         self.hopeless: float = _HOPELESS  # math.inf: a method that never works ends as error rows, not the run
-        self._num_iterations: Counter[str] = Counter()  # iterations, by method
+        self.num_iterations: Counter[str] = Counter()  # iterations, by method
         self._num_failed: Counter[str] = Counter()  # prompts on which a method failed, by method
         self._reward_failed = False  # whether a traceback of the reward was logged
         self._errors: dict[tuple[int, str], str] = {}  # of searches that failed, until their outcome is handed out
@@ -221,7 +221,7 @@ class Driver:
     def _note_failure(self, task: Task, error: MethodError) -> None:
         """Log the first traceback of a method; raise the error of one that has never worked."""
         self._num_failed[task.name] += 1
-        if not self._num_iterations[task.name] and self._num_failed[task.name] >= self.hopeless:
+        if not self.num_iterations[task.name] and self._num_failed[task.name] >= self.hopeless:
             raise error
         if self._num_failed[task.name] == 1:
             text = "".join(traceback.format_exception(error.__cause__))
@@ -244,7 +244,7 @@ class Driver:
 
     def _watch(self, task: Task, progress: Progress, rollouts: Rollouts, scores: Scores) -> None:
         self.progress[task.key] = progress
-        self._num_iterations[task.name] += 1
+        self.num_iterations[task.name] += 1
         if scores.traceback and not self._reward_failed:
             self._reward_failed = True
             where = f"{task.prompt.prompt_id}, iteration {rollouts.iteration}"

@@ -27,7 +27,7 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from types import SimpleNamespace
@@ -186,7 +186,7 @@ def scale(prompts: int = 2000, policies: int = 20, rewards: int = 10) -> list[st
     seconds = 8 * policies / 250  # of a rollout; with the scores that asks for 200 iterations/s
     policy = SleepPolicy(num_cpus=0, step_seconds=seconds / STEPS, tokens=(STEPS, STEPS), actors=(policies,) * 2)
     reward = SleepReward(num_cpus=0, call_seconds=seconds / 4, actors=(rewards,) * 2)
-    drivers, seen, done = [], [], threading.Event()
+    drivers, seen = [], []
 
     class Watched(Driver):
         def __init__(self, *args: Any):
@@ -194,10 +194,9 @@ def scale(prompts: int = 2000, policies: int = 20, rewards: int = 10) -> list[st
             drivers.append(self)
 
     def sample() -> None:
-        while not done.wait(0.5):
-            if drivers:
-                told = sum(drivers[0]._num_iterations.values())
-                seen.append((drivers[0].num_finished, told, time.process_time(), time.perf_counter(), _resident()))
+        if drivers:
+            told = sum(drivers[0].num_iterations.values())
+            seen.append((drivers[0].num_finished, told, time.process_time(), time.perf_counter(), _resident()))
 
     from aisp_ray.pipeline import job
 
@@ -205,9 +204,8 @@ def scale(prompts: int = 2000, policies: int = 20, rewards: int = 10) -> list[st
         job.Driver = Watched  # type: ignore[misc]
         settings = RunSettings(in_flight=8 * policies, chunk_rows=256, progress_seconds=60)
         plan = sleeping_plan(folder, prompts, policy, reward, settings, Aisp(n=8, kappa=2))
-        threading.Thread(target=sample, daemon=True).start()
-        code = run_plan(plan)
-        done.set()
+        with sampling(sample):
+            code = run_plan(plan)
         job.Driver = Driver  # type: ignore[misc]
     steady = [mark for mark in seen if 0.15 * prompts <= mark[0] <= 0.85 * prompts]
     (_, told0, cpu0, at0, _), (_, told1, cpu1, at1, _) = steady[0], steady[-1]
@@ -273,6 +271,29 @@ def scaling() -> list[str]:
     return lines
 
 
+@contextlib.contextmanager
+def sampling(sample: Callable[[], None], seconds: float = 0.5) -> Iterator[None]:
+    """Call `sample` again and again meanwhile, in a thread; what it raises is raised at the end."""
+    done, failed = threading.Event(), []
+
+    def loop() -> None:
+        try:
+            while not done.wait(seconds):
+                sample()
+        except Exception as error:
+            failed.append(error)
+
+    thread = threading.Thread(target=loop, daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        done.set()
+        thread.join()
+    if failed:
+        raise failed[0]
+
+
 def sleeping_plan(folder: str, count: int, policy: Any, reward: Any, run: RunSettings, method: Any) -> Plan:
     """One method on so many prompts, which lie in the folder as the rows will."""
     from aisp_ray.data.prompts import Prompts
@@ -293,22 +314,20 @@ def run_plan(plan: Plan) -> int:
 
 def memory(count: int = 10_000) -> list[str]:
     """Driver memory through a whole run, from the first committed rows to the last."""
-    own, seen, done = _resident, [], threading.Event()
+    own, seen = _resident, []
     with tempfile.TemporaryDirectory() as folder:
         policy = SleepPolicy(num_cpus=0.1, step_seconds=0.0, tokens=(1, 2), slots=64, actors=(2, 2))
         reward, settings = SleepReward(num_cpus=0.1, call_seconds=0.0), RunSettings(in_flight=64, chunk_rows=256)
         plan = sleeping_plan(folder, count, policy, reward, settings, BestOfN(n=2, kappa=1))
 
         def sample() -> None:
-            while not done.wait(0.5):
-                rows = len(list(Path(folder, "out", "rows").glob("*.parquet"))) * 256
-                seen.append((rows, own()))
+            rows = len(list(Path(folder, "out", "rows").glob("*.parquet"))) * 256
+            seen.append((rows, own()))
 
-        threading.Thread(target=sample, daemon=True).start()
         started = time.perf_counter()
-        code = run_plan(plan)
+        with sampling(sample):
+            code = run_plan(plan)
         seconds = time.perf_counter() - started
-        done.set()
     early = max(m for rows, m in seen if 0.1 * count <= rows <= 0.3 * count)
     late = max(m for rows, m in seen if rows >= 0.9 * count)
     growth = late / early - 1
