@@ -40,6 +40,8 @@ class Sampling:
 
     temperature: 0 picks the most likely token, above 0 samples from softmax(logits / temperature).
     top_p: smallest set of tokens whose probability reaches it; 1 keeps all. top_k: 0 keeps all.
+    support_top_p: below 1, only tokens of the smallest set that reaches this probability in the *uncontrolled*
+    distribution (at temperature 1) can be picked; temperature, top_p and top_k then choose among these.
     branch_first: particle i takes the i-th most likely token at its first step (ARGS expands a prefix this way).
     """
 
@@ -47,6 +49,7 @@ class Sampling:
     top_p: float = 1.0
     top_k: int = 0
     branch_first: bool = False
+    support_top_p: float = 1.0
 
 
 @dataclass(frozen=True, slots=True)

@@ -20,6 +20,7 @@ from aisp_ray.types import Sampling
 
 CANDIDATES = 4096  # the likeliest tokens, which a GPU ranks instead of the whole vocabulary
 NOISE_BYTES = 1 << 29  # what the temporaries of one call of the generator take on a GPU
+_NUCLEUS = 256  # tokens that are ranked first to find a nucleus on a CPU
 _BLOCK = 512  # entries that are summed at once to draw a token
 # Philox counters of one call: on a CPU its temporaries stay in the cache of a core; some 16 numbers a counter
 _CHUNK = {"cpu": 16384, "cuda": NOISE_BYTES // 128}
@@ -135,6 +136,31 @@ def pick(logits: Tensor, sampling: Sampling, uniform: Tensor | None, candidates:
     if some:  # the least likely token that counts is among those that the candidates hold for sure
         chosen = torch.where((kept & (ranked == last) & (mass > 0)).any(-1, keepdim=True), BEYOND, chosen)
     return torch.where((index >= 0) & ranked[:, :1].isfinite(), chosen, BROKEN)[:, 0]
+
+
+def supported(logits: Tensor, base: Tensor, top_p: float) -> Tensor:
+    """`logits` with -inf at every token outside the base policy's nucleus.
+
+    logits: float32 [rows, vocabulary] under control; those at -inf are forbidden, and no part of the nucleus.
+    base: the logits without control. top_p: mass of the nucleus at temperature 1; as in `pick`, a token is inside if
+    the likelier ones hold less. Returns float32 [rows, vocabulary].
+    """
+    base = base.masked_fill(logits == -torch.inf, -torch.inf)
+    return logits.masked_fill(~_nucleus(base, top_p, base.is_cpu), -torch.inf)
+
+
+def _nucleus(base: Tensor, top_p: float, some: bool) -> Tensor:
+    """Which tokens are inside, bool [rows, vocabulary]. some: rank all only where the likeliest ones hold less."""
+    some = some and base.shape[-1] > 2 * _NUCLEUS
+    ranked, order = _likeliest(base, _NUCLEUS) if some else _ranked(base)
+    mass = (ranked - base.logsumexp(-1, keepdim=True)).exp().double()
+    inside = mass.cumsum(-1) - mass < top_p
+    found = torch.zeros_like(base, dtype=torch.bool).scatter(1, order, inside)
+    if some:
+        wide = (inside & (ranked == ranked[:, -1:])).any(-1)
+        if bool(wide.any()):
+            found[wide] = _nucleus(base[wide], top_p, False)
+    return found
 
 
 def _ranked(scaled: Tensor) -> tuple[Tensor, Tensor]:

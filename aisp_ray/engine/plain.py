@@ -20,7 +20,7 @@ from torch import Tensor
 from aisp_ray.config import locate
 from aisp_ray.controls.laws import Feedback, OpenLoop
 from aisp_ray.engine.base import Engine, RolloutRequest, StopRules, broken_logits
-from aisp_ray.engine.draws import BROKEN, branch, pick
+from aisp_ray.engine.draws import BROKEN, branch, pick, supported
 from aisp_ray.engine.means import Source
 from aisp_ray.lm.head import Head
 from aisp_ray.lm.memory import free_bytes
@@ -171,11 +171,14 @@ class PlainEngine(Engine):
             added = v * proposal.control.factor(t)
         logits = self.head(z if added is None else z.float() + added)  # [rows, V]
         want_base = bool(proposal.want & {"logprob", "token_kl"}) or proposal.sampling.branch_first
-        base = logits if v is None or not want_base else self.head(z)
+        within = proposal.sampling.support_top_p
+        base = self.head(z) if v is not None and (want_base or within < 1) else logits
         allowed = logits
         if t < stop.min_new_tokens and stop.token_ids:
             allowed = logits.clone()
             allowed[:, list(stop.token_ids)] = -torch.inf
+        if within < 1:
+            allowed = supported(allowed, base, within)
         who = torch.tensor([row.particle for row in rows], device=self.device)
         draws = uniform(*self._names(request, who, t)) if proposal.sampling.temperature > 0 else None
         picked = pick(allowed, proposal.sampling, draws)

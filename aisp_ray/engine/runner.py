@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from aisp_ray.engine.cpu.packing import Packing
-from aisp_ray.engine.draws import branch, candidates_on, controls, pick, uniforms
+from aisp_ray.engine.draws import branch, candidates_on, controls, pick, supported, uniforms
 from aisp_ray.engine.rowcache import RowCache
 from aisp_ray.engine.rows import Found, Row
 from aisp_ray.lm.attention import attending
@@ -79,6 +79,11 @@ class StepPlan:
                 forced[slot, : len(row.forced)] = row.forced
             plan.forced = torch.from_numpy(forced).to(device)
         return plan
+
+    @property
+    def stays_within(self) -> bool:
+        """Whether a row picks among the tokens of the uncontrolled policy's nucleus."""
+        return any(sampling.support_top_p < 1 for sampling, _, _ in self.samplings)
 
     def signature(self) -> tuple:
         """What a captured step depends on besides the values of the plan's tensors."""
@@ -245,7 +250,7 @@ class Tile:
             found["feedback"] = found["feedback"] + square if "feedback" in found else square
         with self.body.packing.used():
             logits = self.head(z)  # [W, V]
-            base = self.head(hidden) if plan.wants_base and z is not hidden else logits
+            base = self.head(hidden) if (plan.wants_base or plan.stays_within) and z is not hidden else logits
         allowed = logits
         for ids, mine, minimum in plan.stop_ids:
             allowed = allowed.clone() if allowed is logits else allowed
@@ -253,7 +258,7 @@ class Tile:
             allowed[:, ids] = torch.where(early, -torch.inf, allowed[:, ids])
         draws = any(sampling.temperature > 0 for sampling, _, _ in plan.samplings)
         drawn = self.drawn(self.uniform, phase) if draws else None
-        token = self._token(allowed, drawn, at)
+        token = self._token(allowed, base, drawn, at)
         self.token[: self.width].copy_(token.clamp(min=0))  # of a row whose logits are no numbers: any
         found["token"] = token
         if plan.wants_base:
@@ -272,11 +277,13 @@ class Tile:
         """Of numbers drawn ahead [S, B, ...], those of a step, [W, ...]."""
         return (tensor[phase] if isinstance(phase, int) else tensor.index_select(0, phase)[0])[: self.width]
 
-    def _token(self, allowed: Tensor, drawn: Tensor | None, at: Tensor) -> Tensor:
+    def _token(self, allowed: Tensor, base: Tensor, drawn: Tensor | None, at: Tensor) -> Tensor:
         plan = self.plan
         token = torch.zeros_like(at)
         for number, (sampling, candidates, mine) in enumerate(plan.samplings):
-            picked = pick(allowed, sampling, drawn, candidates)
+            within = sampling.support_top_p
+            choice = supported(allowed, base, within) if within < 1 else allowed
+            picked = pick(choice, sampling, drawn, candidates)
             token = torch.where(mine, picked, token) if number else picked
         if plan.branches is not None:
             first, rank = plan.branches

@@ -10,7 +10,7 @@ import numpy as np
 
 from aisp_ray.controls.laws import OpenLoop
 from aisp_ray.controls.weight_log import WeightEntry, WeightLog
-from aisp_ray.methods.base import Iterative, State, check_horizon, check_sampling, require
+from aisp_ray.methods.base import Iterative, State, check_horizon, check_sampling, check_top_p, require
 from aisp_ray.types import CONTROL, Rollouts, Sampling, Scores
 from aisp_ray.weights import effective_sample_size, importance_weights, temperature_for_ess
 
@@ -39,6 +39,7 @@ class ImportanceSampled(Iterative):
     horizon: int | None = None  # [tau] controlled positions, later ones are decoded without control; null: all
     temperature: float = 0.0  # 0 decodes greedily under the perturbation, above 0 samples
     top_p: float = 1.0  # nucleus mass when temperature is above 0
+    support_top_p: float = 1.0  # below 1: only tokens in the uncontrolled policy's nucleus of this mass (T = 1)
     adapt: bool = True  # false: the mean stays 0 (the noise-only ablation)
     diagnostics: bool = False  # also record kl_gaussian and kl_token_steered, nats; one more head pass a token
 
@@ -57,10 +58,11 @@ class ImportanceSampled(Iterative):
         require(0 <= self.alpha <= 1, f"alpha is {self.alpha}; it lies in [0, 1]")
         check_horizon(self.horizon)
         check_sampling(self.temperature, self.top_p)
+        check_top_p(self.support_top_p, "support_top_p")
 
     @property
     def sampling(self) -> Sampling:
-        return Sampling(self.temperature, self.top_p)
+        return Sampling(self.temperature, self.top_p, support_top_p=self.support_top_p)
 
     @property
     def want(self) -> frozenset[str]:

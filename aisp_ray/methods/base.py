@@ -356,9 +356,9 @@ def check_sampling(temperature: float, top_p: float = 1.0) -> None:
     require(temperature > 0 or top_p == 1, "top_p has no effect at temperature=0; set temperature too")
 
 
-def check_top_p(top_p: float) -> None:
-    """Raises ValueError unless `top_p` is a probability mass above 0."""
-    require(0 < top_p <= 1, f"top_p is {top_p}; it is a probability mass in (0, 1]")
+def check_top_p(top_p: float, key: str = "top_p") -> None:
+    """Raises ValueError unless `top_p`, the value of `key`, is a probability mass above 0."""
+    require(0 < top_p <= 1, f"{key} is {top_p}; it is a probability mass in (0, 1]")
 
 
 def check_horizon(horizon: int | None) -> None:

@@ -9,7 +9,7 @@ import torch
 from tiny_models import VOCABULARY, drive, request, tiny
 
 from aisp_ray.controls.laws import OpenLoop
-from aisp_ray.engine.draws import BROKEN, branch, pick
+from aisp_ray.engine.draws import BROKEN, branch, pick, supported
 from aisp_ray.engine.factory import build_engine
 from aisp_ray.engine.plain import PlainEngine
 from aisp_ray.engine.scheduler import FastEngine
@@ -21,8 +21,8 @@ from aisp_ray.types import Sampling
 KINDS = (Sampling(0.0), Sampling(1.0), Sampling(0.7), Sampling(1.0, top_p=0.8), Sampling(1.3, top_k=3))
 
 
-def some_logits(rows: int, size: int) -> torch.Tensor:
-    logits = 3 * torch.randn(rows, size, generator=torch.Generator().manual_seed(size))
+def some_logits(rows: int, size: int, seed: int = 0) -> torch.Tensor:
+    logits = 3 * torch.randn(rows, size, generator=torch.Generator().manual_seed(size + seed))
     logits[:, ::3] = -torch.inf
     return logits
 
@@ -58,6 +58,47 @@ def test_where_logits_are_no_numbers_there_is_no_token(sampling: Sampling, bad: 
     assert (found == BROKEN).tolist() == [False, True, True, False]
     ranks = torch.zeros(4, dtype=torch.int64)
     assert (branch(logits, ranks) == BROKEN).tolist() == [False, True, True, False]
+
+
+def nucleus(base: torch.Tensor, top_p: float) -> set[int]:
+    """Plainly: tokens by rank until their probability reaches top_p."""
+    mass = base.softmax(-1).double()
+    kept, reached = set(), 0.0
+    for token in sorted(range(len(base)), key=lambda token: (-float(base[token]), token)):
+        if reached >= top_p:
+            break
+        kept.add(token)
+        reached += float(mass[token])
+    return kept
+
+
+@pytest.mark.parametrize("size", [101, 1030, 3000])
+@pytest.mark.parametrize("spread", [0.05, 3.0])  # a nucleus of most of the vocabulary, and one of a few tokens
+@pytest.mark.parametrize("top_p", [0.3, 0.9])
+def test_a_supported_token_is_one_of_the_uncontrolled_nucleus(size: int, spread: float, top_p: float) -> None:
+    base, logits = spread * some_logits(5, size), some_logits(5, size, seed=1)
+    logits[:, 7] = -torch.inf  # forbidden: it does not count in the nucleus
+    base[:, 7] = 20.0
+    found = supported(logits, base, top_p)
+    for row in range(5):
+        expected = nucleus(torch.where(logits[row].isfinite(), base[row], -torch.inf), top_p)
+        assert set(found[row].isfinite().nonzero()[:, 0].tolist()) == expected
+        assert all(found[row, token] == logits[row, token] for token in expected)
+
+
+def test_a_nucleus_among_equals_ends_at_the_lower_tokens() -> None:
+    assert (
+        supported(torch.zeros(1, 2048), torch.zeros(1, 2048), 0.5)[0].isfinite().tolist()
+        == [True] * 1024 + [False] * 1024
+    )
+
+
+@pytest.mark.parametrize("sampling", [Sampling(0.0), Sampling(1.0)])
+def test_where_the_uncontrolled_logits_are_no_numbers_there_is_no_token(sampling: Sampling) -> None:
+    base = some_logits(3, 2048)
+    base[1, 5] = torch.nan
+    found = pick(supported(some_logits(3, 2048), base, 0.9), sampling, torch.full((3,), 0.4, dtype=torch.float64))
+    assert (found == BROKEN).tolist() == [False, True, False]
 
 
 def breaking(position: int) -> Any:

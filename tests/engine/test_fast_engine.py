@@ -54,6 +54,15 @@ WORK = {
     "temperature": [request(sampling=Sampling(0.8), n=8, tokens=12)],
     "top_p": [request(sampling=Sampling(1.3, top_p=0.7), control=OpenLoop(9, None, 0.5))],
     "top_k": [request(sampling=Sampling(1.3, top_k=5), want=ALL)],
+    "support": [
+        request(control=OpenLoop(10, None, 3.0), n=9, sampling=Sampling(support_top_p=0.1)),
+        request(control=OpenLoop(6, LOG, 3.0), iteration=1, sampling=Sampling(1.0, support_top_p=0.3), want=ALL),
+        request(n=4, sampling=Sampling(1.0, support_top_p=0.2), stop=StopRules(tuple(range(3, 60)), min_new_tokens=4)),
+        request(
+            control=Feedback(10, "test_fast_engine:pull_law", (("strength", 2.0),)),
+            sampling=Sampling(0.5, top_p=0.5, support_top_p=0.1),
+        ),
+    ],
     "stop ids": [request(control=OpenLoop(10, None, 1.0), n=9, stop=StopRules(tuple(range(3, 20))))],
     "min new tokens": [
         request(control=OpenLoop(10, None, 1.0), n=9, stop=StopRules(tuple(range(3, 60)), min_new_tokens=4)),

@@ -42,6 +42,15 @@ def test_a_decay_along_the_response_is_handed_to_the_engine():
     assert Aisp(**SMALL).ask(method.init(prompt(), 0)).control.decay == 1.0
 
 
+def test_a_support_is_handed_to_the_engine_in_every_iteration_with_noise():
+    method = Aisp(**SMALL, support_top_p=0.9)
+    _, history = drive(method, ToyPolicy(), reward)
+    assert [p.sampling.support_top_p for p, *_ in history] == [0.9] * 4
+    for wrong in (0.0, 1.1, -1.0):
+        with pytest.raises(ValueError, match=f"support_top_p is {wrong}; it is a probability mass"):
+            Aisp(**SMALL, support_top_p=wrong)
+
+
 def test_first_iterations_from_the_policy_leave_the_mean_at_zero():
     state, history = drive(Aisp(**SMALL, base_rounds=2, base_temperature=0.7), ToyPolicy(), reward)
     assert [p.sampling.temperature for p, *_ in history] == [0.7, 0.7, 0.0, 0.0]

@@ -134,6 +134,8 @@ def test_a_mean_made_of_responses_replays_them(engines, penalty):
         Sampling(temperature=0.7, top_p=0.9),
         Sampling(temperature=1.3, top_k=5),
         Sampling(temperature=1.0, top_k=20, top_p=0.5),
+        Sampling(support_top_p=0.05),
+        Sampling(temperature=1.0, top_p=0.9, support_top_p=0.2),
         Sampling(branch_first=True),
         Sampling(temperature=1.0, branch_first=True),
     ],
@@ -152,7 +154,7 @@ def test_every_way_of_choosing(engines, sampling):
 def test_all_of_it_side_by_side(engines):
     """Laws, samplings, stops and prefixes mixed in one batch that is larger than the slots."""
     model, engine = engines("mistral")
-    choices = [Sampling(), Sampling(temperature=1.0, top_p=0.8), Sampling(branch_first=True)]
+    choices = [Sampling(support_top_p=0.1), Sampling(temperature=1.0, top_p=0.8), Sampling(branch_first=True)]
     laws = [None, OpenLoop(6, sigma=1.0), OpenLoop(12, mean=MEAN, sigma=0.4)]
     requests = [
         request(

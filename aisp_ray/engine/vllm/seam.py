@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from aisp_ray.engine.draws import BROKEN, branch, pick
+from aisp_ray.engine.draws import BROKEN, branch, pick, supported
 from aisp_ray.engine.vllm.steered import FIRST_LOGIT, LOGPROB, TOKEN_KL, Steered
 from aisp_ray.types import Sampling
 
@@ -80,15 +80,18 @@ class Seam:
         added = self._added(hidden, groups)
         moved = hidden if added is None else (hidden.float() + added).to(hidden.dtype)
         logits = self._compute(moved)  # [rows, V]
-        base = self._base(hidden, logits, [g for g in groups if g.steered.wants_base], added is not None)
+        base = self._base(hidden, logits, [g for g in groups if g.steered.reads_base], added is not None)
         if logits is None:
             return None
         logits = logits.float()
         tokens = torch.zeros(len(hidden), dtype=torch.int64, device=hidden.device)
         for sampling, members in _by_sampling(groups).items():
             index = torch.cat([group.index(hidden.device) for group in members])
-            chosen = _choose(_allowed(logits[index], members), sampling, members)
-            tokens[index] = chosen
+            allowed = _allowed(logits[index], members)
+            if sampling.support_top_p < 1:
+                mine = torch.cat([base[id(group)] for group in members])
+                allowed = supported(allowed, mine, sampling.support_top_p)
+            tokens[index] = _choose(allowed, sampling, members)
         for group in groups:
             index = group.index(hidden.device)
             steered = group.steered

@@ -59,9 +59,14 @@ class Steered:
 
     @property
     def wants_base(self) -> bool:
-        """Whether the uncontrolled logits are read."""
+        """Whether the uncontrolled logits go into the sums."""
         proposal = self.request.proposal
         return bool(proposal.want & {"logprob", "token_kl"}) or proposal.sampling.branch_first
+
+    @property
+    def reads_base(self) -> bool:
+        """Whether the uncontrolled logits are needed, be it for the choice of tokens only."""
+        return self.wants_base or self.request.proposal.sampling.support_top_p < 1
 
     @property
     def has_terms(self) -> bool:
