@@ -23,11 +23,13 @@ _WRITTEN = re.compile(r"""\s*\[?\s*\{\s*["'](?:role|from|content|value)["']\s*:"
 _SPEAKERS = re.compile(r"""["'](?:role|from)["']\s*:""")
 
 
-def read_messages(value: Any) -> tuple[tuple[Message, ...], str | None]:
+def read_messages(value: Any, reply: bool = False) -> tuple[tuple[Message, ...], str | None]:
     """(the messages, why they cannot be read).
 
     Of the turns after the last user turn, which are the reply, those without text (calls of tools, and what the tools
     returned) are empty assistant turns: a prompt does not need them.
+
+    reply: whether they may be a reply alone, without the user turn that it answers.
     """
     if not isinstance(value, (list, tuple)) or not value:
         return (), f"the messages are {kind_of(value)}, not a list of turns" if value != [] else "there is no message"
@@ -44,7 +46,7 @@ def read_messages(value: Any) -> tuple[tuple[Message, ...], str | None]:
         if role is None or content is None:
             wrong = f"holds {kind_of(item.get('content', item.get('value')))}, not text"
             said = f"message {number} has the role {given!r}" if role is None else f"message {number} {wrong}"
-            if not _in_reply(turns, given, item):
+            if not _in_reply(turns, given, item, reply):
                 return (), said
             problem = problem or said
             role, content = "assistant", content if role else ""
@@ -74,12 +76,15 @@ def _literal(text: str) -> Any:
         return None
 
 
-def _in_reply(turns: Sequence[Message], role: Any, item: Mapping[str, Any]) -> bool:
-    """Whether a turn without text belongs to a reply: a call of tools, or what a tool returned."""
-    if not any(turn.role == "user" for turn in turns):
+def _in_reply(turns: Sequence[Message], role: Any, item: Mapping[str, Any], begun: bool) -> bool:
+    """Whether a turn without text belongs to a reply: a call of tools, or what a tool returned.
+
+    begun: whether the first turn may be part of a reply.
+    """
+    if not begun and not any(turn.role == "user" for turn in turns):
         return False
     if str(role).lower() in _TOOL_ROLES:
-        return turns[-1].role == "assistant"
+        return bool(turns) and turns[-1].role == "assistant"
     calls = any(item.get(name) for name in ("tool_calls", "function_call", "tools"))
     return _ROLES.get(str(role).lower()) == "assistant" and (calls or item.get("content") is None)
 

@@ -35,8 +35,8 @@ def split_reply(turns: Sequence[Message]) -> tuple[tuple[Message, ...], tuple[Me
 
 
 def joined(reply: Sequence[Message]) -> str:
-    """The turns of a reply as one text."""
-    return "\n\n".join(turn.content.strip() for turn in reply)
+    """The turns of a reply that hold text, as one text."""
+    return "\n\n".join(text for turn in reply if (text := turn.content.strip()))
 
 
 def write_turns(turns: Sequence[Message]) -> str:

@@ -52,7 +52,7 @@ class Preference(DataSpec):
             value, unreadable = decoded(given)
             if unreadable:
                 raise ValueError(f"column {column!r} {unreadable}")
-            said = self._turns(value, column) if not isinstance(value, str) else (Message("assistant", value),)
+            said = (Message("assistant", value),) if isinstance(value, str) else _messages(value, column, reply=True)
             if reply := joined(_tail(said, turns)):
                 replies[name] = reply
         return turns, replies
@@ -77,12 +77,17 @@ class Preference(DataSpec):
             if not value.strip():
                 raise ValueError(f"column {column!r} is empty")
             return read_turns(value) if self.dialogues and is_dialogue(value) else (Message("user", value),)
-        if not isinstance(value, list | tuple | Mapping):
-            raise ValueError(f"column {column!r} holds {kind_of(value)}, not text or messages")
-        turns, error = read_messages(value)
-        if error:
-            raise ValueError(f"column {column!r}: {error}")
-        return turns
+        return _messages(value, column)
+
+
+def _messages(value: Any, column: str, reply: bool = False) -> Turns:
+    """Messages as turns; raises ValueError with the reason. reply: as `read_messages` takes it."""
+    if not isinstance(value, list | tuple | Mapping):
+        raise ValueError(f"column {column!r} holds {kind_of(value)}, not text or messages")
+    turns, error = read_messages(value, reply)
+    if error:
+        raise ValueError(f"column {column!r}: {error}")
+    return turns
 
 
 def _replies(row: Mapping[str, Any]) -> list[tuple[str, str, Any]]:

@@ -113,3 +113,17 @@ def test_a_reply_of_calls_is_no_preferred_reply():
 )
 def test_rows_that_are_no_pair_say_why(row, reason):
     assert reason in PAIRS.parse(row).error
+
+
+def test_replies_apart_from_their_prompt_may_call_tools():
+    call = {"role": "assistant", "content": None, "tool_calls": [{"function": {"name": "f"}}]}
+    result, said = {"role": "tool", "content": "18"}, turn("assistant", "18 degrees.")
+    for chosen, preferred in (([call], None), ([call, result], None), ([call, result, said], "18 degrees.")):
+        parsed = PAIRS.parse(
+            {"prompt": [turn("user", "Warm?")], "chosen": chosen, "rejected": [turn("assistant", "No")]}
+        )
+        assert (parsed.error, parsed.text) == (None, "Warm?"), chosen
+        assert (parsed.meta.get("preferred"), parsed.meta["rejected"]) == (preferred, "No"), chosen
+    parsed = PAIRS.parse({"prompt": "Warm?", "chosen": [result, said]})
+    assert parsed.error == "column 'chosen': message 1 has the role 'tool'"  # nothing has called it
+    assert PAIRS.parse({"prompt": [call], "chosen": "Yes"}).error is not None
