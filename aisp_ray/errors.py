@@ -162,7 +162,10 @@ _AWAY = {
     *("ClientConnectionError", "ServerTimeoutError"),  # of aiohttp
     "LocalEntryNotFoundError",  # the hub cannot be reached, and the file is not in the cache
 }
-_SETTINGS = (ValueError, TypeError, ImportError, FileNotFoundError, AttributeError, KeyError)
+_SETTINGS = (
+    *(ValueError, TypeError, ImportError, FileNotFoundError, AttributeError, LookupError, NameError, AssertionError),
+    *(ArithmeticError, NotImplementedError, SyntaxError),
+)
 _WAIT = (408, 429)  # HTTP: request time-out, too many requests
 
 
@@ -187,8 +190,10 @@ def comes_from_away(error: BaseException | None) -> bool:
 
 
 def will_fail_again(error: BaseException) -> bool:
-    """Whether a model that did not load for this fails to load anywhere: a setting, a file or a package is wrong."""
-    return isinstance(error, _SETTINGS) and not comes_from_away(error)
+    """Whether a model that did not load for this fails to load anywhere: a setting, a file or a package is wrong, or
+    somebody's own code ends the process (`SystemExit`)."""
+    ends = not isinstance(error, Exception)
+    return ends or (isinstance(error, _SETTINGS) and not comes_from_away(error))
 
 
 def is_sentence(error: BaseException) -> bool:

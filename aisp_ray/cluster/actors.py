@@ -20,7 +20,6 @@ import ray
 
 from aisp_ray.cluster.failures import CallError, sort_error, sort_load_error
 from aisp_ray.cluster.local import device_of, quiet_libraries
-from aisp_ray.errors import as_exception
 from aisp_ray.policy.base import PolicySpec
 from aisp_ray.rewards.base import RewardSpec, ScoreRequest
 from aisp_ray.types import Placement, Prompt, Proposal, Rollouts, Scores
@@ -52,7 +51,7 @@ class _ModelActor:
             share_gpu(self.spec)
             self.worker = self._make_worker(device_of(self.spec))
         except BaseException as error:  # a SystemExit of somebody's own class would end the process without a word
-            raise sort_load_error(as_exception(error)) from None
+            raise sort_load_error(error) from None
         self._ready.set()
         return {"load_seconds": time.perf_counter() - started, **self._facts()}
 

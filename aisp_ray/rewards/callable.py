@@ -18,7 +18,7 @@ from types import ModuleType
 from typing import Any
 
 from aisp_ray.config import importable, locate
-from aisp_ray.errors import described, error_text, is_away
+from aisp_ray.errors import described, error_text, is_away, will_fail_again
 from aisp_ray.rewards.base import RewardSpec, Scorer, ScoreRequest
 from aisp_ray.types import Prompt, Scores
 
@@ -49,8 +49,20 @@ class CallableReward(RewardSpec):
 
     def load(self, device: str) -> CallableScorer:
         target = find_target(self.target)
-        made: Any = target(**self.arguments) if inspect.isclass(target) else target
-        return CallableScorer(self.target, made, {} if inspect.isclass(target) else self.arguments)
+        if inspect.isclass(target):
+            return CallableScorer(self.target, self._made(target), {})
+        return CallableScorer(self.target, target, self.arguments)
+
+    def _made(self, target: type) -> Any:
+        """The instance. Raises ValueError with one sentence where no machine would make it."""
+        try:
+            return target(**self.arguments)
+        except BaseException as error:  # a SystemExit of its own must not end the process
+            if not will_fail_again(error):  # no memory or no network: another try may work
+                raise
+            at = traceback.extract_tb(error.__traceback__)[-1]
+            place = f"{Path(at.filename).name}:{at.lineno}"
+            raise ValueError(f"target={self.target} fails when it is made: {_told(error)} ({place})") from error
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -133,6 +145,10 @@ def _listed(values: Any, most: int) -> list[Any] | None:
     if getattr(values, "ndim", 1) == 0:  # an array or tensor of one number calls itself iterable
         return None
     return list(itertools.islice(values, most + 1))
+
+
+def _told(error: BaseException) -> str:
+    return " ".join(error_text(described(error)).split())[:_MOST_LINE]
 
 
 def _shown(error: BaseException) -> str:

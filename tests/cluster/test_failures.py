@@ -58,6 +58,10 @@ def test_deaths_are_told_apart():
 def test_a_wrong_setting_is_told_from_a_flaky_machine():
     assert sort_load_error(ValueError("no such dtype")).kind == "settings"
     assert sort_load_error(FileNotFoundError("config.json")).kind == "settings"
+    for error in (SystemExit(0), AssertionError("x"), NameError("x"), ZeroDivisionError("x"), IndexError("x")):
+        assert sort_load_error(error).kind == "settings", error
+    for error in (RuntimeError("CUDA out of memory"), MemoryError(), OSError("no space left"), EOFError("cut off")):
+        assert sort_load_error(error).kind == "load", error
     assert sort_load_error(OSError("network")).kind == "load"
     unreachable = FileNotFoundError("neither on the hub nor in the cache")
     unreachable.__cause__ = requests.ConnectionError("no route")

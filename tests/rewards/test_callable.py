@@ -9,6 +9,7 @@ import numpy
 import pytest
 import torch
 
+from aisp_ray.cluster.failures import sort_load_error
 from aisp_ray.rewards.base import ScoreRequest
 from aisp_ray.rewards.callable import CallableReward, FunctionReward
 from aisp_ray.types import Prompt
@@ -107,6 +108,39 @@ def test_a_class_is_made_once():
     scorer = CallableReward(target=f"{HERE}:Counting", arguments={"start": 10}).load("cpu")
     requests = [ScoreRequest(PROMPT, ("a",)), ScoreRequest(PROMPT, ("b",))]
     assert [scores.rewards for scores in scorer.score(requests)] == [(11.0,), (12.0,)]
+
+
+class Unmakeable:
+    def __init__(self, error):
+        raise error
+
+    def __call__(self, prompt, responses):
+        return []
+
+
+@pytest.mark.parametrize(
+    ("error", "text"),
+    [
+        (SystemExit(0), "SystemExit: 0 (test_callable.py:"),
+        (SystemExit("no licence"), "SystemExit: no licence"),
+        (KeyboardInterrupt(), "KeyboardInterrupt"),
+        (AssertionError("n\nmust be above 3"), "AssertionError: n must be above 3 ("),
+        (ZeroDivisionError("division by zero"), "ZeroDivisionError: division by zero"),
+    ],
+)
+def test_a_class_that_cannot_be_made_is_one_sentence(error, text):
+    spec = CallableReward(target=f"{__name__}:Unmakeable", arguments={"error": error})
+    with pytest.raises(ValueError, match=r"^target=[^\n]*$") as raised:
+        spec.load("cpu")
+    assert f"Unmakeable fails when it is made: {text}" in str(raised.value)
+    assert sort_load_error(raised.value).kind == "settings"
+    assert str(sort_load_error(raised.value)) == str(raised.value)  # no traceback
+
+
+@pytest.mark.parametrize("error", [MemoryError("no room"), ConnectionError("no route"), RuntimeError("device busy")])
+def test_a_class_that_another_try_may_make_raises_what_it_raised(error):
+    with pytest.raises(type(error), match=str(error)):
+        CallableReward(target=f"{__name__}:Unmakeable", arguments={"error": error}).load("cpu")
 
 
 def test_an_exception_costs_the_responses_at_fault_only():
