@@ -76,10 +76,19 @@ _SECRETS = tuple(
 )
 
 
+_known: set[str] = set()  # secrets of this process that no pattern would know
+
+
+def keep_secret(text: str) -> None:
+    """Never show this text again: a key from a variable of any name, or what is sent in its place."""
+    if len(text) >= 8:  # shorter ones would blot out words
+        _known.add(text)
+
+
 def redacted(text: str) -> str:
-    """The text with *** for the user part of any URI, for what looks like a key or is called one, and for the value of
-    any environment variable that is named like a secret."""
-    values = {value for name, value in os.environ.items() if _SECRET.search(name) and len(value) >= 8}
+    """The text with *** for the user part of any URI, for what looks like a key or is called one, for the value of any
+    environment variable that is named like a secret, and for what `keep_secret` was given."""
+    values = {value for name, value in os.environ.items() if _SECRET.search(name) and len(value) >= 8} | _known
     for value in sorted(values, key=len, reverse=True):
         text = text.replace(value, "***")
     for pattern, shown in _SECRETS:

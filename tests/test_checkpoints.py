@@ -1,6 +1,7 @@
 """Damaged checkpoints and the libraries' exceptions: one sentence each, that names the file and what mends it."""
 
 import json
+import pickle
 import shutil
 import struct
 
@@ -11,7 +12,8 @@ from safetensors.torch import load_file, save_file
 
 from aisp_ray.cluster.failures import sort_load_error
 from aisp_ray.engine.factory import build_engine
-from aisp_ray.lm.checkpoints import damage, dtype_for, reason
+from aisp_ray.errors import LoadError
+from aisp_ray.lm.checkpoints import damage, dtype_for, loading, reason
 from aisp_ray.policy.causal_lm import CausalLM, resolve
 from aisp_ray.rewards.regression_head import RegressionHead
 from aisp_ray.rewards.sequence_classifier import SequenceClassifier
@@ -226,3 +228,23 @@ def test_a_damaged_adapter_is_named(folder, tmp_path_factory):
     (said,) = CausalLM(model=str(folder), adapter=str(place)).check()
     assert said.startswith(f"policy.adapter={place}: ")
     assert "git lfs pull" in said
+
+
+@pytest.mark.parametrize(
+    ("error", "kind"),
+    [
+        (
+            RuntimeError("Error(s) in loading state_dict for PeftModel:\n\tsize mismatch for q: 2 against 4."),
+            ValueError,
+        ),
+        (pickle.UnpicklingError("invalid load key"), ValueError),
+        (AssertionError("heads"), ValueError),
+        (RuntimeError("CUDA out of memory"), LoadError),
+        (MemoryError(), LoadError),
+    ],
+)
+def test_weights_that_do_not_fit_are_loaded_once(tmp_path, error, kind):
+    with pytest.raises((ValueError, LoadError)) as caught, loading("policy.adapter", "mine", str(tmp_path)):
+        raise error
+    assert type(caught.value) is kind
+    assert str(caught.value).startswith("policy.adapter=mine cannot be loaded on")

@@ -18,6 +18,8 @@ from aisp_ray.lm.gguf import SUFFIX
 _POINTER = b"version https://git-lfs.github.com/spec/"
 _WEIGHTS = (".safetensors", SUFFIX, ".bin", ".pt")
 _MOST = 400  # characters of a library's text
+_UNREADABLE = ("SafetensorError", "UnpicklingError")  # exceptions about what a file holds, by name
+_MISFIT = re.compile(r"loading state_dict|size mismatch for")  # a RuntimeError: weights of another model
 
 
 def dtype_for(asked: str, device: str) -> str:
@@ -136,7 +138,8 @@ def _is_setting(error: Exception, source: str) -> bool:
     """
     local = Path(source).is_absolute() or Path(source).exists()
     missing = local and isinstance(error, OSError) and error.errno is None  # what transformers raises for a file
-    return will_fail_again(error) or (missing and not comes_from_away(error))
+    misfit = type(error).__name__ in _UNREADABLE or (isinstance(error, RuntimeError) and _MISFIT.search(str(error)))
+    return will_fail_again(error) or bool((missing or misfit) and not comes_from_away(error))
 
 
 def reason(error: BaseException, group: str = "policy") -> str:

@@ -7,6 +7,7 @@ had been answered is kept, because the same requests come again.
 
 from __future__ import annotations
 
+import base64
 import importlib.util
 import os
 import threading
@@ -15,6 +16,9 @@ from collections.abc import Callable, Hashable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass, field
 from typing import Any
+from urllib.parse import unquote, urlsplit
+
+from aisp_ray.errors import keep_secret, redacted
 
 _MOST_KEPT = 65536  # answers
 
@@ -59,6 +63,8 @@ class Endpoint:
         self.client: Any = OpenAI(
             base_url=settings.base_url, api_key=key, max_retries=settings.retries, timeout=settings.timeout_seconds
         )
+        for secret in _secrets_of(settings.base_url, key if settings.api_key_env else None):
+            keep_secret(secret)
         self.kept: dict[Hashable, Any] = {}  # answers to requests that others of their batch held up
         self._pool = ThreadPoolExecutor(settings.concurrency, thread_name_prefix=name)
         self._lock = threading.Lock()
@@ -99,9 +105,17 @@ class Endpoint:
             return {f"{self.name}_{name}": float(self._counts[name]) for name in names}
 
     def redacted(self, text: str) -> str:
-        """The text without the key, which an endpoint may send back."""
+        """The text without the key and without the user part of the address, which an endpoint may send back."""
         key = self.client.api_key
-        return text.replace(key, "<key>") if self.settings.api_key_env and key else text
+        return redacted(text.replace(key, "***") if self.settings.api_key_env and key else text)
+
+
+def _secrets_of(base_url: str | None, key: str | None) -> list[str]:
+    """What a request carries to say who sends it: the key, and user:password of the address as HTTP sends them."""
+    address = urlsplit(base_url or "")
+    user, password = unquote(address.username or ""), unquote(address.password or "")
+    coded = base64.b64encode(f"{user}:{password}".encode()).decode()
+    return [*([key] if key else []), *([password, coded] if user or password else [])]
 
 
 class Asked:

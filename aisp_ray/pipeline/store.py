@@ -16,7 +16,8 @@ from typing import Any
 
 import pyarrow as pa
 
-from aisp_ray.files import PARTICLES, ROWS, Output, to_table
+from aisp_ray.errors import RefusedError
+from aisp_ray.files import PARTICLES, ROWS, Output, inside, part_name, to_table
 from aisp_ray.ledger import Progress
 from aisp_ray.pipeline import snapshot as snapshots
 from aisp_ray.pipeline.chunks import Batch, Chunks, Part
@@ -32,6 +33,7 @@ WritePart = Callable[[pa.Table, str, int, str], None]  # table, method, chunk, f
 
 _PAUSES = (1.0, 5.0, 20.0)  # seconds before a write is tried again
 _WRITERS = 2  # chunks written at once
+_OF_A_ROW = ["ordinal", "method", "status", "reward"]  # the columns that are read of rows that are there
 _HEARTBEAT_GRACE = 10.0  # seconds
 
 
@@ -58,8 +60,11 @@ class Store:
 
         Returns the searches, and the finished rows of prompts below the limit that are in no file.
         """
-        for method, chunk in self.output.parts():
-            if method in self.tallies and self.shard.owns(chunk):
+        parts = [part for part in self.output.parts() if part[0] in self.tallies]
+        for name in sorted({*self.output.parquet_files(ROWS)} - {f"{ROWS}/{part_name(*part)}" for part in parts}):
+            self._require_rows(self.output.read_table(name, _OF_A_ROW), name)
+        for method, chunk in parts:
+            if self.shard.owns(chunk):
                 self._keep(method, chunk)
         packages = {type(method).__module__.partition(".")[0] for method in self.plan.methods.values()}
         searches: dict[Key, Progress] = {}
@@ -122,8 +127,18 @@ class Store:
                 going_on[key], self.particles[key] = progress, rows
         return going_on
 
+    def _require_rows(self, table: pa.Table, name: str) -> None:
+        """Raises RefusedError for a table of somebody else's: the report at the end could not read it either."""
+        missing = [column for column in _OF_A_ROW if column not in table.column_names]
+        if missing:
+            raise RefusedError(
+                f"{inside(self.plan.out, name)} is not a file of an evaluation: it has no column {missing[0]}; "
+                "move it out of that folder"
+            )
+
     def _keep(self, method: str, chunk: int) -> None:
-        table = self.output.read_part(method, chunk, ["ordinal", "status", "reward"])
+        table = self.output.read_part(method, chunk, _OF_A_ROW)
+        self._require_rows(table, f"{ROWS}/{part_name(method, chunk)}")
         kept = []
         for row in table.to_pylist():
             if self._redone(row):

@@ -5,6 +5,7 @@ import sys
 import threading
 from types import SimpleNamespace
 
+import pyarrow as pa
 import pytest
 
 from aisp_ray.errors import RefusedError
@@ -257,3 +258,12 @@ def test_an_output_of_another_schema_is_refused_before_anything_is_computed(tmp_
     output.write_json("manifest.json", kept)
     with pytest.raises(RefusedError, match="schema_version"):
         open_manifest(plan(tmp_path), output, "r2")
+
+
+@pytest.mark.parametrize("name", ["part-a-00000009.parquet", "part-other-00000000.parquet", "mine.parquet"])
+def test_a_table_of_somebody_else_is_named_at_start(output, tmp_path, name):
+    output.write_table(f"rows/{name}", pa.table({"x": [1]}))
+    store = Store(plan(tmp_path), output, 8)
+    with pytest.raises(RefusedError, match=f"rows/{name} is not a file of an evaluation: it has no column ordinal"):
+        store.resume("now")
+    store.close()

@@ -1,14 +1,17 @@
 """The judge against an OpenAI-compatible server of our own."""
 
+import base64
 import json
 import math
 import re
 import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from urllib.parse import unquote
 
 import pytest
 
 from aisp_ray.cluster.failures import sort_error
+from aisp_ray.errors import error_text
 from aisp_ray.rewards._points import read_points, text_of
 from aisp_ray.rewards.base import ScoreRequest
 from aisp_ray.rewards.judge import Judge
@@ -315,7 +318,7 @@ def test_the_key_is_in_no_error_text(server, monkeypatch):
     address = f"http://127.0.0.1:{server.server_address[1]}/v1"
     scorer = Judge(model="m", base_url=address, api_key_env="JUDGE_KEY").load("cpu")
     error = scorer.score([ScoreRequest(PROMPT, ("good 8",))])[0].errors[0]
-    assert "<key>" in error
+    assert "Bearer ***" in error
     assert "secret" not in error
 
 
@@ -325,3 +328,18 @@ def test_settings_are_checked(monkeypatch):
     assert Judge(model="m", api_key_env=None).check() == []
     with pytest.raises(ValueError, match="set compare_with"):
         Judge(model="m", reward="win")
+
+
+@pytest.mark.parametrize(
+    ("user", "password"), [("me", "hunter2-long"), ("a%40b", "p%2Fw-long"), ("", "only-a-password")]
+)
+def test_what_stands_for_a_user_in_an_address_is_never_shown(server, monkeypatch, user, password):
+    sent = base64.b64encode(f"{unquote(user)}:{unquote(password)}".encode()).decode()
+    monkeypatch.setenv("MY_JUDGE", "plainly-no-pattern")
+    address = f"http://{user}:{password}@127.0.0.1:{server.server_address[1]}/v1"
+    server.failures, server.message = [400], f"you sent Basic {sent} of {unquote(password)}, not plainly-no-pattern"
+    scorer = Judge(model="m", base_url=address, api_key_env="MY_JUDGE", structured=False).load("cpu")
+    error = scorer.score([ScoreRequest(PROMPT, ("good",))])[0].errors[0]
+    assert "you sent Basic ***" in error
+    shown = error_text(f"{error} {server.message}")  # anywhere else in this process, too
+    assert not [secret for secret in (sent, unquote(password), "plainly-no-pattern") if secret in shown]
