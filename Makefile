@@ -34,8 +34,9 @@ real: setup  ## AISP against best-of-n on SmolLM2-135M; make real LIMIT=64 BUDGE
 	  method.aisp.sigma=0.4 method.aisp.reward_temperature=0.3 policy.actors=[2,2] $(ARGS)
 	$(PY) -m tools.real_models.show $(OUT)
 
+# hundreds of processes import the package: without its bytecode each of them would compile it again
 test: setup  ## the tests: no network, no GPU
-	OMP_NUM_THREADS=1 $(PY) -m pytest -n 3 --dist worksteal $(ARGS)
+	PYTHONDONTWRITEBYTECODE= OMP_NUM_THREADS=1 $(PY) -m pytest -n 3 --dist worksteal $(ARGS)
 
 docs: setup  ## the documentation as a site in build/site; a dead link or anchor fails it
 	$(PY) -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[docs]'

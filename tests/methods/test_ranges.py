@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import re
+from functools import cache
 
 import pytest
 
@@ -19,6 +20,7 @@ WORDS = {
 }
 
 
+@cache
 def built(name):
     values = config.read_choice("method", name)
     if values["_target_"].endswith("ReControl"):

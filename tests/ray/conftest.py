@@ -23,6 +23,7 @@ def cluster():
 
     if ray.is_initialized():  # another module's session
         ray.shutdown()
+    os.environ.setdefault("RAY_raylet_start_wait_time_s", "180")  # a busy machine takes longer than Ray's 30
     options = {"num_cpus": 4, "object_store_memory": 100 << 20, "include_dashboard": False}
     # a killed node refuses connections at once; three such answers and it counts as dead
     options["_system_config"] = {"health_check_period_ms": 1000, "health_check_initial_delay_ms": 1000}

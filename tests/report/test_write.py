@@ -174,7 +174,7 @@ def test_a_run_that_goes_on_or_was_killed_is_said_though_nobody_wrote_a_summary(
     out = write_output(tmp_path / "o", [made_row("aisp", 0, 0)])
     runs = {"runs": [{"run_id": "first"}, {"run_id": "second"}]}
     (out / "manifest.json").write_text(json.dumps(runs))
-    assert any("has not ended" in text for text in make_report(str(out)).notices)
+    assert any("was killed and the same command resumes it" in text for text in make_report(str(out)).notices)
     (out / "summary.json").write_text(json.dumps({"exit_code": 0, "run_id": "first"}))  # of the one before
     assert any("has not ended" in text for text in make_report(str(out)).notices)
     (out / "summary.json").write_text(json.dumps({"exit_code": 0, "run_id": "second"}))

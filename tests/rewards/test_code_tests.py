@@ -221,7 +221,7 @@ def test_hostile_answers_end_and_score_nothing(name):
     outcome = run(HOSTILE[name], ["assert True"], limits)
     assert outcome.passed == 0
     assert isinstance(outcome.program, str)
-    assert time.monotonic() - started < 25
+    assert time.monotonic() - started < 90  # a machine under load included
 
 
 def test_files_stay_as_they_are(tmp_path):
