@@ -41,19 +41,17 @@ def engine(model: object, slots: int = 16, tile: int = 8) -> FastEngine:
     return FastEngine(model, slots, max_new_tokens=12, tile=tile)
 
 
-@pytest.mark.parametrize(
-    ("name", "dtype"),
-    [
-        ("llama", torch.float32),
-        ("llama", torch.bfloat16),
-        ("gemma3", torch.float32),
-        ("gemma2", torch.float32),
-        ("lfm2", torch.float32),
-    ],
-)
+@pytest.mark.parametrize("name", ["llama", "gemma3", "gemma2", "lfm2"])
 @pytest.mark.usefixtures("products")
-def test_neighbours_arrival_and_slots_change_no_bit(name: str, dtype: torch.dtype) -> None:
-    model = tiny(name, dtype)
+def test_neighbours_arrival_and_slots_change_no_bit(name: str) -> None:
+    change_no_bit(tiny(name))
+
+
+def test_neighbours_arrival_and_slots_change_no_bit_of_bfloat16() -> None:
+    change_no_bit(tiny("llama", torch.bfloat16))  # never by the kernels
+
+
+def change_no_bit(model: object) -> None:
     (alone,) = drive(engine(model), [probe()])
     expected = bits(alone)
     late = drive(engine(model), [*others(), probe()])

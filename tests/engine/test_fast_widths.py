@@ -43,20 +43,18 @@ def always_whole(model: Any, tile: int = 32) -> FastEngine:
     return whole
 
 
-@pytest.mark.parametrize(
-    ("name", "dtype"),
-    [
-        ("llama", torch.float32),
-        ("llama", torch.bfloat16),
-        ("gemma2", torch.float32),  # soft-caps
-        ("mistral", torch.float32),  # windows
-        ("gpt_oss", torch.float32),  # sinks
-        ("lfm2", torch.float32),  # states
-    ],
-)
+# soft-caps, windows, sinks, states
+@pytest.mark.parametrize("name", ["llama", "gemma2", "mistral", "gpt_oss", "lfm2"])
 @pytest.mark.usefixtures("products")
-def test_steps_on_fewer_slots_change_no_bit(name: str, dtype: torch.dtype) -> None:
-    model = tiny(name, dtype)
+def test_steps_on_fewer_slots_change_no_bit(name: str) -> None:
+    change_no_bit(tiny(name))
+
+
+def test_steps_on_fewer_slots_change_no_bit_of_bfloat16() -> None:
+    change_no_bit(tiny("llama", torch.bfloat16))  # never by the kernels
+
+
+def change_no_bit(model: object) -> None:
     fitted, whole = engine(model), always_whole(model)
     found, expected = drive(fitted, work()), drive(whole, work())
     assert [bits(one) for one in found] == [bits(one) for one in expected]

@@ -191,9 +191,7 @@ def test_a_stopped_run_writes_what_it_has_and_resumes_inside_its_searches(
     assert rows_of(settings["out"]) == undisturbed()
 
 
-def test_a_killed_shard_leaves_rows_to_read_and_both_make_every_row_once(
-    settings, undisturbed, start_driver, cluster
-):
+def test_a_killed_shard_leaves_rows_to_read_and_both_make_every_row_once(settings, undisturbed, start_driver, cluster):
     of = {"chunk_rows": 2, "flush_seconds": 0.2, "snapshot_seconds": 0.3, "in_flight": 2, "particles": True}
     clean = undisturbed()
     shards = [{**settings, "run": {**of, "shard": f"{number}/2"}} for number in (1, 2)]

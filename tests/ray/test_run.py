@@ -224,7 +224,7 @@ def test_prometheus_sees_the_documented_names(settings):
     assert run(make_plan({**settings, "limit": 4, "run": {"price": {"policy": 1.0, "reward": 1.0}}})) == 0
     port = next(node["MetricsExportPort"] for node in ray.nodes() if node["Alive"])
     documented = set(re.findall(r"`(ray_aisp_\w+)`", DOCS.read_text(encoding="utf-8")))
-    deadline, missing = time.monotonic() + 30, documented
+    deadline, missing = time.monotonic() + 90, documented
     while missing and time.monotonic() < deadline:
         time.sleep(0.5)
         with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=10) as reply:
