@@ -4,9 +4,9 @@ A replica is starting (waits for a machine), loading, ready, suspended (cannot b
 (gets no new calls) or dead. All that the minimum does not need is asked for at once: pending actors are the demand that
 an autoscaler sees, and each is adopted when it is there. Calls are pure, so a lost one is sent again elsewhere.
 
-A call whose replica dies under it gets a strike. From the second on it runs alone among the suspects until it is
-answered or convicted, so that a prompt that ends processes convicts itself and nobody else; after `infra_retries`
-strikes it becomes an error row.
+A call whose replica dies under it gets a strike. From the second on it is quarantined: of such calls one at a time
+runs, until it is answered or given up, so that a prompt that ends processes costs nobody else a row; after
+`infra_retries` strikes it becomes an error row.
 """
 
 from __future__ import annotations
@@ -27,7 +27,8 @@ log = logging.getLogger(__name__)
 
 _LOAD_ATTEMPTS = 3  # in a row, for a model that may load on another machine
 _UNKNOWN_RETRIES = 1
-_HOPELESS = 8  # calls that failed, or were convicted, without one that worked: the model is at fault, not the rows
+_CHECK_SECONDS = 5.0  # at most, for the counters of all replicas
+_HOPELESS = 8  # calls that failed, or were given up, without one that worked: the model is at fault, not the rows
 _HOMES = 16384  # prompts whose replica is remembered: more than are in flight
 
 
@@ -103,14 +104,14 @@ class Pool:
         self._serial = 0
         self._homes: OrderedDict[str, Replica] = OrderedDict()
         self._waiters: list[asyncio.Future[None]] = []
-        self._suspects = asyncio.Lock()
+        self._quarantine = asyncio.Lock()
         self._closed = False
         self._empty_since: float | None = None
         self._was_ready = False  # before that, `wait_ready` is who gives up
         self._num_good = 0
         self._num_unknown = 0
         self._deaths = 0  # since a call last worked, or a prompt was found to be their cause
-        self._convicted = 0  # prompts, since a call last worked
+        self._given_up = 0  # prompts, since a call last worked
         self._load_failures = 0  # in a row
         self._background: set[asyncio.Task[None]] = set()
 
@@ -150,11 +151,11 @@ class Pool:
             else:
                 self._end(replica, "released", "no more work for it")
 
-    async def refresh(self, seconds: float = 5.0) -> None:
+    async def refresh(self) -> None:
         """Fetch every replica's counters now."""
         checks = [asyncio.ensure_future(self._check(r)) for r in self._in("ready", "draining") if not r.checking]
         if checks:
-            await asyncio.wait(checks, timeout=seconds)
+            await asyncio.wait(checks, timeout=_CHECK_SECONDS)
 
     async def close(self) -> None:
         """End all replicas; calls that still wait are told so."""
@@ -185,7 +186,7 @@ class Pool:
                     kind, text = self._sort(replica, error)
                 else:
                     self._num_good += 1
-                    self._deaths = self._convicted = 0
+                    self._deaths = self._given_up = 0
                     return reply
                 if kind == "data":
                     raise DataError(text)
@@ -193,9 +194,9 @@ class Pool:
                 if kind in ("lost", "broken"):
                     strikes += 1
                     if strikes > self.settings.infra_retries:
-                        raise self._convict(strikes, text)
+                        raise self._give_up(strikes, text)
                     if strikes == 2:
-                        await alone.enter_async_context(self._suspects)
+                        await alone.enter_async_context(self._quarantine)
                 elif kind == "unknown":
                     unknowns += 1
                     self._fail_if_hopeless(text)
@@ -262,15 +263,13 @@ class Pool:
             self._run(self._check(replica))
         return kind, text
 
-    def _convict(self, strikes: int, text: str) -> Exception:
+    def _give_up(self, strikes: int, text: str) -> Exception:
         """What a call ends with whose prompt ended too many replicas: they count no longer against the model."""
-        self._convicted += 1
+        self._given_up += 1
         if self._num_good:
             self._deaths = 0
-        if self._convicted > _HOPELESS:
-            return self._fail(
-                PoolError(f"{self._convicted} prompts in a row ended {self.settings.name} actors: {text}")
-            )
+        if self._given_up > _HOPELESS:
+            return self._fail(PoolError(f"{self._given_up} prompts in a row ended {self.settings.name} actors: {text}"))
         return DataError(f"{strikes} {self.settings.name} actors ended while they had this prompt: {text}")
 
     def _fail_if_hopeless(self, text: str) -> None:

@@ -39,7 +39,7 @@ class EvalSettings:
     limit: int | None = None  # use only the first so many prompts; null uses all
     out: str = "outputs/demo"  # folder or URI (s3://, gs://) of the results; the same command resumes where it stopped
     baseline: str = "best_of_n"  # the method that differences in the table are against; a typed one must be chosen
-    budget: Any = None  # sets kappa: 256 (samples a prompt), generated_tokens:16384; total:8192: over all prompts
+    budget: Any = None  # sets kappa: 256 (samples per prompt), generated_tokens:16384; total:8192: over all prompts
     allow_unequal_budgets: bool = False  # compare methods although they may cost differently
     train: str = "never"  # missing: first train the value functions that are not there, in this job; or never
     pilot: int | None = None  # with dry_run=true: run so many random prompts to tell hours and money; their rows stay

@@ -256,7 +256,7 @@ def dry_run(plan: TunePlan) -> int:
         for axis in workbench.space.axes():
             tell(f"  {axis.key}: {', '.join(map(str, axis.values)) if axis.values else f'{axis.low} to {axis.high}'}")
         tell(
-            f"  {workbench.samples()} samples a prompt for every setting, {rules.num_prompts} tuning prompts, "
+            f"  {workbench.samples()} samples per prompt for every setting, {rules.num_prompts} tuning prompts, "
             f"stop={rules.stop}: at most {most:,} evaluations, {most * workbench.samples():,} samples, "
             f"{tokens:,} tokens"
         )

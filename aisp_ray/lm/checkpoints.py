@@ -108,8 +108,8 @@ def load_whole(cls: Any, source: str, otherwise: str, **how: Any) -> Any:
     return model
 
 
-def _some(names: list[str], most: int = 3) -> str:
-    return ", ".join(names[:most]) + (f" and {len(names) - most} tensors more" if len(names) > most else "")
+def _some(names: list[str]) -> str:
+    return ", ".join(names[:3]) + (f" and {len(names) - 3} tensors more" if len(names) > 3 else "")
 
 
 @contextmanager

@@ -386,7 +386,7 @@ def check_budgets(methods: Mapping[str, Method], unit: str = "samples", max_new_
     if len(set(costs.values())) <= 1:
         return None
     listed = ", ".join(f"{name} {cost}" for name, cost in costs.items())
-    return f"the methods have unequal budgets in {unit} a prompt: {listed}"
+    return f"the methods have unequal budgets in {unit} per prompt: {listed}"
 
 
 def fit_budget(method: Any, unit: str, amount: int, max_new_tokens: int = 128) -> Any:
@@ -446,7 +446,7 @@ def total_of(budget: Any) -> int | None:
 
 
 def fit_budgets(methods: Mapping[str, Any], budget: Any, max_new_tokens: int) -> dict[str, Any]:
-    """Every method at one cost a prompt, written as `read_budget` reads it; None and a total leave them as they are.
+    """Every method at one cost per prompt, written as `read_budget` reads it; None and a total leave them as they are.
 
     Raises:
         ValueError: the budget cannot be read, or a method cannot meet it (named).

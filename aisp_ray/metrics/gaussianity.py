@@ -23,11 +23,15 @@ class Gaussianity:
     critical_distance: float  # what kolmogorov_smirnov of one projection exceeds in 5 % of Gaussian cases
 
 
-def gaussianity(prelogits: np.ndarray, num_projections: int = 64, seed: int = 0) -> Gaussianity:
+_NUM_PROJECTIONS = 64
+
+
+def gaussianity(prelogits: np.ndarray) -> Gaussianity:
     """Moments and Kolmogorov-Smirnov distance of random one-dimensional projections, [rows, d] -> `Gaussianity`.
 
     A vector is Gaussian exactly when all its projections are. Projections are standardised by their own mean and
-    deviation, so the critical distance is Lilliefors' (0.886 / sqrt(rows) at 5 %). Directions are named by the seed.
+    deviation, so the critical distance is Lilliefors' (0.886 / sqrt(rows) at 5 %). Every call uses the same
+    directions.
 
     Raises:
         ValueError: fewer than 8 rows, or rows that do not vary.
@@ -35,7 +39,7 @@ def gaussianity(prelogits: np.ndarray, num_projections: int = 64, seed: int = 0)
     rows, dim = prelogits.shape
     if rows < 8:
         raise ValueError(f"{rows} rows are too few to judge a distribution; give at least 8")
-    directions = generator(seed, "gaussianity").standard_normal((dim, num_projections))
+    directions = generator(0, "gaussianity").standard_normal((dim, _NUM_PROJECTIONS))
     x = prelogits.astype(np.float64) @ directions  # [rows, projections]
     deviation = x.std(0)
     if not (deviation > 0).all():

@@ -31,7 +31,7 @@ def loading(plan: Plan, run_id: str, pools: Mapping[str, Pool]) -> Iterator[str]
 def resuming(plan: Plan, store: Store, num_rows: int, num_searches: int) -> Iterator[str]:
     """What an earlier run of this output left, and which of this run's keys therefore have no effect."""
     if num_rows or num_searches:
-        yield f"going on: {num_rows} rows are done, {num_searches} searches are under way"
+        yield f"resuming: {num_rows} rows are done, {num_searches} searches are under way"
     kept, asked = store.chunks.chunk_rows, plan.run.chunk_rows
     if kept != asked:
         yield f"run.chunk_rows stays {kept}, with which {plan.out} was begun, and not {asked}"

@@ -136,7 +136,7 @@ def train(plan: ValuePlan) -> int:
         prompts = await asyncio.to_thread(_read, plan)
         left = await asyncio.to_thread(take_kept, parts, prompts, plan.settings, found)
         if len(left) < len(prompts):
-            screen.say(f"going on: the responses of {len(prompts) - len(left)} of {len(prompts)} prompts are there")
+            screen.say(f"resuming: the responses of {len(prompts) - len(left)} of {len(prompts)} prompts are there")
         await collect(left, models, plan.settings, found, parts)
         return OK
 

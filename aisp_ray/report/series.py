@@ -108,7 +108,7 @@ def _column_means(matrix: np.ndarray) -> list[float]:
 
 @dataclass(frozen=True, slots=True)
 class AtSamples:
-    """One label after a number of samples a prompt."""
+    """One label after a number of samples per prompt."""
 
     samples: float
     reward: Estimate  # best so far, mean over prompts
@@ -118,7 +118,7 @@ class AtSamples:
 def at_shares(
     columns: Mapping[str, Sequence], grid: Grid, base: str | None, seed: int = 0
 ) -> dict[str, tuple[AtSamples, ...]]:
-    """Per label, best reward so far after each of `SHARES` of the samples that the baseline draws a prompt.
+    """Per label, best reward so far after each of `SHARES` of the samples that the baseline draws per prompt.
 
     Without a baseline: of the most that any label draws. A round counts once it is drawn whole; a label whose first
     round is larger has no value. A search that ended earlier keeps its best reward.

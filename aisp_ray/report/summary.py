@@ -52,21 +52,16 @@ class MethodSummary:
 _LEDGER = tuple(name for name in LEDGER if name in MethodSummary.__slots__)
 
 
-def summary_table(
-    rows: pa.Table,
-    baseline: str = "best_of_n",
-    seed: int = 0,
-    metrics: Mapping[str, TextMetric] = DEFAULT_METRICS,
-) -> list[MethodSummary]:
+def summary_table(rows: pa.Table, baseline: str = "best_of_n") -> list[MethodSummary]:
     """The records of the table, datasets and methods in the order in which they first occur, the baseline first.
 
     rows: of `read_rows` (or any table with the columns of `results.ROW_SCHEMA`; methods are then its `method`s).
-    baseline: a label or a method's name. seed: names the bootstrap's draws; the same seed gives the same intervals.
+    baseline: a label or a method's name.
     """
     records: list[MethodSummary] = []
     for dataset, columns in by_dataset(rows).items():
-        measures = measure_columns(columns, metrics)
-        records += summarise(dataset, columns, Grid(columns), measures, (baseline, seed))
+        measures = measure_columns(columns, DEFAULT_METRICS)
+        records += summarise(dataset, columns, Grid(columns), measures, (baseline, 0))
     return records
 
 

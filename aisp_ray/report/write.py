@@ -172,12 +172,14 @@ def _write_figures(report: Report, named: Mapping[str, Search], target: Output) 
 
 # ---------------------------------------------------------------- the terminal
 
+_MOST_TRIALS = 12  # of a search that a terminal shows
 
-def report_text(report: Report, width: int | None = None) -> str:
+
+def report_text(report: Report) -> str:
     """The report for a terminal: searches, results, one prompt's responses, and what to know before quoting them."""
     from rich.console import Console
 
-    width = Console().width if width is None else width
+    width = Console().width
     parts = [line for each in report.searches for line in _search_text(each, width)]
     for section in report.sections:
         parts.append(text(result_table(section.records), width))
@@ -200,11 +202,11 @@ def _listed(head: str, sentences: Sequence[str], width: int) -> str:
     return "\n".join([head, *wrapped, ""])
 
 
-def _search_text(each: Search, width: int, most: int = 12) -> list[str]:
+def _search_text(each: Search, width: int) -> list[str]:
     """The best trials and what became of the choice."""
     lines = [textwrap.fill(f"search of {each.name} ({each.out})", width)]
     if each.trials:
-        lines.append(text(short_trials_table(each, most), width))
+        lines.append(text(short_trials_table(each, _MOST_TRIALS), width))
     tuning, heldout = (each.confirmation(part) for part in ("tuning", "heldout"))
     if tuning is not None and heldout is not None:
         lines.append(textwrap.fill(verdict(tuning, heldout), width) + "\n")

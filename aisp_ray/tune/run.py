@@ -218,7 +218,7 @@ class Study:
         earlier = f"; {len(self.store.rows)} evaluations are there already" if self.store.rows else ""
         self.screen.say(
             f"{plan.search} search {plan.name}: {wanted} settings of {plan.workbench.space.method} "
-            f"({size} in the full grid), {plan.workbench.samples()} samples a prompt, {len(self.tuning)} tuning and "
+            f"({size} in the full grid), {plan.workbench.samples()} samples per prompt, {len(self.tuning)} tuning and "
             f"{len(self.heldout)} held-out prompts{earlier}"
         )
 

@@ -99,7 +99,7 @@ class Space:
     method: str = ""  # the preset of conf/method whose keys are searched; its values are what a search must beat
     keys: dict[str, Any] = dataclasses.field(default_factory=dict)  # key -> [values] or {low, high, log, step, points}
     set: dict[str, Any] = dataclasses.field(default_factory=dict)  # keys of the preset that are set for all settings
-    samples: int | None = None  # responses a prompt that every setting gets, through kappa; null: as the preset
+    samples: int | None = None  # responses per prompt that every setting gets, through kappa; null: as the preset
 
     def __post_init__(self) -> None:
         if not self.method:
@@ -173,7 +173,7 @@ class Workbench:
         return {**self.keys, **self.space.set}
 
     def samples(self) -> int:
-        """Responses a prompt, equal for all settings."""
+        """Responses per prompt, equal for all settings."""
         return self.space.samples or config.build(self.preset, self.where).num_samples
 
     def centre(self) -> dict[str, Any]:
@@ -206,8 +206,9 @@ class Workbench:
 def text_of(settings: Settings, shown: Sequence[str] | None = None) -> str:
     """'sigma=0.5 alpha=0.99' for people."""
     keys = shown if shown is not None else list(settings)
-    return " ".join(f"{key}={_plain(settings[key])}" for key in keys if key in settings) or "the preset"
+    return " ".join(f"{key}={plain(settings[key])}" for key in keys if key in settings) or "the preset"
 
 
-def _plain(value: Any) -> str:
+def plain(value: Any) -> str:
+    """A setting's value for people."""
     return f"{value:.4g}" if isinstance(value, float) else str(value)

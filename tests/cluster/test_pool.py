@@ -146,7 +146,7 @@ def test_calls_of_a_dead_replica_are_answered_by_another():
     assert len(made.handles) == 3  # one replacement
 
 
-def test_a_prompt_that_ends_actors_convicts_itself_and_nobody_else():
+def test_a_prompt_that_ends_actors_costs_nobody_else_a_row():
     def machines():
         async def answer(handle, prompt):
             await asyncio.sleep(0.001)
@@ -165,7 +165,7 @@ def test_a_prompt_that_ends_actors_convicts_itself_and_nobody_else():
 
 
 @pytest.mark.parametrize(("count", "actors"), [(2, 1), (3, 2), (5, 1), (8, 4)])
-def test_prompts_that_end_actors_convict_themselves_also_where_only_they_are_left(count, actors):
+def test_prompts_that_end_actors_are_given_up_also_where_only_they_are_left(count, actors):
     def machines():
         async def answer(handle, prompt):
             await asyncio.sleep(0.001)
@@ -197,7 +197,7 @@ def test_a_model_that_breaks_for_good_in_mid_run_ends_it():
     assert replies[0] == "good"
 
 
-def test_innocent_calls_beside_poison_are_never_convicted():
+def test_other_calls_beside_poison_are_never_given_up():
     """All calls of a replica die together, as they do in a process."""
 
     def machines():

@@ -13,7 +13,7 @@ from aisp_ray.methods.best_of_n import BestOfN
 def test_equal_budgets_pass_and_unequal_ones_are_named():
     assert check_budgets({"aisp": Aisp(), "best_of_n": BestOfN(n=32, kappa=8)}) is None
     sentence = check_budgets({"aisp": Aisp(), "best_of_n": BestOfN(kappa=4)})
-    assert sentence == "the methods have unequal budgets in samples a prompt: aisp 256, best_of_n 64"
+    assert sentence == "the methods have unequal budgets in samples per prompt: aisp 256, best_of_n 64"
 
 
 def test_a_token_at_a_time_costs_tokens_and_not_whole_responses():

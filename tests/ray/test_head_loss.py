@@ -45,7 +45,7 @@ def test_the_same_command_goes_on_under_a_new_head(start_head, start_driver, pro
     address = f"127.0.0.1:{start_head().port}"
     code, said = start_driver(settings, address).wait(300)
     assert code == 0, said
-    assert "going on:" in said
+    assert "resuming:" in said
     clean = {**settings, "out": str(tmp_path / "clean")}
     assert start_driver(clean, address).wait(300)[0] == 0
     for folder in ("rows", "particles"):

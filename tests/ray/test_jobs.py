@@ -65,7 +65,7 @@ def test_a_job_is_submitted_stopped_and_goes_on(head, working_dir, prompts, tmp_
     assert state["searches"]
     assert json.loads((tmp_path / "out" / "summary.json").read_text())["exit_code"] == 143
     again = submit(head, working_dir, settings, "--submission-id", "second")
-    assert "going on:" in again.stdout + again.stderr
+    assert "resuming:" in again.stdout + again.stderr
     rows = rows_of(settings["out"])
     assert len(rows) == 48
     assert {row["status"] for row in rows.values()} == {"ok"}

@@ -186,7 +186,7 @@ def test_a_smaller_limit_says_what_is_there_and_files_keep_their_number_of_rows(
     assert run(make_plan({**again, "limit": 8, "run": {**again["run"], "chunk_rows": 2}})) == 0
     said = capsys.readouterr().err
     assert "24 rows of prompts beyond limit=8 are there from an earlier run" in said
-    assert "going on: 16 rows are done" in said
+    assert "resuming: 16 rows are done" in said
     assert "run.chunk_rows stays 8" in said
     assert rows_of(again["out"]) == before
     assert sorted(path.name for path in Path(again["out"], "rows").iterdir()) == parts

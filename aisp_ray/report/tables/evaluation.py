@@ -38,7 +38,7 @@ def format_table(records: Sequence[MethodSummary], style: str = "text") -> str:
     return "\n".join(parts)
 
 
-def result_table(records: Sequence[MethodSummary], title: str = "", short: bool = False) -> Table:
+def result_table(records: Sequence[MethodSummary], short: bool = False) -> Table:
     """The columns that a paper's table has, for the records of one dataset. short: as the page shows it."""
     columns = [
         texts("method", [record.method for record in records]),
@@ -63,7 +63,7 @@ def result_table(records: Sequence[MethodSummary], title: str = "", short: bool 
         if name != "diversity_plus_one":  # it is in the CSV; two diversities side by side would be read as a mistake
             columns.append(intervals(name, [r.metrics.get(name, Estimate()) for r in records], group=_TEXT))
     kept = [column for column in columns if not (short and column.head in _OWN_SECONDS)]
-    return table_of(title or records[0].dataset, kept, footnote(records, judges))
+    return table_of(records[0].dataset, kept, footnote(records, judges))
 
 
 def footnote(records: Sequence[MethodSummary], judges: Sequence[str] = ()) -> str:

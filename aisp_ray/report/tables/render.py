@@ -48,14 +48,13 @@ def text(table: Table, width: int | None = None, colour: bool | None = None) -> 
     return "\n".join(line.rstrip() for line in target.getvalue().splitlines()) + "\n"
 
 
-def rendered(drawing: Any, width: int | None = None, colour: bool | None = None) -> str:
-    """Any rich drawing for a terminal; width and colour as in `text`."""
+def rendered(drawing: Any, width: int) -> str:
+    """Any rich drawing for a terminal that is `width` columns wide, in colour where there is one."""
     from rich.console import Console
 
     terminal = Console()
-    colour = terminal.is_terminal and not terminal.no_color if colour is None else colour
+    colour = terminal.is_terminal and not terminal.no_color
     target = io.StringIO()
-    width = terminal.width if width is None else width
     Console(file=target, width=width, force_terminal=colour, no_color=not colour, highlight=False).print(drawing)
     return "\n".join(line.rstrip() for line in target.getvalue().splitlines()) + "\n"
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from aisp_ray.metrics.base import Estimate
 from aisp_ray.report.tables.cells import NONE, Cell, Table, tone_of, with_ends
-from aisp_ray.tune.space import text_of
+from aisp_ray.tune.space import plain, text_of
 from aisp_ray.tune.table import ranked
 
 if TYPE_CHECKING:
@@ -69,7 +69,7 @@ def _trial(search: Search, row: Row) -> tuple[Cell, ...]:
     state = "preset" if row["trial"] == 0 else row["state"]
     if search.best is not None and row["trial"] == search.best["trial"]:
         state += f", {_best(search)}"
-    found = [str(row["trial"]), state, *(shown(settings[key]) if key in settings else NONE for key in search.keys)]
+    found = [str(row["trial"]), state, *(plain(settings[key]) if key in settings else NONE for key in search.keys)]
     cells = tuple(map(Cell, found))
     if row["reason"] is not None:
         return (*cells, Cell(row["reason"], span=3 + len(_COSTS)))
@@ -110,8 +110,3 @@ def _best(search: Search) -> str:
 def _gain(row: Row) -> Cell:
     gain = estimate_of(row, "gain")
     return Cell(with_ends(gain, sign=True), tone_of(gain)) if row["trial"] else Cell("")
-
-
-def shown(value: Any) -> str:
-    """A setting's value for people."""
-    return f"{value:.4g}" if isinstance(value, float) else str(value)
