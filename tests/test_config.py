@@ -7,6 +7,7 @@ import resource
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import yaml
@@ -169,6 +170,25 @@ def test_nobody_reading_the_output_is_no_failure():
     for shell in (f"{command} | head -1; exit ${{PIPESTATUS[0]}}", f"LC_ALL=C PYTHONIOENCODING=ascii {command}"):
         done = subprocess.run(["bash", "-c", shell], capture_output=True, text=True, cwd=ROOT)
         assert (done.returncode, done.stderr) == (0, "")
+
+
+def test_a_report_is_written_although_nobody_reads_the_table(monkeypatch):
+    written = []
+    monkeypatch.setattr("aisp_ray.report.write.read_report", lambda out, baseline: SimpleNamespace(page=out))
+    monkeypatch.setattr("aisp_ray.report.write.report_text", lambda report: "a table")
+    monkeypatch.setattr("aisp_ray.report.write.write_report", lambda report: written.append(report.page))
+
+    class Closed:
+        def write(self, text):
+            raise BrokenPipeError
+
+        def flush(self):
+            raise BrokenPipeError
+
+    monkeypatch.setattr(sys, "stdout", Closed())
+    with pytest.raises(BrokenPipeError):  # `for_a_reader` takes it
+        cli.show_report("here", "best_of_n", write=True)
+    assert written == ["here"]
 
 
 def test_an_exit_of_somebody_elses_code_is_never_a_success(tmp_path, capsys, monkeypatch):

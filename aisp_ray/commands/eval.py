@@ -352,10 +352,12 @@ def show_report(out: str, baseline: str, write: bool) -> None:
 
     try:
         report = read_report(out, baseline=baseline)
-        print(report_text(report))
+        text = report_text(report)
         if write:
             write_report(report)
     except Exception as error:
         print(f"report   not written ({error}); try python jobs/report.py out={out}", file=sys.stderr)
-    else:
-        print(f"report   {report.page}" if write else "", end="\n" if write else "")
+        return
+    print(text)  # last: a reader that went away must not cost the report
+    if write:
+        print(f"report   {report.page}")
