@@ -60,9 +60,11 @@ class Feed:
 
     def _put(self, item: Prompt | Exception | None) -> bool:
         """False if nobody takes any more."""
+        put = self._queue.put(item)
         try:
-            waiting = asyncio.run_coroutine_threadsafe(self._queue.put(item), self._loop)
+            waiting = asyncio.run_coroutine_threadsafe(put, self._loop)
         except RuntimeError:  # the loop is closed
+            put.close()
             return False
         self._heard = time.monotonic()
         while True:

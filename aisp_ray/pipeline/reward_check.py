@@ -69,6 +69,15 @@ async def accuracy(pairs: Iterable[Prompt], reward: Reward) -> Accuracy:
     return Accuracy(sum(usable), len(usable), len(found) - len(usable))
 
 
+def read_pairs(path: str) -> list[Prompt]:
+    """The rows of a file, all pairs of a prompt among them; a pair that is there twice counts once."""
+    found: dict[object, Prompt] = {}
+    for index, row in enumerate(rows_locally(Preference(path=path, dedup=False))):
+        pair = (row.text, row.meta.get("preferred"), row.meta.get("rejected"))
+        found.setdefault(index if row.error else pair, row)
+    return list(found.values())
+
+
 def check_reward(plan: ModelPlan, path: str, least: float, say: Callable[[str], None] = print) -> Accuracy:
     """The accuracy of the plan's reward model, on its own actors.
 
@@ -77,7 +86,7 @@ def check_reward(plan: ModelPlan, path: str, least: float, say: Callable[[str], 
     """
     from aisp_ray.cluster.remote import open_reward
 
-    pairs = list(rows_locally(Preference(path=path)))
+    pairs = read_pairs(path)
 
     async def ask() -> Accuracy:
         async with open_reward(plan, say) as reward:

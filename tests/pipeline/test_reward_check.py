@@ -1,6 +1,7 @@
 """The accuracy of a reward model on labelled pairs, and its interval."""
 
 import asyncio
+import json
 import math
 
 import pytest
@@ -8,7 +9,7 @@ import pytest
 from aisp_ray.data.preference import Preference
 from aisp_ray.data.stream import rows_locally
 from aisp_ray.errors import DataError
-from aisp_ray.pipeline.reward_check import Accuracy, accuracy
+from aisp_ray.pipeline.reward_check import Accuracy, accuracy, read_pairs
 from aisp_ray.rng import generator
 from aisp_ray.types import Scores
 
@@ -38,6 +39,25 @@ def test_right_wrong_tied_and_unusable_pairs_are_told_apart(tmp_path):
     assert found == Accuracy(1.5, 3, 3)
     assert found.says().startswith("prefers the labelled response in 50.0% of 3 pairs (")
     assert found.says().endswith("; 3 rows could not be used")
+
+
+def test_every_pair_of_a_prompt_counts_and_the_same_pair_once(tmp_path):
+    path = tmp_path / "pairs.jsonl"
+    rows = [
+        ("p", "a", "b"),
+        ("p", "a", "c"),
+        ("q", "a", "b"),
+        ("p", "a", "b"),
+        ("", "a", "b"),
+        ("", "a", "b"),
+        ("p", "b", "a"),
+    ]
+    path.write_text(
+        "\n".join(json.dumps(dict(zip(("prompt", "chosen", "rejected"), row, strict=True))) for row in rows)
+    )
+    read = [(row.text, row.meta["preferred"], row.meta["rejected"]) for row in read_pairs(str(path)) if not row.error]
+    assert read == [("p", "a", "b"), ("p", "a", "c"), ("q", "a", "b"), ("p", "b", "a")]
+    assert sum(bool(row.error) for row in read_pairs(str(path))) == 2
 
 
 def test_the_interval_is_wilsons_and_holds_as_often_as_it_says():
