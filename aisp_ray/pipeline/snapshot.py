@@ -15,12 +15,16 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+import pyarrow as pa
+
 from aisp_ray.errors import RefusedError
-from aisp_ray.files import STATE, Output, inside
+from aisp_ray.files import STATE, Output, inside, to_table
 from aisp_ray.ledger import Progress
+from aisp_ray.methods.base import State
 from aisp_ray.methods.total_budget import Shares, TotalBudget
 from aisp_ray.pipeline.codec import decode, encode
 from aisp_ray.plan import Plan
+from aisp_ray.results import PARTICLE_SCHEMA, ROW_SCHEMA
 
 log = logging.getLogger(__name__)
 
@@ -80,25 +84,50 @@ def load(output: Output, config_hash: str, packages: Collection[str] = (), name:
 
 
 def _snapshot_of(value: Mapping[str, Any], packages: Collection[str]) -> RunSnapshot:
-    searches = {}
-    try:
-        for ordinal, method, encoded in value["searches"]:
-            searches[ordinal, method] = decode(encoded, packages)
-            if not isinstance(searches[ordinal, method], Progress):
-                raise ValueError(f"{encoded!r:.60} is no progress of a search")
-    except ValueError as error:  # written by another version of the code; the finished rows are good
-        log.warning("the searches under way start anew: %s", error)
-        searches = {}
+    """Raises ValueError, KeyError or TypeError where rows or particles are not what `save` writes."""
+    rows = value["rows"]
+    _require(rows, ROW_SCHEMA, {"ordinal": int, "method": str, "status": str})
+    particles = {_key(ordinal, method): rows for ordinal, method, rows in value["particles"]}
+    for of_search in particles.values():
+        _require(of_search, PARTICLE_SCHEMA, {"iteration": int})
     return RunSnapshot(
         config_hash=value["config_hash"],
-        run_id=value["run_id"],
-        searches=searches,
-        rows=value["rows"],
-        particles={(ordinal, method): rows for ordinal, method, rows in value["particles"]},
-        time=value["time"],
-        host=value["host"],
-        ended=value["ended"],
+        run_id=str(value["run_id"]),
+        searches=_searches_of(value["searches"], packages),
+        rows=rows,
+        particles=particles,
+        time=float(value["time"]),
+        host=str(value["host"]),
+        ended=bool(value["ended"]),
     )
+
+
+def _searches_of(encoded: Sequence[Any], packages: Collection[str]) -> dict[Key, Progress]:
+    searches = {}
+    try:
+        for ordinal, method, search in encoded:
+            progress = searches[_key(ordinal, method)] = decode(search, packages)
+            if not (isinstance(progress, Progress) and isinstance(progress.state, State)):
+                raise ValueError(f"{search!r:.60} is no progress of a search")
+    except ValueError as error:  # written by another version of the code; the finished rows are good
+        log.warning("the searches under way start anew: %s", error)
+        return {}
+    return searches
+
+
+def _key(ordinal: Any, method: Any) -> Key:
+    if not isinstance(ordinal, int) or not isinstance(method, str):
+        raise ValueError(f"{ordinal!r:.60} and {method!r:.60} are no ordinal and no method")
+    return ordinal, method
+
+
+def _require(rows: Sequence[Mapping[str, Any]], schema: pa.Schema, needed: Mapping[str, type]) -> None:
+    """Raises ValueError, KeyError or TypeError for rows that a part file could not take, or that lack what is read."""
+    to_table(rows, schema)
+    for row in rows:
+        for name, kind in needed.items():
+            if not isinstance(row[name], kind):
+                raise ValueError(f"{name} is {row[name]!r:.60}")
 
 
 def total_budget(output: Output, plan: Plan, num_rows: int) -> TotalBudget | None:
