@@ -24,7 +24,7 @@ import yaml
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from aisp_ray.errors import RefusedError
+from aisp_ray.errors import RefusedError, encodable
 
 MANY = ("method", "judges", "metric", "tracker")  # groups of which several may be chosen; their keys are group.NAME.key
 CHOSEN_BY = {"metric": "metrics", "tracker": "trackers"}  # group -> the key that chooses, where it has another name
@@ -107,6 +107,16 @@ for _tag, _pattern, _first in (
     _Loader.add_implicit_resolver(f"tag:yaml.org,2002:{_tag}", re.compile(f"^(?:{_pattern})$"), list(_first))
 _Loader.add_constructor("tag:yaml.org,2002:int", lambda loader, node: int(node.value.replace("_", "")))
 _Loader.add_constructor("tag:yaml.org,2002:float", yaml.SafeLoader.construct_yaml_float)
+
+
+def _construct_text(loader: _Loader, node: yaml.ScalarNode) -> str:
+    text = str(loader.construct_scalar(node))
+    if encodable(text) != text:
+        raise ValueError(f"{text!a} holds half of a surrogate pair, which no file can hold")
+    return text
+
+
+_Loader.add_constructor("tag:yaml.org,2002:str", _construct_text)
 
 
 def load_yaml(text: str) -> Any:

@@ -49,6 +49,24 @@ def test_an_override_of_all_methods_reaches_each():
     assert [m.num_samples for m in made.methods.values()] == [8, 8]
 
 
+@pytest.mark.parametrize("text", ["Grüße →", "你好", "e\u0301"])
+def test_letters_are_read_in_an_ascii_locale(capsys, text):
+    word = f"policy.system={text}".encode().decode("ascii", "surrogateescape")  # as Python reads it there
+    assert cli.main(["print_config=true", "policy=demo", word]) == 0
+    assert yaml.safe_load(capsys.readouterr().out)["policy"]["system"] == text
+
+
+@pytest.mark.parametrize("word", ["policy.system=\udcff", "policy.system=a\ud800", "out=\udce2\udc82", "\ud800=1"])
+def test_an_argument_that_is_not_utf_8_is_refused(capsys, word):
+    assert "is not UTF-8" in wrong(capsys, word)
+
+
+@pytest.mark.parametrize("value", ['"\\ud800"', '["ok", "a\\udc00"]', '{"\\udfff": 1}'])
+def test_half_a_surrogate_pair_in_a_setting_is_refused(value):
+    with pytest.raises(ValueError, match="half of a surrogate pair"):
+        config.load_yaml(f"system: {value}")
+
+
 def test_texts_are_taken_as_typed():
     made = plan("data=shp", "data.path=a #1: b.jsonl")
     assert made.data.path == "a #1: b.jsonl"

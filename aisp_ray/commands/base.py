@@ -82,6 +82,7 @@ def main(command: Command, carry_out: Callable[[list[str]], int], argv: Sequence
 
 def _code_of(command: Command, carry_out: Callable[[list[str]], int], words: list[str]) -> int:
     try:
+        words = [_as_utf8(word) for word in words]
         if not _HELP & set(words):
             return carry_out(words)
         with for_a_reader():
@@ -94,6 +95,14 @@ def _code_of(command: Command, carry_out: Callable[[list[str]], int], words: lis
     except SystemExit as error:  # of somebody's own module: never a success
         refuse([f"something called exit({error.code})"])
         return FAILED
+
+
+def _as_utf8(word: str) -> str:
+    """An argument as it was typed, also in an ASCII locale, where Python reads each byte of a letter as a surrogate."""
+    try:
+        return word.encode("utf-8", "surrogateescape").decode("utf-8")
+    except UnicodeError:
+        raise config.ConfigError(f"{word!a} is not UTF-8") from None
 
 
 @contextlib.contextmanager
