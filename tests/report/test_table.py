@@ -250,3 +250,12 @@ def test_names_cannot_steer_the_terminal():
 def test_no_text_of_a_csv_is_a_formula_and_numbers_stay_numbers(name):
     rows = list(csv.reader(io.StringIO(csv_text(["a", name], [{"a": name, name: -0.5}, {"a": "-1.5e3", name: None}]))))
     assert rows == [["a", f"'{name}"], [f"'{name}", "-0.5"], ["-1.5e3", ""]]
+
+
+@pytest.mark.parametrize("value", ["\r=1", "a\rb", "\x1b[31mred\x07", "\r\n@x", "\x00-1+1"])
+def test_no_control_character_ends_a_row_of_a_csv_or_steers_who_prints_it(value):
+    rows = list(csv.reader(io.StringIO(csv_text(["a", "b"], [{"a": value, "b": 1}]), newline="")))
+    assert len(rows) == 2
+    assert rows[1][1] == "1"
+    assert not {"\r", "\x1b", "\x07", "\x00"} & set(rows[1][0])
+    assert not rows[1][0].startswith(("=", "+", "-", "@"))

@@ -17,6 +17,7 @@ from aisp_ray.report.figures.draw import blank
 from aisp_ray.report.figures.evaluation import DRAWINGS, paired_scatter, sensitivity
 from aisp_ray.report.measure import sections
 from aisp_ray.report.page.payload import payload
+from aisp_ray.report.page.render import render
 from aisp_ray.report.rows import read_labelled
 from aisp_ray.report.series import gain_curves, trace_matrix
 from aisp_ray.report.summary import Grid
@@ -241,3 +242,10 @@ def test_no_secret_of_an_old_manifest_reaches_the_report(out, tmp_path, no_figur
     texts = [path.read_text(errors="replace") for path in Path(report.to).rglob("*") if path.is_file()]
     assert "s3://***@bucket/x" in "".join(texts)
     assert not any("SE/CR" in text or "topsecret" in text for text in texts)
+
+
+@pytest.mark.parametrize("text", ["\x1b]0;owned\x07", "\x1b[31mred", "\x9b2J", "a\rb"])
+def test_no_control_character_reaches_the_page(text):
+    page = render([], {}, {}, [f"the first: {text}"], {})
+    assert not {"\x1b", "\x07", "\x9b", "\r"} & set(page)
+    assert "the first: " in page

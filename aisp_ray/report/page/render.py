@@ -15,6 +15,7 @@ import yaml
 from jinja2 import Environment, StrictUndefined
 from markupsafe import Markup
 
+from aisp_ray.errors import visible
 from aisp_ray.report.figures.draw import COLOURS, Picture
 from aisp_ray.report.measure import Section
 from aisp_ray.report.page import payload as browser
@@ -59,7 +60,9 @@ def render(
     """
     folder = files("aisp_ray.report.page")
     read = {name: folder.joinpath(f"page.{name}").read_text(encoding="utf-8") for name in ("html", "css", "js")}
-    environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
+    environment = Environment(
+        autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True, finalize=_printable
+    )
     environment.filters["minus"] = minus
     total = sum(len(browser.prompts_of(section)) for section in sections)
     names = [section.dataset for section in sections if not section.of_search]
@@ -85,6 +88,13 @@ def render(
 def minus(text: str) -> str:
     """Numbers with a true minus, and a dash for what is unknown."""
     return "–" if text == NONE else re.sub(r"(^|[\[ ])-(?=\d)", "\\1−", text)
+
+
+def _printable(value: Any) -> Any:
+    """What the template prints, control characters of errors and names shown: whoever prints the file obeys none."""
+    if isinstance(value, Markup):
+        return Markup(visible(value))
+    return visible(value) if isinstance(value, str) else value
 
 
 # ---------------------------------------------------------------- what stands where

@@ -136,11 +136,14 @@ def csv_text(names: Sequence[str], rows: Iterable[Mapping[str, Any]]) -> str:
 
 
 def _harmless(value: Any) -> Any:
-    """A text that begins like a formula gets an apostrophe before it, unless it is a number."""
-    if not isinstance(value, str) or not value.startswith(("=", "+", "-", "@", "\t", "\r")):
+    """The text without control characters; an apostrophe before one that begins like a formula and is no number."""
+    if not isinstance(value, str):
         return value
+    shown = visible(value)  # the writer leaves \r without quotes, and readers then end the row there
+    if not shown.startswith(("=", "+", "-", "@", "\t")):
+        return shown
     try:
         float(value)
     except ValueError:
-        return f"'{value}"
+        return f"'{shown}"
     return value
