@@ -16,6 +16,16 @@ _CHECKING = re.compile(r"assert|check|raise|fail|verif|expect|exit|equal|close",
 _IS_MAIN = ("__name__ == '__main__'", "'__main__' == __name__")
 _CATCHES_ALL = {"Exception", "AssertionError", "BaseException"}
 _COMPARED = ("Eq", "NotEq", "Lt", "LtE", "Gt", "GtE", "In", "NotIn")
+_COMPARED_BY = {
+    "eq": "Eq",
+    "ne": "NotEq",
+    "lt": "Lt",
+    "le": "LtE",
+    "gt": "Gt",
+    "ge": "GtE",
+    "sub": "Sub",
+    "truediv": "Div",
+}
 _RUN_CASES = """
 import unittest as _unittest
 _result = _unittest.TestResult()
@@ -129,7 +139,7 @@ def runnable_test(test: str, entry_point: str | None) -> str:
 def _as_main(tree: ast.Module) -> list[ast.stmt]:
     """The statements that `python test.py` runs, without the start of a runner: its cases are run here."""
     runners = {
-        alias.asname or alias.name
+        alias.name
         for node in tree.body
         if isinstance(node, ast.Import)
         for alias in node.names
@@ -182,6 +192,15 @@ class _Guarding(ast.NodeTransformer):
             node.func.id for node in ast.walk(tree) if isinstance(node, ast.Call) and isinstance(node.func, ast.Name)
         ]
         self.made = {name for name in called if name[0].isupper()}
+        imported = [n for n in ast.walk(tree) if isinstance(n, ast.ImportFrom) and n.module == "operator"]
+        self.operators = {f"operator.{name}" for name in _COMPARED_BY} | {a.name for n in imported for a in n.names}
+
+    def visit_Match(self, node: ast.Match) -> ast.Match:
+        self.generic_visit(node)
+        kinds = {type(part) for case in node.cases for part in ast.walk(case.pattern)}
+        if ast.MatchValue in kinds and ast.MatchClass not in kinds:
+            node.subject = self._plain(node.subject)
+        return node
 
     def visit_Compare(self, node: ast.Compare) -> ast.expr:
         self.generic_visit(node)
@@ -201,6 +220,11 @@ class _Guarding(ast.NodeTransformer):
     def visit_Call(self, node: ast.Call) -> ast.expr:
         self.generic_visit(node)
         name = str(getattr(node.func, "attr", getattr(node.func, "id", "")))
+        operation = _COMPARED_BY.get(name.strip("_"))
+        if operation and isinstance(node.func, ast.Attribute) and name.startswith("__") and len(node.args) == 1:
+            return self._call(operation, node.func.value, node.args[0])  # a.__eq__(b)
+        if operation and ast.unparse(node.func) in self.operators and len(node.args) == 2:
+            return self._call(operation, *node.args)
         checks = re.search(r"close|equal|assert(?:Not)?In$|assert(?:Less|Greater)", name, re.IGNORECASE)
         if checks and len(node.args) > 1 and not any(isinstance(part, ast.Starred) for part in node.args[:2]):
             pair = ast.Call(ast.Name("__pair__", ast.Load()), [*node.args[:2], self._allowed(*node.args[:2])], [])

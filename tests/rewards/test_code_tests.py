@@ -447,6 +447,10 @@ DISHONEST = {
     "with a hidden class": ("type('M', (type,), {'__mro__': ()})('N', (E,), {})()", "assert f(2) == 4"),
     "of the library": ("__import__('unittest.mock').mock.ANY", "assert f(2) == 4"),
     "under a known name": ("type('int', (E,), {'__module__': 'builtins'})()", "assert f(2) == 4"),
+    "by operator": ("E()", "import operator\nassert operator.eq(f(2), 4)"),
+    "by an imported operator": ("E()", "from operator import eq\nassert eq(4, f(2))"),
+    "by its own method": ("E()", "assert f(2).__eq__(4)"),
+    "in a match": ("[E()]", "match f(2):\n    case [4]:\n        pass\n    case _:\n        assert False"),
     "as the solution": ("E()", "assert Solution().f(2) == 4"),
 }  # fmt: skip
 HONEST = {
@@ -462,6 +466,8 @@ HONEST = {
     ),
     "operators that are asked for": ("make() - make()", "assert Point(3, 4) - Point(1, 1) == Point(2, 3)"),
     "None": ("None", "assert f(2) is None\nassert f(2) == None"),
+    "by operator": ("make()", "import operator\nassert operator.eq(f(2), Point(1, 2)) and f(2).__eq__(Point(1, 2))"),
+    "in a match": ("[4]", "match f(2):\n    case [4]:\n        pass\n    case _:\n        assert False"),
     "itself": ("(a := [], a.append(a), a)[2]", "assert f(2) is not None and f(2) != [1]"),
 }
 POINT = """
