@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import ctypes
 import itertools
 import queue
 import threading
@@ -224,16 +225,29 @@ def beside_a_loop(work: Callable[[], _T]) -> _T:
     except RuntimeError:
         return work()
     outcome: list[_T | BaseException] = []
+    done = threading.Event()  # `join` takes a thread for ended where Ctrl-C comes while it waits
 
     def run() -> None:
         try:
             outcome.append(work())
         except BaseException as error:
             outcome.append(error)
+        finally:
+            done.set()
 
     thread = threading.Thread(target=run, name="aisp_ray")
-    thread.start()
-    thread.join()
+    try:
+        thread.start()
+        done.wait()
+    except KeyboardInterrupt:  # only this thread got it; the work would go on unseen
+        _interrupt(thread)
+        done.wait()  # a second Ctrl-C does not wait for it
+        raise
     if isinstance(outcome[0], BaseException):
         raise outcome[0]
     return outcome[0]
+
+
+def _interrupt(thread: threading.Thread) -> None:
+    """Raise KeyboardInterrupt in a thread, at its next instruction."""
+    ctypes.pythonapi.PyThreadState_SetAsyncExc(ctypes.c_ulong(thread.ident or 0), ctypes.py_object(KeyboardInterrupt))

@@ -3,14 +3,18 @@
 import asyncio
 import inspect
 import math
+import os
+import signal
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import pytest
 
 from aisp_ray import abest_responses, best_responses, evaluate
 from aisp_ray.methods.best_of_n import BestOfN
+from aisp_ray.worker import beside_a_loop
 
 PROMPTS = ["Could you help me brew the coffee? It tastes bitter.", "How do I clean the oven?"]
 SMALL = {"policy": {"max_new_tokens": 12}, "progress": False, "n": 3}
@@ -164,3 +168,27 @@ def test_both_calls_have_one_signature():
     assert best_responses.__name__ == "best_responses"
     assert best_responses.__doc__ == abest_responses.__doc__
     assert not inspect.iscoroutinefunction(best_responses)
+
+
+def test_ctrl_c_beside_a_running_loop_ends_the_work_and_not_only_the_wait():
+    """As in a notebook, whose own loop runs in the main thread."""
+    ended = []
+
+    async def forever():
+        try:
+            await asyncio.sleep(0.1)
+            os.kill(os.getpid(), signal.SIGINT)
+            while True:
+                await asyncio.sleep(0.01)
+        finally:
+            ended.append(threading.current_thread().name)
+
+    async def cell():
+        beside_a_loop(lambda: asyncio.run(forever()))
+
+    loop = asyncio.new_event_loop()
+    for count in (1, 2):  # and the next cell works
+        with pytest.raises(KeyboardInterrupt):
+            loop.run_until_complete(cell())
+        assert ended == ["aisp_ray"] * count
+    loop.close()
