@@ -135,6 +135,8 @@ TESTS_THAT_RUN = {
     "a main program": "def check(candidate):\n    assert candidate(2) == 4\nif __name__ == '__main__':\n    check(f)",
     "a case and its runner": "import unittest\nclass T(unittest.TestCase):\n    def test_it(self):\n"
     "        self.assertEqual(f(2), 4)\nif __name__ == '__main__':\n    unittest.main()",
+    "a case and its runner under another name": "import unittest as u\nclass T(u.TestCase):\n    def test_it(self):\n"
+    "        self.assertEqual(f(2), 4)\nif __name__ == '__main__':\n    u.main()",
     "an exit with a runner": "import sys\nimport pytest\ndef test_it():\n    assert f(2) == 4\nsys.exit(pytest.main())",
     "an asynchronous test": "async def test_it():\n    assert f(2) == 4",
     "a failure that is printed and kept": "bad = []\ntry:\n    assert f(2) == 4\nexcept Exception as e:\n    print(e)\n"
@@ -463,6 +465,11 @@ HONEST = {
     "a class of the tests'": (
         "4.0",
         "class Near:\n    def __eq__(self, o): return abs(o - 4) < 1\nassert f(2) == Near()",
+    ),
+    "a class that asks its base": (
+        "4",
+        "class N(int):\n    def __eq__(self, o):\n        return super().__eq__(o)\n    __hash__ = int.__hash__\n"
+        "assert N(4) == f(2)",
     ),
     "operators that are asked for": ("make() - make()", "assert Point(3, 4) - Point(1, 1) == Point(2, 3)"),
     "None": ("None", "assert f(2) is None\nassert f(2) == None"),
