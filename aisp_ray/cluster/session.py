@@ -8,6 +8,7 @@ import math
 import os
 import resource
 import socket
+import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -17,7 +18,7 @@ from typing import Any
 import yaml
 
 from aisp_ray.cluster.placement import Node, cpus_of
-from aisp_ray.errors import SessionError
+from aisp_ray.errors import SessionError, encodable
 from aisp_ray.plan import RunSettings, in_ray_job
 from aisp_ray.types import Placement
 
@@ -137,19 +138,31 @@ def _check_folder() -> None:
         ) from error
 
 
+def _check_arguments() -> None:
+    """Raises SessionError where Python could not read the command line, which Ray would send on as it is."""
+    unread = [word for word in sys.orig_argv if encodable(word) != word]
+    if unread:
+        raise SessionError(
+            f"the locale's encoding is {sys.getfilesystemencoding()}, and Ray cannot send {unread[0]!a} on; "
+            "start with PYTHONUTF8=1 or LC_ALL=C.UTF-8"
+        )
+
+
 def connect(address: str | None, asks: Mapping[str, Placement], json_logs: bool = False) -> bool:
     """Join the cluster at `address` (None: RAY_ADDRESS or a running one) or start a local one.
 
     Returns whether a session was opened here, which then is the caller's to end.
 
     Raises:
-        SessionError: there is an address, and no cluster behind it that this process can join.
+        SessionError: there is an address, and no cluster behind it that this process can join; or the command line
+            holds bytes that are no letters in this locale.
     """
     quiet_environment()
     import ray
 
     if ray.is_initialized():
         return False
+    _check_arguments()
     options: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
     if json_logs:
         options["logging_config"] = ray.LoggingConfig(encoding="JSON", log_level="INFO")

@@ -1,6 +1,9 @@
 """What is said where a cluster is named that cannot be joined."""
 
+import os
 import socket
+import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -82,3 +85,13 @@ def test_a_folder_that_cannot_be_written_is_refused_before_ray_starts(monkeypatc
     monkeypatch.setenv("RAY_TMPDIR", "/proc/y")
     with pytest.raises(SessionError, match=r"^RAY_TMPDIR=/proc/y cannot be written to .*another folder"):
         connect("local", {})
+
+
+@pytest.mark.parametrize("text", ["Grüße", "→", "日本"])
+def test_letters_that_ray_cannot_send_in_an_ascii_locale_are_refused_before_it_starts(text):
+    code = "from aisp_ray.cluster.session import connect; connect('local', {})"
+    ascii_locale = {"LC_ALL": "C", "PYTHONUTF8": "0", "PATH": os.environ["PATH"], "PYTHONPATH": os.getcwd()}
+    ended = subprocess.run([sys.executable, "-c", code, text], env=ascii_locale, capture_output=True, text=True)
+    assert ended.returncode == 1
+    assert "SessionError: the locale's encoding is ascii" in ended.stderr
+    assert "PYTHONUTF8=1" in ended.stderr
