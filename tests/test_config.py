@@ -61,6 +61,16 @@ def test_an_argument_that_is_not_utf_8_is_refused(capsys, word):
     assert "is not UTF-8" in wrong(capsys, word)
 
 
+@pytest.mark.parametrize(
+    ("closed", "word", "code"),
+    [(">&-", "print_config=true", 0), ("2>&-", "limit=x", 2), ("<&- >&- 2>&-", "print_config=true", 0)],
+)
+def test_closed_streams_change_no_exit_code(closed, word, code):
+    call = f"from aisp_ray.commands import eval; raise SystemExit(eval.main(['{word}']))"
+    ended = subprocess.run(f'"{sys.executable}" -c "{call}" {closed}', shell=True, capture_output=True, cwd=ROOT)
+    assert (ended.returncode, b"Traceback" in ended.stderr) == (code, False)
+
+
 @pytest.mark.parametrize("value", ['"\\ud800"', '["ok", "a\\udc00"]', '{"\\udfff": 1}'])
 def test_half_a_surrogate_pair_in_a_setting_is_refused(value):
     with pytest.raises(ValueError, match="half of a surrogate pair"):

@@ -74,10 +74,23 @@ class Composed:
 def main(command: Command, carry_out: Callable[[list[str]], int], argv: Sequence[str] | None = None) -> int:
     """Print the help, or return the exit code of `carry_out(words)`: what it refuses is one sentence and code 2."""
     words = list(sys.argv[1:] if argv is None else argv)
+    _open_streams()
     with contextlib.suppress(AttributeError, ValueError):
         sys.stdout.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]  # an ASCII terminal
     with contextlib.redirect_stdout(RedactedStream(sys.stdout)), contextlib.redirect_stderr(RedactedStream(sys.stderr)):
         return _code_of(command, carry_out, words)
+
+
+def _open_streams() -> None:
+    """Put the null device where the caller has closed one (`>&-`): prints succeed, and no file gets its number."""
+    for number, name in enumerate(("stdin", "stdout", "stderr")):
+        if getattr(sys, name) is None:
+            stream = open(os.devnull, "w" if number else "r", encoding="utf-8")  # noqa: SIM115  # for good
+            setattr(sys, name, stream)
+            try:
+                os.fstat(number)  # opened just now, or by a library before
+            except OSError:
+                os.dup2(stream.fileno(), number)
 
 
 def _code_of(command: Command, carry_out: Callable[[list[str]], int], words: list[str]) -> int:
