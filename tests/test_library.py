@@ -170,6 +170,15 @@ def test_both_calls_have_one_signature():
     assert not inspect.iscoroutinefunction(best_responses)
 
 
+@pytest.fixture
+def interruptible():
+    """Ctrl-C raises KeyboardInterrupt, which processes that run tests side by side ignore."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.usefixtures("interruptible")
 def test_ctrl_c_beside_a_running_loop_ends_the_work_and_not_only_the_wait():
     """As in a notebook, whose own loop runs in the main thread."""
     ended = []
