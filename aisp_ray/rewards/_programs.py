@@ -183,6 +183,19 @@ def guarded(test: str) -> str:
     return ast.unparse(ast.fix_missing_locations(_Guarding(tree).visit(tree)))
 
 
+def _operators(tree: ast.AST) -> dict[str, str]:
+    """What a test's names of the functions of `operator` compare by, such as {"operator.eq": "Eq"}."""
+    kinds = {name: kind for short, kind in _COMPARED_BY.items() for name in (short, f"__{short}__")}
+    modules = {"operator"}
+    found: dict[str, str] = {}
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            modules |= {alias.asname or alias.name for alias in node.names if alias.name == "operator"}
+        elif isinstance(node, ast.ImportFrom) and node.module == "operator":
+            found |= {alias.asname or alias.name: kinds[alias.name] for alias in node.names if alias.name in kinds}
+    return found | {f"{module}.{name}": kind for module in modules for name, kind in kinds.items()}
+
+
 class _Guarding(ast.NodeTransformer):
     """`a == b` as `__compare__('Eq', a, b)`, and `assertEqual(a, b)` as `assertEqual(*__pair__(a, b))`."""
 
@@ -192,8 +205,7 @@ class _Guarding(ast.NodeTransformer):
             node.func.id for node in ast.walk(tree) if isinstance(node, ast.Call) and isinstance(node.func, ast.Name)
         ]
         self.made = {name for name in called if name[0].isupper()}
-        imported = [n for n in ast.walk(tree) if isinstance(n, ast.ImportFrom) and n.module == "operator"]
-        self.operators = {f"operator.{name}" for name in _COMPARED_BY} | {a.name for n in imported for a in n.names}
+        self.operators = _operators(tree)
 
     def visit_Match(self, node: ast.Match) -> ast.Match:
         self.generic_visit(node)
@@ -220,12 +232,14 @@ class _Guarding(ast.NodeTransformer):
     def visit_Call(self, node: ast.Call) -> ast.expr:
         self.generic_visit(node)
         name = str(getattr(node.func, "attr", getattr(node.func, "id", "")))
-        operation = _COMPARED_BY.get(name.strip("_"))
-        of_super = ast.unparse(node.func).startswith("super(")  # in a class of the test: not the two values themselves
-        if operation and isinstance(node.func, ast.Attribute) and name.startswith("__") and len(node.args) == 1:
-            return node if of_super else self._call(operation, node.func.value, node.args[0])  # a.__eq__(b)
-        if operation and ast.unparse(node.func) in self.operators and len(node.args) == 2:
+        if (operation := self.operators.get(ast.unparse(node.func))) and len(node.args) == 2:
             return self._call(operation, *node.args)
+        method = _COMPARED_BY.get(name.strip("_")) if name.startswith("__") else None
+        if method and isinstance(node.func, ast.Attribute) and len(node.args) == 1:  # a.__eq__(b)
+            of_super = ast.unparse(node.func).startswith(
+                "super("
+            )  # in a class of the test: not the two values themselves
+            return node if of_super else self._call(method, node.func.value, node.args[0])
         checks = re.search(r"close|equal|assert(?:Not)?In$|assert(?:Less|Greater)", name, re.IGNORECASE)
         if checks and len(node.args) > 1 and not any(isinstance(part, ast.Starred) for part in node.args[:2]):
             pair = ast.Call(ast.Name("__pair__", ast.Load()), [*node.args[:2], self._allowed(*node.args[:2])], [])
