@@ -4,8 +4,8 @@ A replica is starting (waits for a machine), loading, ready, suspended (cannot b
 (gets no new calls) or dead. All that the minimum does not need is asked for at once: pending actors are the demand that
 an autoscaler sees, and each is adopted when it is there. Calls are pure, so a lost one is sent again elsewhere.
 
-A call whose replica dies under it gets a strike. From the second on it is quarantined: of such calls one at a time
-runs, until it is answered or given up, so that a prompt that ends processes costs nobody else a row; after
+A call whose replica dies under it gets a strike. From the second on it is quarantined: quarantined calls run one at a
+time, each until it is answered or given up, so that a prompt that ends processes costs nobody else a row; after
 `infra_retries` strikes it becomes an error row.
 """
 
