@@ -20,7 +20,7 @@ from aisp_ray.types import Sampling
 
 CANDIDATES = 4096  # the likeliest tokens, which a GPU ranks instead of the whole vocabulary
 NOISE_BYTES = 1 << 29  # what the temporaries of one call of the generator take on a GPU
-_NUCLEUS = 256  # tokens that are ranked first to find a nucleus on a CPU
+_RANKED_FIRST = (256, 2048)  # the likeliest tokens, which a CPU ranks before all: a sort takes 25 times as long
 _BLOCK = 512  # entries that are summed at once to draw a token
 # Philox counters of one call: on a CPU its temporaries stay in the cache of a core; some 16 numbers a counter
 _CHUNK = {"cpu": 16384, "cuda": NOISE_BYTES // 128}
@@ -100,7 +100,8 @@ def uniforms(rows: Sequence[Row], width: int, device: Any) -> Tensor:
 
 
 def candidates_on(device: torch.device) -> int | None:
-    """Tokens that are ranked on this device before all are: None on a CPU, whose sort is not what a step waits for."""
+    """Tokens that `pick` ranks on this device and no more, for the engine to draw again where they do not suffice; None
+    on a CPU, where `pick` looks at once whether they did."""
     return CANDIDATES if device.type == "cuda" else None
 
 
@@ -108,23 +109,43 @@ def pick(logits: Tensor, sampling: Sampling, uniform: Tensor | None, candidates:
     """One token per row: the most likely one at temperature 0, else by inverse CDF; `BROKEN` where there is no number.
 
     logits: float32 [rows, vocabulary], forbidden tokens at -inf. uniform: float64 [rows] in (0, 1), unused at
-    temperature 0. candidates: rank no more than the likeliest ones for top_p and top_k, which on a GPU takes a fraction
-    of the time of a full sort; `BEYOND` where the token may lie behind them. None: rank all. Returns int64 [rows].
+    temperature 0. candidates: rank no more than the likeliest ones for top_p and top_k, which takes a fraction of the
+    time of a full sort; `BEYOND` where the token may lie behind them. None: rank as many as are needed.
+    Returns int64 [rows].
     """
     if sampling.temperature == 0.0:
         token = most_likely(logits)[:, None]
         return torch.where(logits.gather(1, token).isfinite(), token, BROKEN)[:, 0]
     assert uniform is not None, "sampling needs uniform numbers"
     scaled = logits if sampling.temperature == 1.0 else logits / sampling.temperature
-    size = logits.shape[-1]
-    width = sampling.top_k if 0 < sampling.top_k < size else size
-    if width == size and sampling.top_p == 1.0:
+    if sampling.top_p == 1.0 and not 0 < sampling.top_k < logits.shape[-1]:
         return _inverse_cdf(scaled.softmax(-1), uniform)[:, 0]
+    if candidates is not None or not logits.is_cpu:
+        return _truncated(scaled, sampling, uniform, candidates)
+    first, *more = _widths(logits.shape[-1], sampling.top_k)
+    token = _truncated(scaled, sampling, uniform, first)
+    for count in more:
+        rest = (token == BEYOND).nonzero()[:, 0]
+        if len(rest) == 0:
+            break
+        token[rest] = _truncated(scaled[rest], sampling, uniform[rest], count)
+    return token
+
+
+def _widths(size: int, top_k: int = 0) -> list[int | None]:
+    """How many tokens of a vocabulary a CPU ranks, one after the other until they suffice; None: all."""
+    return [count for count in _RANKED_FIRST if 2 * count <= size and top_k < count] + [None]
+
+
+def _truncated(scaled: Tensor, sampling: Sampling, uniform: Tensor, candidates: int | None) -> Tensor:
+    """`pick` with top_p or top_k. scaled: the logits over the temperature. candidates: None for all."""
+    size = scaled.shape[-1]
+    width = sampling.top_k if 0 < sampling.top_k < size else size
     some = candidates is not None and 2 * candidates <= size and (width == size or width < candidates)
     ranked, order = _likeliest(scaled, candidates or 0) if some else _ranked(scaled)
     last = ranked[:, -1:]  # whether others are as likely is not known
     ranked, order = ranked[:, :width], order[:, :width]
-    mass = (ranked - scaled.logsumexp(-1, keepdim=True)).exp() if some and width == size else ranked.softmax(-1)
+    mass = ranked.softmax(-1) if width < size else (ranked - scaled.logsumexp(-1, keepdim=True)).exp()
     if sampling.top_p < 1.0:
         exact = mass.double()
         kept = exact.cumsum(-1) - exact < sampling.top_p
@@ -146,20 +167,22 @@ def supported(logits: Tensor, base: Tensor, top_p: float) -> Tensor:
     the likelier ones hold less. Returns float32 [rows, vocabulary].
     """
     base = base.masked_fill(logits == -torch.inf, -torch.inf)
-    return logits.masked_fill(~_nucleus(base, top_p, base.is_cpu), -torch.inf)
+    widths = _widths(base.shape[-1]) if base.is_cpu else [None]
+    return logits.masked_fill(~_nucleus(base, top_p, widths), -torch.inf)
 
 
-def _nucleus(base: Tensor, top_p: float, some: bool) -> Tensor:
-    """Which tokens are inside, bool [rows, vocabulary]. some: rank all only where the likeliest ones hold less."""
-    some = some and base.shape[-1] > 2 * _NUCLEUS
-    ranked, order = _likeliest(base, _NUCLEUS) if some else _ranked(base)
+def _nucleus(base: Tensor, top_p: float, widths: Sequence[int | None]) -> Tensor:
+    """Which tokens are inside, bool [rows, vocabulary]. widths: how many to rank, one after the other until they hold
+    the nucleus; the last is None, for all."""
+    count = widths[0]
+    ranked, order = _ranked(base) if count is None else _likeliest(base, count)
     mass = (ranked - base.logsumexp(-1, keepdim=True)).exp().double()
     inside = mass.cumsum(-1) - mass < top_p
     found = torch.zeros_like(base, dtype=torch.bool).scatter(1, order, inside)
-    if some:
+    if count is not None:
         wide = (inside & (ranked == ranked[:, -1:])).any(-1)
         if bool(wide.any()):
-            found[wide] = _nucleus(base[wide], top_p, False)
+            found[wide] = _nucleus(base[wide], top_p, widths[1:])
     return found
 
 

@@ -13,7 +13,7 @@ from aisp_ray.controls.laws import OpenLoop
 from aisp_ray.controls.weight_log import WeightEntry, WeightLog
 from aisp_ray.engine import draws, runner, scheduler
 from aisp_ray.engine.base import StopRules
-from aisp_ray.engine.draws import BEYOND, pick
+from aisp_ray.engine.draws import BEYOND, BROKEN, pick
 from aisp_ray.engine.means import Means, Source
 from aisp_ray.engine.rows import Readout
 from aisp_ray.engine.scheduler import FastEngine
@@ -48,12 +48,37 @@ def test_a_few_candidates_give_the_tokens_of_all_or_say_that_they_cannot(samplin
     rows, size = 256, 5000
     given = torch.cat([logits(rows // 2, size, 4.0, step), logits(rows // 2, size + 1, 1.5, step)[:, :size]])
     uniform = torch.linspace(1e-6, 1 - 1e-6, rows, dtype=torch.float64)[torch.randperm(rows)]
-    whole, found = pick(given, sampling, uniform), pick(given, sampling, uniform, 256)
+    whole = draws._truncated(given / sampling.temperature, sampling, uniform, None)
+    found = pick(given, sampling, uniform, 256)
     sure = found != BEYOND
     assert torch.equal(found[sure], whole[sure])
     assert sure.sum() > rows // 4
     if sampling.top_k == 0:
         assert not sure.all()  # flat rows, whose nucleus has more than 256 tokens
+
+
+@pytest.mark.parametrize(
+    "sampling",
+    [Sampling(1.0, 0.9), Sampling(0.7, 0.95), Sampling(1.0, 1.0, 40), Sampling(1.0, 0.9, 300), Sampling(1, 1, 3000)],
+)
+@pytest.mark.parametrize("step", [0.0, 0.5])
+def test_a_cpu_ranks_as_many_tokens_as_a_row_needs(
+    sampling: Sampling, step: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    size = 9000
+    flat = torch.zeros(2, size)
+    flat[1, 1::2] = -torch.inf
+    spreads = enumerate((5.0, 2.0, 0.3))
+    given = torch.cat([*(logits(24, size + i, spread, step)[:, :size] for i, spread in spreads), flat])
+    given[3, 17], given[30] = torch.nan, -torch.inf
+    uniform = torch.linspace(1e-6, 1 - 1e-6, len(given), dtype=torch.float64)
+    asked, likeliest = [], draws._likeliest
+    monkeypatch.setattr(draws, "_likeliest", lambda one, count: (asked.append(len(one)), likeliest(one, count))[1])
+    found = pick(given, sampling, uniform)
+    assert found.tolist() == draws._truncated(given / sampling.temperature, sampling, uniform, None).tolist()
+    assert (found == BROKEN).nonzero().flatten().tolist() == [3, 30]
+    assert len(asked) == {0: 2, 40: 2, 300: 1, 3000: 0}[sampling.top_k]  # then all of the vocabulary
+    assert all(rows < len(given) for rows in asked[1:])
 
 
 def test_forbidden_tokens_do_not_make_a_candidate_too_few() -> None:
