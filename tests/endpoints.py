@@ -15,7 +15,11 @@ class FakeServer(BaseHTTPRequestHandler):
     """Words drawn by the request's seed; a reward that counts letters. The server object holds what a test sets."""
 
     def do_GET(self):
-        self.reply(200, {"object": "list", "data": [{"id": name, "object": "model"} for name in self.server.models]})
+        if self.server.fails:
+            return self.reply(self.server.fails, {"error": {"message": self.server.message}})
+        return self.reply(
+            200, {"object": "list", "data": [{"id": name, "object": "model"} for name in self.server.models]}
+        )
 
     def do_POST(self):
         body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
@@ -95,7 +99,14 @@ def whole(choice, count):
 def serving(**settings):
     """A server with a `base_url`, its `bodies` (path, request) and its switches."""
     server = ThreadingHTTPServer(("127.0.0.1", 0), FakeServer)
-    usual = {"models": ["small"], "message": "not now", "without_logprobs": False, "thinks": False, "before": []}
+    usual = {
+        "models": ["small"],
+        "message": "not now",
+        "without_logprobs": False,
+        "thinks": False,
+        "before": [],
+        "fails": 0,
+    }
     for name, value in {**usual, "bodies": [], "failures": [], **settings}.items():
         setattr(server, name, value)
     server.base_url = f"http://127.0.0.1:{server.server_address[1]}/v1"

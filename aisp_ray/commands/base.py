@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import os
+import re
 import shutil
 import sys
 import textwrap
@@ -244,7 +245,7 @@ def help_text(command: Command, words: Sequence[str] = ()) -> str:
     ]
     if parts:
         return "\n\n".join(parts)
-    parts = [command.about.rstrip(), _own_keys(command)]
+    parts = [*(_fitted(part) for part in command.about.rstrip().split("\n\n")), _own_keys(command)]
     if command.groups:
         parts.append(_defaults(command))
         same = {"judges": "reward", "heldout": "data"}  # choices that are listed already
@@ -254,6 +255,14 @@ def help_text(command: Command, words: Sequence[str] = ()) -> str:
         example = f"{key}={next(iter(config.choices(known[key])))}"
         parts.append(f"The keys of a choice: python jobs/{command.name}.py {example} --help")
     return "\n\n".join(parts)
+
+
+def _fitted(part: str) -> str:
+    """A paragraph in lines of the screen's width; of examples, what one does stands below it where it does not fit."""
+    lines, width = part.split("\n"), screen_width()
+    if not any(line.startswith(" ") for line in lines):
+        return textwrap.fill(" ".join(lines), width, break_long_words=False, break_on_hyphens=False)
+    return "\n".join(re.sub(r"(?<=\S) {3,}(?=\S)", "\n      ", each) if len(each) > width else each for each in lines)
 
 
 def _own_keys(command: Command) -> str:
@@ -277,12 +286,13 @@ def _choices(group: str) -> str:
     key = config.CHOSEN_BY.get(group, group)
     lines = [f"{key}=[...]" if group in config.MANY else f"{key}="]
     lines[0] += f"   (conf/{config.FOLDER.get(group, group)})"
-    return "\n".join(lines + [_cut_row(name, text) for name, text in config.choices(group).items()])
+    known = config.choices(group)
+    broad = max([24, *map(len, known)])
+    return "\n".join(lines + [_cut_row(f"  {name:<{broad}} ", text) for name, text in known.items()])
 
 
-def _cut_row(name: str, meaning: str) -> str:
+def _cut_row(head: str, meaning: str) -> str:
     """One line of the terminal; `NAME --help` has the whole text."""
-    head = f"  {name:<24} "
     return (head + textwrap.shorten(meaning, max(screen_width() - len(head), 1), placeholder=" ...")).rstrip()
 
 

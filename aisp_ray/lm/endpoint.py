@@ -18,7 +18,7 @@ from dataclasses import dataclass, field
 from typing import Any
 from urllib.parse import unquote, urlsplit
 
-from aisp_ray.errors import keep_secret, redacted
+from aisp_ray.errors import LoadError, keep_secret, redacted
 
 _MOST_KEPT = 65536  # answers
 
@@ -79,16 +79,21 @@ class Endpoint:
 
         Raises:
             ValueError: the endpoint does not serve it, or refuses the key.
+            LoadError: nothing answers at its address, or a server that fails.
         """
-        from openai import APIStatusError
+        from openai import APIConnectionError, APIStatusError
 
+        address = f"{where}.base_url={self.client.base_url}"
         try:
             served = [model.id for model in self.client.models.list().data]
+        except APIConnectionError as error:
+            why = self.redacted(f"{address}: no server answers there ({error.__cause__ or error})")
+            raise LoadError(f"{why}. Start it, or change the address") from error
         except APIStatusError as error:
             if error.status_code in (401, 403):
                 raise ValueError(self.redacted(f"{where}: the endpoint refuses the key: {error}")) from error
             if error.status_code >= 500:
-                raise
+                raise LoadError(self.redacted(f"{address}: the server fails: {error}")) from error
             return  # an endpoint without a list
         if served and self.settings.model not in served:
             raise ValueError(

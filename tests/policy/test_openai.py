@@ -13,7 +13,7 @@ from aisp_ray import config
 from aisp_ray.cluster.local import LocalPolicy, LocalReward
 from aisp_ray.commands.eval import main
 from aisp_ray.driver import search
-from aisp_ray.errors import DataError, is_away
+from aisp_ray.errors import DataError, LoadError, is_away, is_sentence
 from aisp_ray.ledger import Task
 from aisp_ray.methods.aisp import Aisp
 from aisp_ray.methods.best_of_n import BestOfN
@@ -185,6 +185,19 @@ def test_a_reply_that_only_thinks_is_an_error_and_no_empty_response():
 def test_a_model_that_is_not_served_is_named_with_those_that_are():
     with serving(models=["other"]) as server, pytest.raises(ValueError, match=r"policy\.model=small: .* serves other"):
         policy(server).load("cpu")
+
+
+def test_a_server_that_is_not_there_or_fails_is_a_sentence_with_its_address():
+    with serving() as server:
+        address = server.base_url
+        server.fails = 503
+        spec = policy(server, retries=0)
+        with pytest.raises(LoadError, match=rf"policy\.base_url={address}/?: the server fails: .*not now") as failing:
+            spec.load("cpu")
+    with pytest.raises(LoadError, match=rf"policy\.base_url={address}/?: no server answers there .*refused") as gone:
+        spec.load("cpu")
+    assert is_sentence(failing.value)
+    assert is_sentence(gone.value)
 
 
 @pytest.mark.parametrize(

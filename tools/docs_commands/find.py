@@ -10,7 +10,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 # in the order that makes their commands runnable: reports read what evaluations and searches have written
-PAGES = ("docs/results.md", "docs/tuning.md", "docs/*.md", "README.md", "aisp_ray/demo/README.md")
+PAGES = ("docs/results.md", "docs/tuning.md", "docs/*.md", "docs/notes/*.md", "README.md", "aisp_ray/demo/**/README.md")
 _BLOCK = re.compile(r"^```(\w*)\n(.*?)^```", re.M | re.S)
 _STARTS = re.compile(r"(python|make|ray|for|export|aisp-[a-z-]+|bash|pip) ")
 _LOOP = re.compile(r"for (\w+) in ([^;]+); do (.+?); done")

@@ -14,11 +14,13 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
 import psutil
 
+from tests.endpoints import serving
 from tools.docs_commands.find import ROOT, DocCommand, commands_of, files_of, pages
 
 NOT_RUN = (  # pattern -> why
@@ -26,6 +28,7 @@ NOT_RUN = (  # pattern -> why
     (r"^ray (up|exec|job stop)|^export RAY_API_SERVER_ADDRESS", "it needs a cluster in a cloud"),
     (r"llama3_8b|ultrarm|experiment=|owner/hub-set|push_to=|policy\.model=\.\.\.", "it needs the model hub"),
     (r"judge_win|encoder=path", "it needs a judge's endpoint or an encoder"),
+    (r"tools\.real_models\.(features|fit_heads)", "it trains heads from pairs of HH-RLHF, which the reader has to get"),
     (r"^make|^python -m tools\.real_models|/real\d*\b|pip install", "make runs it: setup, eval, real, test"),
     (r"tools\.demo_models", "it trains the demo's models for twenty minutes"),
     (r"<\w+>|\.\.\.|\bNAME\b", "it is a pattern, not a command"),
@@ -34,12 +37,16 @@ SMALLER = (  # a job -> what is changed in its words, then what is added where t
     ("eval", ((r"limit=\d+", "limit=1"),), ("limit=1", "method.kappa=1", "allow_unequal_budgets=true")),
     (
         "tune",
-        ((r"limit=\d+", "limit=1"), (r"trials=\d+", "trials=1")),
+        ((r"limit=\d+", "limit=1"), (r"heldout_limit=[1-9]\d*", "heldout_limit=1"), (r"trials=\d+", "trials=1")),
         ("limit=1", "heldout_limit=1", "tune.samples=32"),
     ),
     ("train_value", (), ("limit=2",)),
 )
-ELSEWHERE = ((r"/absolute/path|/abs(?=/)", "{folder}/outputs/absolute"),)
+ELSEWHERE = (
+    (r"/absolute/path|/abs(?=/)", "{folder}/outputs/absolute"),
+    (r"http://localhost:800[01]/v1", "{served}"),  # servers of models that the reader has started
+)
+AGAIN = "No available agent to submit job"  # what Ray says to a first job while it still starts: it asks to try again
 # what reports and exports of the demo read
 FIRST = "python jobs/eval.py run.particles=true limit=4 method.kappa=2 allow_unequal_budgets=true"
 STAND_IN = "outputs/demo"  # copied for outputs that a page names and does not make
@@ -54,11 +61,11 @@ def why_not(command: DocCommand) -> str | None:
     return next((why for pattern, why in NOT_RUN if re.search(pattern, command.text)), None)
 
 
-def smaller(command: DocCommand, folder: Path) -> str:
-    """The command line as it is run."""
+def smaller(command: DocCommand, folder: Path, served: str = "") -> str:
+    """The command line as it is run. served: address of the server that stands in for models behind endpoints."""
     text = command.text
     for pattern, other in ELSEWHERE:
-        text = re.sub(pattern, other.format(folder=folder), text)
+        text = re.sub(pattern, other.format(folder=folder, served=served), text)
     for job, changes, additions in SMALLER:
         if command.job != job or "--help" in text:
             continue
@@ -82,7 +89,7 @@ def stand_in(command: DocCommand, folder: Path) -> list[str]:
 def copy_of_the_repository(folder: Path) -> None:
     listed = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True, check=True).stdout
     for name in listed.split("\n"):
-        if name and not name.startswith(("tests/", "docs/", "benchmarks/")):
+        if name and not name.startswith(("tests/", "docs/")):
             (folder / name).parent.mkdir(parents=True, exist_ok=True)
             shutil.copy(ROOT / name, folder / name)
     for path in pages():
@@ -96,8 +103,8 @@ def copy_of_the_repository(folder: Path) -> None:
 class Shell:
     """Runs command lines in a folder; `export` lines hold for those that follow on their page."""
 
-    def __init__(self, folder: Path):
-        self.folder = folder
+    def __init__(self, folder: Path, served: str):
+        self.folder, self.served = folder, served
         binaries = Path(sys.executable).parent
         self._ray = folder / "r"  # its own: no other Ray of this machine is joined; short, for paths of sockets
         self._ray.mkdir(exist_ok=True)
@@ -122,7 +129,12 @@ class Shell:
         if text == "ray stop":  # it would end every Ray on this machine
             self.stop_ray()
             return None
-        command = ["bash", "-c", text]
+        until = time.monotonic() + 120
+        while (said := self._said(["bash", "-c", text])) and AGAIN in said and time.monotonic() < until:
+            time.sleep(3)
+        return said
+
+    def _said(self, command: list[str]) -> str | None:
         with tempfile.TemporaryFile("w+") as said:  # not a pipe: what stays running, such as a Ray head, holds it open
             code = subprocess.run(
                 command,
@@ -149,42 +161,48 @@ class Shell:
 def main(only: Sequence[str]) -> int:
     """only: parts of the pages' names; none: all pages. Returns how many commands failed."""
     failed = 0
-    with tempfile.TemporaryDirectory(prefix="docs-") as place:
+    with tempfile.TemporaryDirectory(prefix="docs-") as place, serving(models=[]) as server:
         folder = Path(place)
         copy_of_the_repository(folder)
-        shell = Shell(folder)
-        failed += report("to begin with", shell, FIRST)
+        shell = Shell(folder, server.base_url)
+        failed += report("to begin with", shell, FIRST) == "failed"
         try:
             for path in pages():
                 shell.new_page()
                 wanted = not only or any(part in str(path) for part in only)
-                for command in commands_of(path) if wanted else ():
-                    failed += try_one(command, shell)
+                outcomes = Counter(try_one(command, shell) for command in (commands_of(path) if wanted else ()))
+                if outcomes:
+                    counts = ", ".join(f"{outcomes[each]} {each}" for each in ("ok", "failed", "not run"))
+                    print(f"{path.relative_to(ROOT)}: {counts}\n", flush=True)
+                failed += outcomes["failed"]
         finally:
             shell.stop_ray()
     print(f"{failed} commands failed" if failed else "no command failed")
     return failed
 
 
-def try_one(command: DocCommand, shell: Shell) -> int:
+def try_one(command: DocCommand, shell: Shell) -> str:
+    """What became of it: ok, failed or not run."""
     place = f"{command.page}:{command.line}"
-    why = why_not(command) or ("it is in running text" if command.inline else None)
+    part = command.inline and not re.search(r" --help\b| out=", command.text)
+    why = why_not(command) or ("it is in running text" if part else None)
     if why:
         print(f"-      {place}  {command.text}\n       not run: {why}")
-        return 0
+        return "not run"
     for name in stand_in(command, shell.folder):
         print(f"       {name} is a copy of {STAND_IN}")
-    return report(f"{place}  {command.text}", shell, smaller(command, shell.folder))
+    return report(f"{place}  {command.text}", shell, smaller(command, shell.folder, shell.served))
 
 
-def report(shown: str, shell: Shell, text: str) -> int:
+def report(shown: str, shell: Shell, text: str) -> str:
     started = time.monotonic()
     said = shell.run(text)
     seconds = time.monotonic() - started
-    print(f"{'failed' if said else 'ok':6} {shown}\n       run as: {text}  ({seconds:.0f} s)", flush=True)
+    outcome = "failed" if said else "ok"
+    print(f"{outcome:6} {shown}\n       run as: {text}  ({seconds:.0f} s)", flush=True)
     if said:
         print("".join(f"       | {line}\n" for line in said.split("\n")), flush=True)
-    return int(said is not None)
+    return outcome
 
 
 if __name__ == "__main__":
