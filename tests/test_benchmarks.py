@@ -98,3 +98,47 @@ def test_the_method_tables_are_read_off_the_files_of_the_runs(monkeypatch, tmp_p
     assert lines["best_of_n_tuned"][4] == "+0.000 ± 0.000"
     assert by_tokens[0].startswith("| equal tokens |")
     assert len(by_tokens) == len(by_samples)
+
+
+@pytest.mark.parametrize("cell", ["hh", "shp", "reward_b", "gemma"])
+def test_every_cell_of_the_study_is_a_command_that_is_accepted(cell, tmp_path, monkeypatch):
+    from aisp_ray.commands import eval as evaluation
+
+    study, asked = script("study", monkeypatch), []
+    monkeypatch.setattr(evaluation, "evaluate", lambda plan, *_: asked.append(plan) or 0)
+    monkeypatch.setattr(study, "table", lambda outs: outs)
+    rows = tmp_path / "rows.jsonl"
+    rows.write_text("")
+    model = ["policy.model=demo:policy"] if cell == "gemma" else []
+    study.main([cell, str(tmp_path / "out"), *model, f"data.path={rows}", "seed=1"])
+    (plan,) = asked
+    assert plan.seed == 1
+    assert {method.num_samples for method in plan.methods.values()} == {64}
+    assert set(plan.methods) == set(study.CELLS[cell][0])
+
+
+def test_the_study_pairs_prompts_and_averages_seeds(tmp_path, monkeypatch):
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    study = script("study", monkeypatch)
+    for seed, gain in enumerate((0.5, 1.5)):
+        rows = [
+            {
+                "ordinal": ordinal, "method": method, "status": "ok", "reward": reward, "finish_reason": "length",
+                "num_generated_tokens": 1000, "judge_rewards": [reward / 2], "reward_mean": [0.0, 1.0],
+                "reward_best": [reward - 1, reward],
+            }
+            for ordinal in range(3)
+            for method, reward in (("best_of_n", 1.0 + ordinal), ("best_of_n_tuned", 2.0), ("aisp", 2.0 + gain))
+        ]  # fmt: skip
+        rows.append(dict(rows[0], ordinal=9, status="error", reward=None))
+        (tmp_path / f"seed{seed}" / "rows").mkdir(parents=True)
+        pq.write_table(pa.Table.from_pylist(rows), tmp_path / f"seed{seed}" / "rows" / "part.parquet")
+    head, _, _, *lines = study.table([str(tmp_path / "seed0"), str(tmp_path / "seed1")])
+    assert head.strip() == "3 prompts, 2 seeds"
+    cells = {line.split("|")[1].strip(): [cell.strip() for cell in line.split("|")[2:]] for line in lines}
+    assert cells["aisp"][2:5] == ["+1.00 ± 0.00", "1.50", "+0.50 ± 0.00"]
+    assert cells["aisp"][0] == "2.00 / 2.00 / 3.00"
+    assert cells["aisp"][6:8] == ["100%", "0.00 to 1.00"]
+    assert cells["best_of_n_tuned"][2] == "-"
