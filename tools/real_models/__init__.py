@@ -1,1 +1,1 @@
-"""How the small reward heads of `aisp_ray/real/` were trained, and the study of docs/results.md on real models."""
+"""How the small reward heads in `aisp_ray/demo/heads/` were trained, and what docs/real_models.md measures."""
