@@ -115,14 +115,15 @@ def _judge_notices(columns: Mapping[str, Sequence]) -> Iterator[str]:
 
 def _row_notices(section: Section) -> Iterator[str]:
     columns = section.columns
+    cut: list[str] = []  # one sentence for all methods: a limit that is too short cuts those of each
     for record in section.records:
         mine = [
             i for i, label in enumerate(columns["label"])
             if label == record.method and columns["status"][i] == "ok"
         ]  # fmt: skip
-        cut = sum(columns["finish_reason"][i] == "length" for i in mine)
-        if mine and cut / len(mine) > _CUT:
-            yield f"{record.method}: {cut / len(mine):.0%} of its responses were cut by the length limit"
+        share = sum(columns["finish_reason"][i] == "length" for i in mine) / max(len(mine), 1)
+        if share > _CUT:
+            cut.append(f"{share:.0%} of {record.method}")
         failed = sum(columns["num_failed_particles"][i] or 0 for i in mine)
         if failed:
             yield f"{record.method}: {failed:,} samples got no finite reward"
@@ -135,3 +136,5 @@ def _row_notices(section: Section) -> Iterator[str]:
                     f"{record.method}: {mean:.2f} effective samples an iteration on average; the mean follows its "
                     "single best sample (a higher reward_temperature averages more)"
                 )
+    if cut:
+        yield f"responses cut by the length limit: {', '.join(cut)}"

@@ -171,6 +171,15 @@ def test_unequal_budgets_are_said(tmp_path, no_figures):
     assert any("not a comparison at equal budget" in text and "aisp 16" in text for text in report.notices)
 
 
+def test_methods_whose_responses_were_cut_share_one_notice(tmp_path, no_figures):
+    rows = [made_row(method, i, 0) for method in ("best_of_n", "aisp", "noise_only") for i in range(5)]
+    for row in rows:
+        if row["ordinal"] < {"best_of_n": 5, "aisp": 2, "noise_only": 1}[row["method"]]:
+            row["finish_reason"] = "length"
+    (found,) = [text for text in make_report(str(write_output(tmp_path / "out", rows))).notices if "cut by" in text]
+    assert found.endswith("responses cut by the length limit: 100% of best_of_n, 40% of aisp")
+
+
 def test_a_run_that_goes_on_or_was_killed_is_said_though_nobody_wrote_a_summary(tmp_path, no_figures):
     out = write_output(tmp_path / "o", [made_row("aisp", 0, 0)])
     runs = {"runs": [{"run_id": "first"}, {"run_id": "second"}]}

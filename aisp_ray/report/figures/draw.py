@@ -159,7 +159,7 @@ def finish(axis: Axes, x: str, y: str, legend: bool = True, whole: bool = False)
         axis.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
     names = axis.get_legend_handles_labels()[1]
     if legend and names:
-        beside = len(names) > 6  # more would cover what is drawn
+        beside = len(names) > 4  # more would cover what is drawn
         place: dict[str, Any] = {"loc": "upper left", "bbox_to_anchor": (1, 1)} if beside else {}
         axis.legend(frameon=False, fontsize="small", **place)
 

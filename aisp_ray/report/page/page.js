@@ -169,7 +169,7 @@ class Browser {
     const cards = entry.rows.map((row) => this.card(entry, row, base, many));
     $("detail").replaceChildren(
       make("p", { className: "meta", textContent: entry.id }),
-      make("div", { className: "prompt text", tabIndex: 0 }, ...this.marked(entry.prompt)),
+      make("div", { className: "prompt text", tabIndex: 0 }, ...this.marked(entry.prompt.trim())),
       make("div", { className: "cards" }, ...cards));
   }
 

@@ -198,4 +198,5 @@ def _facts(values: Mapping[str, Any]) -> Iterator[tuple[str, str, str]]:
     """Configuration, versions, hardware, budgets: (key, file, YAML) of a run's own files."""
     for name, value in values.items():
         for key, inner in value.items():
-            yield key, name, yaml.safe_dump(inner, sort_keys=False, allow_unicode=True, width=110)
+            text = yaml.safe_dump(inner, sort_keys=False, allow_unicode=True, width=110)
+            yield key, name, text.removesuffix("...\n")  # with which YAML ends a text or a number that stands alone
