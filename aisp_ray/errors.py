@@ -8,7 +8,9 @@ from __future__ import annotations
 import contextlib
 import os
 import re
+import shutil
 import sys
+import textwrap
 import traceback
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -51,8 +53,18 @@ def refuse(problems: Exception | list[str]) -> int:
     """Print each sentence as an error; returns the exit code."""
     for line in str(problems).split("\n") if isinstance(problems, Exception) else problems:
         with contextlib.suppress(OSError):  # nobody reads it any more
-            print(f"error: {visible(error_text(line))}", file=sys.stderr)
+            shown = f"error: {visible(error_text(line))}"
+            width = shutil.get_terminal_size().columns if sys.stderr.isatty() else len(shown)
+            print(*wrapped(shown, width), sep="\n", file=sys.stderr)
     return REFUSED
+
+
+def wrapped(line: str, width: int) -> list[str]:
+    """A line for a terminal of `width` columns: it continues below, further in; a word is never broken."""
+    if len(line) <= width:
+        return [line]
+    inside = " " * (len(line) - len(line.lstrip()) + 4)
+    return textwrap.wrap(line, width, subsequent_indent=inside, break_long_words=False, break_on_hyphens=False)
 
 
 _MOST_TEXT = 8000  # characters of an error text

@@ -5,7 +5,16 @@ import sys
 import pytest
 
 from aisp_ray.data.prompts import Prompts
-from aisp_ray.errors import RedactedStream, encodable, error_text, is_sentence, redacted, redacted_values, visible
+from aisp_ray.errors import (
+    RedactedStream,
+    encodable,
+    error_text,
+    is_sentence,
+    redacted,
+    redacted_values,
+    refuse,
+    visible,
+)
 from aisp_ray.rng import prompt_key
 
 
@@ -80,3 +89,15 @@ def test_a_sentence_of_this_package_needs_no_place():
     with pytest.raises(ValueError, match="mine") as mine:
         raise ValueError("mine")
     assert not is_sentence(mine.value)
+
+
+def test_an_error_fits_a_terminal_and_is_one_line_elsewhere(monkeypatch, capsys):
+    problem = f"method=x: there is no such choice. Known: {', '.join(['best_of_n'] * 20)}"
+    refuse([problem])
+    assert capsys.readouterr().err == f"error: {problem}\n"
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
+    monkeypatch.setenv("COLUMNS", "60")
+    refuse([problem])
+    shown = capsys.readouterr().err
+    assert max(map(len, shown.split("\n"))) <= 60
+    assert shown.replace("\n    ", " ") == f"error: {problem}\n"

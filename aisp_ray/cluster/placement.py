@@ -40,7 +40,8 @@ def _matches(value: str | None, wanted: str) -> bool:
 
 def ask_in_words(spec: Placement) -> str:
     """'2 GPUs on nodes labelled aisp-role=policy'."""
-    words = f"{spec.num_gpus:g} GPUs" if spec.num_gpus > 0 else f"{spec.num_cpus:g} CPUs"
+    number, unit = (spec.num_gpus, "GPU") if spec.num_gpus > 0 else (spec.num_cpus, "CPU")
+    words = f"{number:g} {unit}{'s' * (number != 1)}"
     labels = ", ".join(f"{key}={value}" for key, value in (spec.label_selector or {}).items())
     return f"{words} on nodes labelled {labels}" if labels else words
 

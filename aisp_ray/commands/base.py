@@ -22,7 +22,7 @@ import yaml
 
 from aisp_ray import config
 from aisp_ray.config import ConfigError
-from aisp_ray.errors import FAILED, INTERRUPTED, OK, RedactedStream, RefusedError, redacted_values, refuse
+from aisp_ray.errors import FAILED, INTERRUPTED, OK, RedactedStream, RefusedError, redacted_values, refuse, wrapped
 from aisp_ray.plan import RunSettings
 
 _P = TypeVar("_P")  # a plan
@@ -135,12 +135,10 @@ def screen_width() -> int:
 
 
 def tell(text: str) -> None:
-    """Print lines. On a terminal, one that is wider continues below, further in; a word is never broken."""
+    """Print lines, wrapped to a terminal."""
     width = screen_width() if sys.stdout.isatty() else len(text)
     for line in text.split("\n"):
-        inside = " " * (len(line) - len(line.lstrip()) + 4)
-        parts = textwrap.wrap(line, width, subsequent_indent=inside, break_long_words=False, break_on_hyphens=False)
-        print(*(parts if len(line) > width else [line]), sep="\n")
+        print(*wrapped(line, width), sep="\n")
 
 
 # ---------------------------------------------------------------- reading

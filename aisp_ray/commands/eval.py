@@ -258,6 +258,7 @@ def dry_run(plan: Plan, steps: Sequence[tuple[str, str]], settings: EvalSettings
 
     Runs a pilot and tests the reward model where the settings ask for it.
     """
+    from aisp_ray.cluster.placement import ask_in_words
     from aisp_ray.files import inside
     from aisp_ray.pipeline import preflight, run
     from aisp_ray.pipeline.reward_check import check_reward
@@ -266,7 +267,7 @@ def dry_run(plan: Plan, steps: Sequence[tuple[str, str]], settings: EvalSettings
     with for_a_reader():
         for name, step in steps:
             tell(f"first, for {name}: {step}")
-        tell(f"would run {', '.join(plan.methods)} on {prompts} of {type(plan.data).__name__}, seed {plan.seed}")
+        tell(f"would run {', '.join(plan.methods)} on {prompts} of {plan.data.dataset}, seed {plan.seed}")
         for name, method in plan.methods.items():
             tell(f"  {name}: {_cost_of([method], plan)} in {method.num_iterations} iterations")
             for remark in method.remarks(most_new_tokens(plan.policy)):
@@ -274,7 +275,8 @@ def dry_run(plan: Plan, steps: Sequence[tuple[str, str]], settings: EvalSettings
         tell(f"  {_total_cost(plan)}")
         for role, part in (("policy", plan.policy), ("reward", plan.reward), *plan.judges.items()):
             low, high = part.actors
-            tell(f"  {role}: {low} to {high} actors of {part.num_gpus:g} GPUs")
+            actors = f"{low} to {high} actors" if high > low else f"{low} actor{'s' * (low != 1)}"
+            tell(f"  {role}: {actors} of {ask_in_words(part)}")
         tell(f"  rows: {inside(plan.out, 'rows')}  (configuration {plan.config_hash})")
     if problems := preflight(plan, tell):
         return refuse(problems)

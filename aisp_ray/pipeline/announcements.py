@@ -15,9 +15,7 @@ _MOST_SHOWN = 1200  # characters of a prompt
 
 
 def loading(plan: Plan, run_id: str, pools: Mapping[str, Pool]) -> Iterator[str]:
-    actors = ", ".join(
-        f"{name} {pool.settings.low}-{pool.settings.high} x {pool.settings.ask}" for name, pool in pools.items()
-    )
+    actors = ", ".join(f"{name} {_how_many(pool)} x {pool.settings.ask}" for name, pool in pools.items())
     yield f"run {run_id} ({plan.config_hash}): {', '.join(plan.methods)}"
     yield f"2/3 loading the models onto actors: {actors}"
     if line := plan.policy.announcement():
@@ -26,6 +24,11 @@ def loading(plan: Plan, run_id: str, pools: Mapping[str, Pool]) -> Iterator[str]
     for name, method in plan.methods.items() if limit else ():
         for remark in method.remarks(limit):
             yield f"{name}: {remark}"
+
+
+def _how_many(pool: Pool) -> str:
+    low, high = pool.settings.low, pool.settings.high
+    return str(low) if low == high else f"{low} to {high}"
 
 
 def resuming(plan: Plan, store: Store, num_rows: int, num_searches: int) -> Iterator[str]:

@@ -115,3 +115,4 @@ def test_cpus_that_others_hold_are_warned_of_before_anything_starts():
 def test_an_ask_in_words():
     assert ask_in_words(Placement(num_gpus=0.5)) == "0.5 GPUs"
     assert ask_in_words(Placement(num_cpus=2)) == "2 CPUs"
+    assert ask_in_words(Placement(num_gpus=1)) == "1 GPU"

@@ -351,9 +351,9 @@ def test_the_minimum_must_come_in_time():
     async def go():
         machines = Machines()
         machines.places.clear()
-        pool = Pool(settings(1, 2, ready_timeout=0.2, ask="1 GPUs"), machines)
+        pool = Pool(settings(1, 2, ready_timeout=0.2, ask="1 GPU"), machines)
         pool.start()
-        with pytest.raises(StarvationError, match=r"2 starting; one asks for 1 GPUs.*run\.ready_timeout_seconds"):
+        with pytest.raises(StarvationError, match=r"2 starting; one asks for 1 GPU.*run\.ready_timeout_seconds"):
             await pool.wait_ready()
         await pool.close()
 

@@ -126,7 +126,7 @@ def test_a_run_stops_at_its_limit_of_money_and_resumes_with_a_higher_one(setting
 
 def test_what_can_never_be_placed_is_refused_in_one_sentence(settings, capsys):
     assert run(make_plan({**settings, "policy": {"num_gpus": 1.0}})) == 2
-    assert "policy: no node can hold one actor, which asks for 1 GPUs" in capsys.readouterr().err
+    assert "policy: no node can hold one actor, which asks for 1 GPU" in capsys.readouterr().err
 
 
 def test_a_relative_output_is_refused_inside_a_job(settings, capsys, monkeypatch):
