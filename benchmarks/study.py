@@ -45,7 +45,9 @@ def words_of(cell: str, out: str, given: Sequence[str]) -> list[str]:
     methods, models = CELLS[cell]
     sizes = [f"method.{m}.n={N}" for m in methods]
     tuned = [f"method.{m}.{TUNED[m]}" for m in methods if m in TUNED]
-    return [f"method=[{','.join(methods)}]", *sizes, *tuned, *models, "limit=24", "budget=64", *given, f"out={out}"]
+    fixed = [f"method=[{','.join(methods)}]", *sizes, *tuned, *models, "limit=24", "budget=64", f"out={out}"]
+    keys = {word.partition("=")[0]: word for word in (*fixed, *given)}  # a given word takes the place of ours
+    return list(keys.values())
 
 
 def read(out: str) -> dict[str, dict[int, Mapping[str, Any]]]:
