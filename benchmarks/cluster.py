@@ -36,6 +36,7 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from aisp_ray.cluster.session import connect
+from aisp_ray.cluster.wire import pack, unpack
 from aisp_ray.driver import Driver
 from aisp_ray.ledger import Task
 from aisp_ray.methods.aisp import Aisp
@@ -138,15 +139,17 @@ class Host:
     async def describe(self, prompt: Prompt) -> str:
         return prompt.text
 
-    async def rollout(self, prompt: Prompt, proposal: Any, seed: int) -> Rollouts:
+    async def rollout(self, call: bytes) -> bytes:
+        prompt, proposal, seed = unpack(call)
         request = SimpleNamespace(prompt=prompt, proposal=proposal, seed=seed)
         items = tuple(self.work._respond(request, particle) for particle in range(proposal.num_samples))
         await asyncio.sleep(self.spec.step_seconds * max(item.num_tokens for item in items))
-        return Rollouts(proposal.iteration, items, 8)
+        return pack(Rollouts(proposal.iteration, items, 8))
 
-    async def score(self, prompt: Prompt, responses: tuple[str, ...]) -> Any:
+    async def score(self, call: bytes) -> bytes:
+        prompt, responses = unpack(call)
         await asyncio.sleep(self.spec.call_seconds + len(responses) * self.spec.response_seconds)
-        return self.work._score(ScoreRequest(prompt, responses))
+        return pack(self.work._score(ScoreRequest(prompt, responses)))
 
 
 class HostBackend:
@@ -155,7 +158,7 @@ class HostBackend:
     def __init__(self, cls: type, spec: Any, calls: int):
         import ray
 
-        host = ray.remote(num_cpus=0, max_concurrency=10_000)(Host)
+        host = ray.remote(num_cpus=0, max_concurrency=10_000, enable_task_events=False)(Host)
         self.hosts = [host.remote(spec) for _ in range(HOSTS)]
         self.created = 0
 

@@ -1,7 +1,8 @@
 """The actors: one process around a `PolicyWorker` or a `RewardWorker`.
 
 Methods are synchronous. Those of the group `work` run in many threads, which only wait for the worker's one thread;
-those of the group `health` answer while the model loads or computes.
+those of the group `health` answer while the model loads or computes. Calls are many and short, so Ray keeps no events
+of them: `ray list tasks` shows the loading alone.
 """
 
 from __future__ import annotations
@@ -10,7 +11,6 @@ import os
 import sys
 import threading
 import time
-from collections.abc import Sequence
 from concurrent.futures import Future
 from concurrent.futures import TimeoutError as FutureTimeout
 from importlib.metadata import version
@@ -20,9 +20,10 @@ import ray
 
 from aisp_ray.cluster.failures import CallError, sort_error, sort_load_error
 from aisp_ray.cluster.local import device_of, quiet_libraries
+from aisp_ray.cluster.wire import pack, unpack
 from aisp_ray.policy.base import PolicySpec
 from aisp_ray.rewards.base import RewardSpec, ScoreRequest
-from aisp_ray.types import Placement, Prompt, Proposal, Rollouts, Scores
+from aisp_ray.types import Placement, Prompt
 from aisp_ray.worker import PolicyWorker, RewardWorker
 
 _LOOK_SECONDS = 1.0  # how often a waiting call looks whether the worker's thread is still there
@@ -55,7 +56,7 @@ class _ModelActor:
         self._ready.set()
         return {"load_seconds": time.perf_counter() - started, **self._facts()}
 
-    @ray.method(concurrency_group="health")
+    @ray.method(concurrency_group="health", enable_task_events=False)
     def stats(self) -> dict[str, float]:
         return self.worker.stats() if self.worker is not None else {}
 
@@ -87,9 +88,10 @@ class PolicyActor(_ModelActor):
 
     spec: PolicySpec
 
-    @ray.method(concurrency_group="work")
-    def rollout(self, prompt: Prompt, proposal: Proposal, seed: int) -> Rollouts:
-        return self._wait(self.worker.submit(prompt, proposal, seed))
+    @ray.method(concurrency_group="work", enable_task_events=False)
+    def rollout(self, call: bytes) -> bytes:
+        """The packed `Rollouts` of a packed (prompt, proposal, seed)."""
+        return pack(self._wait(self.worker.submit(*unpack(call))))
 
     @ray.method(concurrency_group="health")
     def describe(self, prompt: Prompt) -> str | None:
@@ -107,9 +109,10 @@ class RewardActor(_ModelActor):
 
     spec: RewardSpec
 
-    @ray.method(concurrency_group="work")
-    def score(self, prompt: Prompt, responses: Sequence[str]) -> Scores:
-        return self._wait(self.worker.submit(ScoreRequest(prompt, tuple(responses))))
+    @ray.method(concurrency_group="work", enable_task_events=False)
+    def score(self, call: bytes) -> bytes:
+        """The packed `Scores` of a packed (prompt, responses)."""
+        return pack(self._wait(self.worker.submit(ScoreRequest(*unpack(call)))))
 
     @ray.method(concurrency_group="health")
     def describe(self, prompt: Prompt) -> str | None:

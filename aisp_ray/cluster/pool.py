@@ -14,6 +14,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import operator
 import time
 from collections import Counter, OrderedDict
 from collections.abc import Awaitable, Callable
@@ -21,6 +22,7 @@ from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 from aisp_ray.cluster.failures import CallError, read_error
+from aisp_ray.cluster.wire import Replies
 from aisp_ray.errors import DataError, PoolError, StarvationError
 
 log = logging.getLogger(__name__)
@@ -28,7 +30,9 @@ log = logging.getLogger(__name__)
 _LOAD_ATTEMPTS = 3  # in a row, for a model that may load on another machine
 _UNKNOWN_RETRIES = 1
 _CHECK_SECONDS = 5.0  # at most, for the counters of all replicas
+_COUNTERS_EVERY = 6  # health checks of a replica that is known to be alive are so many times rarer
 _HOPELESS = 8  # calls that failed, or were given up, without one that worked: the model is at fault, not the rows
+_LOAD = operator.attrgetter("load")
 _HOMES = 16384  # prompts whose replica is remembered: more than are in flight
 
 
@@ -64,13 +68,15 @@ class Replica:
     handle: Any
     state: str = "starting"
     load: int = 0  # particles sent and not yet back
-    calls: dict[asyncio.Future[Any], PoolCall] = field(default_factory=dict)
+    calls: dict[asyncio.Future[Any], Sent] = field(default_factory=dict)
     born: float = field(default_factory=time.monotonic)
     placed: float | None = None
     ready: float | None = None
     ended: float | None = None
     ended_by: tuple[str, str] = ("", "")  # kind, text
     progressed: float = 0.0  # when it last finished a call, or got one while idle
+    finished: float = 0.0  # when it last answered a call
+    checked: float = 0.0  # when its counters were last asked for
     facts: dict[str, Any] = field(default_factory=dict)
     stats: dict[str, float] = field(default_factory=dict)
     num_calls: int = 0
@@ -86,7 +92,14 @@ class PoolCall:
     cost: int  # particles
     key: str  # prompt id: its prefix is cached where it ran before
     what: str  # in words
-    sent: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class Sent:
+    """A call that a replica holds."""
+
+    call: PoolCall
+    at: float  # time.monotonic()
 
 
 class Pool:
@@ -114,6 +127,7 @@ class Pool:
         self._given_up = 0  # prompts, since a call last worked
         self._load_failures = 0  # in a row
         self._background: set[asyncio.Task[None]] = set()
+        self._replies = Replies()
 
     # ------------------------------------------------------------ life
 
@@ -212,11 +226,11 @@ class Pool:
         return await getattr(self._in("ready")[0].handle, method).remote(*args)
 
     async def _pick(self, call: PoolCall) -> Replica:
-        while not (ready := self._in("ready")):
+        while not (ready := [replica for replica in self.replicas if replica.state == "ready"]):
             await self._change()
         if self.failure:
             raise self.failure
-        least = min(ready, key=lambda r: r.load)
+        least = min(ready, key=_LOAD)  # of hundreds, for every call
         home = self._homes.get(call.key)
         if home is not None and home.state == "ready" and least.load > 0 and home.load <= least.load + call.cost:
             least = home  # it holds the prompt's prefix and mean; worth one call's imbalance, never an idle replica
@@ -230,11 +244,13 @@ class Pool:
         now = time.monotonic()
         if not replica.calls:
             replica.progressed = now
-        reply = asyncio.ensure_future(getattr(replica.handle, call.method).remote(*call.args))
-        replica.calls[reply] = PoolCall(call.method, call.args, call.cost, call.key, call.what, now)
+        reply = self._replies.future(getattr(replica.handle, call.method).remote(*call.args))
+        replica.calls[reply] = Sent(call, now)
         replica.load += call.cost
         try:
-            return await reply
+            answer = await reply
+            replica.finished = time.monotonic()
+            return answer
         except asyncio.CancelledError:
             own = asyncio.current_task()
             if not reply.cancelled() or (own is not None and own.cancelling()):
@@ -378,13 +394,13 @@ class Pool:
         pause = max(0.05, min(s.health_seconds, s.call_timeout / 4, s.starvation_timeout / 4))
         while True:
             await asyncio.sleep(pause)
-            for replica in self._in("ready", "suspended", "draining"):
-                if not replica.checking:
-                    self._run(self._check(replica))
             now = time.monotonic()
             for replica in self._in("ready", "suspended", "draining"):
+                if not replica.checking and self._is_due(replica, now):
+                    self._run(self._check(replica))
+            for replica in self._in("ready", "suspended", "draining"):
                 if replica.calls and now - replica.progressed > s.call_timeout:
-                    held = ", ".join(call.what for call in list(replica.calls.values())[:3])
+                    held = ", ".join(sent.call.what for sent in list(replica.calls.values())[:3])
                     text = f"no call finished for {s.call_timeout:.0f} s (it holds {held}; run.call_timeout_seconds)"
                     self._died(replica, "lost", text)
             waited = any(not waiter.done() for waiter in self._waiters)
@@ -393,9 +409,15 @@ class Pool:
                 if empty > s.starvation_timeout:
                     self._fail(StarvationError(self._waited_for(empty, "run.starvation_timeout_seconds")))
 
+    def _is_due(self, replica: Replica, now: float) -> bool:
+        """Whether to ask a replica how it is: one that has just finished a call is alive, and counters can wait."""
+        pause = self.settings.health_seconds
+        alive = replica.state != "suspended" and now - replica.finished < pause
+        return not alive or now - replica.checked >= _COUNTERS_EVERY * pause
+
     async def _check(self, replica: Replica) -> None:
         """Ask for its counters; a replica that cannot be reached gets no calls until it answers."""
-        replica.checking = True
+        replica.checking, replica.checked = True, time.monotonic()
         try:
             reply = _awaitable(replica.handle.stats.remote())
             replica.stats = await asyncio.wait_for(reply, 3 * self.settings.health_seconds)

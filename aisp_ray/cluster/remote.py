@@ -13,6 +13,7 @@ from aisp_ray.cluster.models import ModelPlan, Models, asks_of, choose_in_flight
 from aisp_ray.cluster.placement import Node, ask_in_words, find_problems, most_actors, shortage
 from aisp_ray.cluster.pool import Pool, PoolCall, PoolSettings
 from aisp_ray.cluster.session import check_machine, cpus_now, joined, local_node, starts_local
+from aisp_ray.cluster.wire import pack, unpack
 from aisp_ray.data._ray import TASK_CPUS
 from aisp_ray.errors import SessionError
 from aisp_ray.plan import RunSettings
@@ -45,8 +46,8 @@ class RemotePolicy:
 
     async def rollout(self, prompt: Prompt, proposal: Proposal, seed: int) -> Rollouts:
         what = f"rollout of {prompt.prompt_id}, iteration {proposal.iteration}"
-        args = (prompt, proposal, seed)
-        return await self.pool.call(PoolCall("rollout", args, proposal.num_samples, prompt.prompt_id, what))
+        args = (pack((prompt, proposal, seed)),)
+        return unpack(await self.pool.call(PoolCall("rollout", args, proposal.num_samples, prompt.prompt_id, what)))
 
 
 class RemoteReward:
@@ -56,10 +57,8 @@ class RemoteReward:
         self.pool = pool
 
     async def score(self, prompt: Prompt, responses: Sequence[str]) -> Scores:
-        args = (prompt, tuple(responses))
-        return await self.pool.call(
-            PoolCall("score", args, len(args[1]), prompt.prompt_id, f"scores of {prompt.prompt_id}")
-        )
+        what, args = f"scores of {prompt.prompt_id}", (pack((prompt, tuple(responses))),)
+        return unpack(await self.pool.call(PoolCall("score", args, len(responses), prompt.prompt_id, what)))
 
 
 def make_pool(name: str, spec: PolicySpec | RewardSpec, high: int, run: RunSettings, calls: int) -> Pool:

@@ -20,7 +20,7 @@ import numpy as np
 
 from aisp_ray.methods._selection import NEEDS_BETA, SELECTIONS, poisson_draws, selection_scores
 from aisp_ray.methods._stopping import MIN_DRAWS, PandoraBox, expected_gain
-from aisp_ray.types import PREFIXES, Prompt, Proposal, Rollouts, Sampling, Scores
+from aisp_ray.types import PREFIXES, Prompt, Proposal, Rollout, Rollouts, Sampling, Scores
 
 
 @dataclass(frozen=True, slots=True)
@@ -296,47 +296,36 @@ class Blocks(Method):
 def candidates(rollouts: Rollouts, scores: Scores) -> list[Candidate]:
     """The rollouts with their rewards, NaN where there is none."""
     return [
-        Candidate(
-            response=item.text,
-            reward=reward,
-            iteration=rollouts.iteration,
-            particle=item.particle,
-            finish_reason=item.finish_reason,
-            token_ids=item.token_ids,
-            logprob=item.logprob,
-        )
+        _candidate(item, reward, rollouts.iteration)
         for item, reward in zip(rollouts.items, scores.rewards, strict=True)
     ]
 
 
-def best_candidate(best: Candidate | None, rollouts: Rollouts, scores: Scores) -> Candidate | None:
-    """The better of `best` and these rollouts. The first seen wins a tie; a particle without a reward never wins."""
-    for rollout, reward in zip(rollouts.items, scores.rewards, strict=True):
-        if math.isfinite(reward) and (best is None or reward > best.reward):
-            best = Candidate(
-                response=rollout.text,
-                reward=reward,
-                iteration=rollouts.iteration,
-                particle=rollout.particle,
-                finish_reason=rollout.finish_reason,
-                token_ids=rollout.token_ids,
-                logprob=rollout.logprob,
-            )
-    return best
+def _candidate(item: Rollout, reward: float, iteration: int) -> Candidate:
+    return Candidate(
+        response=item.text,
+        reward=reward,
+        iteration=iteration,
+        particle=item.particle,
+        finish_reason=item.finish_reason,
+        token_ids=item.token_ids,
+        logprob=item.logprob,
+    )
 
 
 def select_candidate(
     held: tuple[Candidate | None, float], rollouts: Rollouts, scores: Scores, ranks: np.ndarray
 ) -> tuple[Candidate | None, float]:
-    """The candidate of the highest selection score and that score; ranks: those of these rollouts, [n]."""
+    """The candidate of the highest selection score and that score; ranks: those of these rollouts, [n].
+
+    The first seen wins a tie; a response without a finite rank is never chosen.
+    """
     best, score = held
-    # the same rule as for rewards, on selection scores; then the reward is put back
-    before = dataclasses.replace(best, reward=score) if best else None
-    chosen = best_candidate(before, rollouts, dataclasses.replace(scores, rewards=tuple(ranks.tolist())))
-    if chosen is None or chosen is before:
-        return best, score
-    rewards = dict(zip((item.particle for item in rollouts.items), scores.rewards, strict=True))
-    return dataclasses.replace(chosen, reward=rewards[chosen.particle]), chosen.reward
+    top, chosen = score if best else -math.inf, None
+    for drawn in zip(rollouts.items, scores.rewards, ranks.tolist(), strict=True):
+        if math.isfinite(drawn[2]) and drawn[2] > top:
+            top, chosen = drawn[2], drawn
+    return (best, score) if chosen is None else (_candidate(*chosen[:2], rollouts.iteration), top)
 
 
 def require(condition: bool, message: str) -> None:

@@ -50,6 +50,7 @@ from aisp_ray.types import Prompt, Rollouts, Scores
 log = logging.getLogger("aisp_ray.run")
 
 _LIMIT_TICK = 1.0  # seconds between two looks at the limits of time and money
+_METRICS_TICK = 5.0  # seconds between two records of metrics
 _SAMPLE_TICK = 1.0  # seconds between two looks at whether a response is to be shown
 
 
@@ -113,6 +114,7 @@ class Job:
         self._every(_LIMIT_TICK, self._stop_at_limit)
         self._every(run.flush_seconds, self._flush)
         self._every(self.screen.every, self._show)
+        self._every(_METRICS_TICK, self._record)
         await self._note_in_manifest()
         await self.models.ready()
         self.meter.begin()
@@ -232,6 +234,8 @@ class Job:
             waits = await asyncio.to_thread(waits_for, self._feed, self.pools, asks_of(self.plan))
             status = dataclasses.replace(status, trouble=waits or status.trouble)
         self.screen.show(status)
+
+    async def _record(self) -> None:
         self._gauge()
 
     def _gauge(self) -> None:

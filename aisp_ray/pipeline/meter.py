@@ -126,14 +126,14 @@ def _actors(pool: Any) -> str:
 def longest(pools: Mapping[str, Any]) -> str:
     """Who holds the oldest call: '2:10 rollout of shp/test/00000012, iteration 3 (policy-1)'."""
     calls = [
-        (call.sent, call.what, replica.name)
+        (sent.at, sent.call.what, replica.name)
         for pool in pools.values()
         for replica in pool.replicas
-        for call in replica.calls.values()
+        for sent in replica.calls.values()
     ]
     if calls:
-        sent, what, name = min(calls)
-        return f"{clock(time.monotonic() - sent)} {what} ({name})"
+        at, what, name = min(calls)
+        return f"{clock(time.monotonic() - at)} {what} ({name})"
     empty = [name for name, pool in pools.items() if not any(replica.state == "ready" for replica in pool.replicas)]
     return f"no actor is ready in {', '.join(empty)}" if empty else "no call is under way"
 

@@ -9,7 +9,7 @@ import time
 import pytest
 from rich.cells import cell_len
 
-from aisp_ray.cluster.pool import Pool, PoolCall, PoolSettings, Replica
+from aisp_ray.cluster.pool import Pool, PoolCall, PoolSettings, Replica, Sent
 from aisp_ray.pipeline.meter import Meter, Status, clock
 from aisp_ray.pipeline.progress import Screen, ScreenHandler
 
@@ -110,7 +110,7 @@ def test_rows_of_earlier_runs_are_done_and_cost_no_time():
 def stalled_pool(held):
     pool = Pool(PoolSettings("policy"), backend=None)
     replica = Replica("policy-7", None, "ready")
-    replica.calls[None] = PoolCall("rollout", (), 4, "p", held, time.monotonic() - 130)
+    replica.calls[None] = Sent(PoolCall("rollout", (), 4, "p", held), time.monotonic() - 130)
     pool.replicas.append(replica)
     return pool
 
