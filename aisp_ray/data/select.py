@@ -5,13 +5,13 @@ Pure and sequential: what it yields depends on the rows and the settings alone.
 
 from __future__ import annotations
 
-import hashlib
 import heapq
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field, replace
 
 from aisp_ray.data._row import replace_surrogates
+from aisp_ray.data._seen import Seen
 from aisp_ray.data.base import DataSpec, Parsed
 from aisp_ray.rng import derive_seed
 from aisp_ray.types import Message, Prompt
@@ -90,16 +90,13 @@ def _prompt(row: Parsed, ordinal: int, spec: DataSpec) -> Prompt:
 
 def _unique(rows: Iterable[Parsed], spec: DataSpec, report: DropReport) -> Iterator[Parsed]:
     """Writable rows, without those whose key came before. Rows with errors are never duplicates."""
-    seen: set[bytes] = set()
+    seen = Seen()
     for parsed in rows:
         report.num_rows += 1
         row = _writable(parsed)
-        if spec.dedup and row.error is None:
-            digest = hashlib.blake2b((row.key or row.text).encode(), digest_size=16).digest()
-            if digest in seen:
-                report.dropped["duplicate"] += 1
-                continue
-            seen.add(digest)
+        if spec.dedup and row.error is None and not seen.add(row.key or row.text):
+            report.dropped["duplicate"] += 1
+            continue
         yield row
     report.complete = True
 

@@ -84,4 +84,6 @@ def _rows_of(dataset: ray.data.Dataset) -> Iterator[Parsed]:
 
 def _decode(fields: Mapping[str, Any]) -> Parsed:
     messages = tuple(Message(**turn) for turn in fields["messages"])
+    if len(messages) == 1 and messages[0].content == fields["text"]:  # most prompts: held, and sent to actors, once
+        messages = (Message(messages[0].role, fields["text"]),)
     return Parsed(**{**fields, "messages": messages, "rules": tuple(fields["rules"])})

@@ -11,7 +11,7 @@ import json
 import logging
 import socket
 import time
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -51,18 +51,23 @@ class RunSnapshot:
 
 def save(output: Output, snapshot: RunSnapshot, name: str = SNAPSHOT) -> None:
     """Overwrite the snapshot file."""
-    value = {
+    head = {
         "version": _VERSION,
         "config_hash": snapshot.config_hash,
         "run_id": snapshot.run_id,
         "time": time.time(),
         "host": socket.gethostname(),
         "ended": snapshot.ended,
-        "searches": [[*key, encode(progress)] for key, progress in snapshot.searches.items()],
-        "rows": list(snapshot.rows),
-        "particles": [[*key, list(rows)] for key, rows in snapshot.particles.items()],
     }
-    output.write(name, json.dumps(value).encode())
+    lists: dict[str, Iterator[Any]] = {
+        "searches": ([*key, encode(progress)] for key, progress in snapshot.searches.items()),
+        "rows": iter(snapshot.rows),
+        "particles": ([*key, list(rows)] for key, rows in snapshot.particles.items()),
+    }
+    # item by item: of thousands of searches in flight only the text is held, not all that it is made of
+    fields = [f"{json.dumps(name)}: {json.dumps(value)}" for name, value in head.items()]
+    fields += [f"{json.dumps(name)}: [{', '.join(map(json.dumps, items))}]" for name, items in lists.items()]
+    output.write(name, f"{{{', '.join(fields)}}}".encode())
 
 
 def load(output: Output, config_hash: str, packages: Collection[str] = (), name: str = SNAPSHOT) -> RunSnapshot | None:

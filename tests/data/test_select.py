@@ -1,6 +1,8 @@
 import json
+import random
 from dataclasses import asdict
 
+from aisp_ray.data import _seen
 from aisp_ray.data._records import encode
 from aisp_ray.data.base import Parsed
 from aisp_ray.data.prompts import Prompts
@@ -34,6 +36,17 @@ def test_every_row_is_a_prompt_an_error_or_counted_as_dropped():
     for settings in ({}, {"dedup": False}, {"sample": 4}, {"sample": 100}):
         _, report = chosen(rows, **settings)
         assert report.num_rows == report.num_prompts + report.num_errors + sum(report.dropped.values()) == 33
+
+
+def test_a_text_is_new_once_also_after_it_has_moved_to_the_array(monkeypatch):
+    monkeypatch.setattr(_seen, "_LEAST_MERGED", 8)
+    rng, seen, reference = random.Random(1), _seen.Seen(), set()
+    for _ in range(2000):
+        text = str(rng.randrange(500))
+        assert seen.add(text) == (text not in reference)
+        reference.add(text)
+        assert len(seen) == len(reference)
+    assert len(seen._first) > 300
 
 
 def test_duplicates_go_by_key_where_a_row_has_one_and_errors_are_never_duplicates():

@@ -41,6 +41,25 @@ def test_the_reader_waits_for_the_taker_and_stops_when_told():
     assert not alive
 
 
+@pytest.mark.parametrize("ahead", [1, 2, 7])
+def test_no_prompt_is_lost_whoever_is_faster(ahead):
+    def slow():
+        for i in range(40):
+            time.sleep(0.001 * (i % 3 == 0))
+            yield i
+
+    async def go():
+        got = []
+        async for item in Feed(slow, ahead=ahead):
+            got.append(item)
+            assert len(got) <= item + 1
+            if item % 5 == 0:
+                await asyncio.sleep(0.002)
+        return got
+
+    assert asyncio.run(go()) == list(range(40))
+
+
 def test_an_error_of_the_reader_is_raised_where_prompts_are_taken():
     def prompts():
         yield 1

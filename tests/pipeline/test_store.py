@@ -125,7 +125,12 @@ def test_a_manifest_that_cannot_be_read_is_refused_in_one_sentence(tmp_path, con
 @pytest.fixture
 def without_ray(monkeypatch):
     """Parts are written here, and not by a task of Ray Data."""
-    here = SimpleNamespace(write_chunk=lambda output, table, *part: output.write_part(table, *part))
+
+    def write_parts(output, tables, folder):
+        for part, table in tables.items():
+            output.write_part(table, *part, folder)
+
+    here = SimpleNamespace(write_parts=write_parts)
     monkeypatch.setitem(sys.modules, "aisp_ray.pipeline.sink", here)
 
 
@@ -180,6 +185,35 @@ def test_finished_rows_are_in_their_file_before_it_is_complete(tmp_path, without
     store.close()
 
 
+def test_complete_parts_are_written_together_and_none_waits_longer_than_a_flush(tmp_path, monkeypatch):
+    written = []
+    here = SimpleNamespace(write_parts=lambda output, tables, folder: written.append([*tables]))
+    monkeypatch.setitem(sys.modules, "aisp_ray.pipeline.sink", here)
+    store = Store(plan(tmp_path), Output(str(tmp_path)), 2)
+
+    async def idle():
+        while store._writing:
+            await asyncio.sleep(0.005)
+
+    async def go():
+        for ordinal in range(13):
+            store.chunks.expect(ordinal)
+        for ordinal in range(6):  # the first complete part finds nobody to wait for
+            store.add(row(ordinal))
+            await idle()
+        assert written == [[("a", 0)]]
+        store.flush()
+        await idle()
+        for ordinal in range(6, 13):
+            store.add(row(ordinal))
+        store.chunks.end()
+        await store.finish()
+
+    asyncio.run(go())
+    store.close()
+    assert [[chunk for _, chunk in parts] for parts in written] == [[0], [1, 2], [3, 4, 5, 6]]
+
+
 def test_a_write_that_hangs_costs_no_row_at_the_end(tmp_path, monkeypatch):
     """Ray Data waits for a head that is lost; the row that it was to write is written without it."""
     asked, release = threading.Event(), threading.Event()
@@ -188,7 +222,7 @@ def test_a_write_that_hangs_costs_no_row_at_the_end(tmp_path, monkeypatch):
         asked.set()
         release.wait(30)
 
-    monkeypatch.setitem(sys.modules, "aisp_ray.pipeline.sink", SimpleNamespace(write_chunk=hang))
+    monkeypatch.setitem(sys.modules, "aisp_ray.pipeline.sink", SimpleNamespace(write_parts=hang))
     output = Output(str(tmp_path))
     store = Store(plan(tmp_path), output, 2)
 
