@@ -282,8 +282,9 @@ class Study:
             "seconds": round(time.monotonic() - self.started, 2),
         }
         self.output.write_json("summary.json", held.summary(tuning, chosen, best, cost))
+        saved = f"; the full grid takes {grid}" if grid > cost["evaluations"] else ""
         print(
-            f"\nspent    {cost['evaluations']} evaluations (setting x prompt); the full grid takes {grid}"
+            f"\nspent    {cost['evaluations']} evaluations (setting x prompt){saved}"
             f"\ntrials   {inside(plan.out, tables.NAME)}\nbest     {inside(plan.out, 'best.yaml')}"
             + (f", saved as method={plan.save_as}" if plan.save_as else "")
         )

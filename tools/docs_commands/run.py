@@ -10,6 +10,7 @@ import json
 import os
 import re
 import shutil
+import socket
 import subprocess
 import sys
 import tempfile
@@ -44,10 +45,12 @@ SMALLER = (  # a job -> what is changed in its words, then what is added where t
 )
 ELSEWHERE = (
     (r"/absolute/path|/abs(?=/)", "{folder}/outputs/absolute"),
+    # port: the usual one is taken where another Ray runs, and then no job can be submitted
+    (r"^ray start --head$", "ray start --head --dashboard-agent-listen-port={port}"),
     (r"http://localhost:800[01]/v1", "{served}"),  # servers of models that the reader has started
 )
 AGAIN = "No available agent to submit job"  # what Ray says to a first job while it still starts: it asks to try again
-# what reports and exports of the demo read
+READERS = ("report", "export")  # jobs that read what this one has written
 FIRST = "python jobs/eval.py run.particles=true limit=4 method.kappa=2 allow_unequal_budgets=true"
 STAND_IN = "outputs/demo"  # copied for outputs that a page names and does not make
 _POST = {"history": "How do I brew coffee?", "human_ref_A": "Slowly.", "human_ref_B": "Now.", "labels": 1}
@@ -65,7 +68,7 @@ def smaller(command: DocCommand, folder: Path, served: str = "") -> str:
     """The command line as it is run. served: address of the server that stands in for models behind endpoints."""
     text = command.text
     for pattern, other in ELSEWHERE:
-        text = re.sub(pattern, other.format(folder=folder, served=served), text)
+        text = re.sub(pattern, other.format(folder=folder, served=served, port=free_port()), text)
     for job, changes, additions in SMALLER:
         if command.job != job or "--help" in text:
             continue
@@ -75,9 +78,15 @@ def smaller(command: DocCommand, folder: Path, served: str = "") -> str:
     return text
 
 
+def free_port() -> int:
+    with socket.socket() as free:
+        free.bind(("", 0))
+        return int(free.getsockname()[1])
+
+
 def stand_in(command: DocCommand, folder: Path) -> list[str]:
     """Copies the stand-in to outputs that the command reads and nothing has made; returns their names."""
-    if command.job not in ("report", "export"):
+    if command.job not in READERS:
         return []
     read = next((word for word in command.arguments if word.startswith("out=")), "")
     missing = [name for name in re.findall(r"outputs/\w+", read) if not (folder / name).exists()]
@@ -165,7 +174,6 @@ def main(only: Sequence[str]) -> int:
         folder = Path(place)
         copy_of_the_repository(folder)
         shell = Shell(folder, server.base_url)
-        failed += report("to begin with", shell, FIRST) == "failed"
         try:
             for path in pages():
                 shell.new_page()
@@ -189,6 +197,9 @@ def try_one(command: DocCommand, shell: Shell) -> str:
     if why:
         print(f"-      {place}  {command.text}\n       not run: {why}")
         return "not run"
+    begins = command.job in READERS and not (shell.folder / STAND_IN).exists()
+    if begins and report("to begin with", shell, FIRST) == "failed":
+        return "failed"
     for name in stand_in(command, shell.folder):
         print(f"       {name} is a copy of {STAND_IN}")
     return report(f"{place}  {command.text}", shell, smaller(command, shell.folder, shell.served))

@@ -149,7 +149,7 @@ def search_intro(search: Search) -> str:
     spent = sum(row["num_prompts"] for row in rows)
     parts.append(f"{spent:,} evaluations (setting × prompt) spent")
     grid = (search.summary.get("cost") or {}).get("evaluations_of_the_full_grid") if search.finished else None
-    parts += [f"the full grid takes {grid:,}"] if grid else []
+    parts += [f"the full grid takes {grid:,}"] if grid and grid > spent else []
     return "; ".join(parts) + "."
 
 
