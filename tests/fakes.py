@@ -43,6 +43,7 @@ def _raise(error: Exception) -> None:
 
 _FAULTS = {
     "crash": lambda: os._exit(1),
+    "exit": lambda: _raise(SystemExit("an exit")),
     "hang": lambda: time.sleep(1e6),
     "nap": lambda: time.sleep(10),
     "data": lambda: _raise(DataError("this row is at fault")),

@@ -6,9 +6,10 @@ import shutil
 import time
 
 import pytest
-from conftest import DriverProcess
 from heads import Head, free_port
-from plans import rows_of
+
+from tests.driver_process import DriverProcess
+from tests.plans import rows_of
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.timeout(900)]
 

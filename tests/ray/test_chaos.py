@@ -8,9 +8,9 @@ import time
 
 import psutil
 import pytest
-from plans import make_plan, rows_of
 
 from aisp_ray.pipeline import run
+from tests.plans import make_plan, rows_of
 
 pytestmark = pytest.mark.ray
 

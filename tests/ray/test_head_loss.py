@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 from heads import Head
-from plans import rows_of
+
+from tests.plans import rows_of
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.timeout(900)]
 

@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 from heads import Head
-from plans import rows_of
+
+from tests.plans import rows_of
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.timeout(1200)]
 
@@ -34,7 +35,7 @@ def working_dir(tmp_path):
     folder = tmp_path / "work"
     ignore = shutil.ignore_patterns("__pycache__", "models")
     shutil.copytree(ROOT / "aisp_ray", folder / "aisp_ray", ignore=ignore)
-    shutil.copy(HERE / "plans.py", folder / "plans.py")
+    shutil.copy(HERE.parent / "plans.py", folder / "plans.py")
     return str(folder)
 
 

@@ -4,9 +4,9 @@ import threading
 import time
 
 import pytest
-from plans import make_plan
 
 from aisp_ray.pipeline import preflight, run
+from tests.plans import make_plan
 
 pytestmark = pytest.mark.ray
 

@@ -2,6 +2,7 @@
 
 import json
 import sys
+from pathlib import Path
 
 import pyarrow.parquet as pq
 
@@ -10,14 +11,26 @@ from aisp_ray.methods.aisp import Aisp
 from aisp_ray.methods.best_of_n import BestOfN
 from aisp_ray.pipeline import run
 from aisp_ray.plan import Plan, RunSettings
+from aisp_ray.report.write import read_report, report_text
 from aisp_ray.results import VOLATILE_COLUMNS
 from tests.fakes import SleepPolicy, SleepReward
 
 TEMPORARY = {*VOLATILE_COLUMNS}
+SLOW = {"step_seconds": 0.02}  # so that a run is still under way when it is killed
+UNENDING = {**SLOW, "faults": {"00000011": "hang"}}  # however late that is
+
+
+def write_prompts(path, count):
+    lines = [json.dumps({"prompt": f"question {i} of many"}) for i in range(count)]
+    path.write_text("\n".join(lines) + "\n", encoding="utf-8")
+    return str(path)
 
 
 def make_plan(settings):
-    """settings: out, path; optional policy, reward, judge, run (dicts), n, kappa, methods, limit, total, seed."""
+    """settings: out, path; optional policy, reward, judge, run (dicts), n, kappa, methods, limit, total, seed.
+
+    here: as a script, with the machines in its own process.
+    """
     n, kappa = settings.get("n", 4), settings.get("kappa", 4)
     methods = {"aisp": Aisp(n=n, kappa=kappa), "best_of_n": BestOfN(n=n, kappa=kappa)}
     methods = {name: methods[name] for name in settings.get("methods", methods)}
@@ -49,5 +62,41 @@ def rows_of(out, folder="rows"):
     return rows
 
 
+def unjudged(settings):
+    """The rows of a run as they would be without its judges."""
+    rows = rows_of(settings["out"])
+    return {key: {**row, "judge_names": [], "judge_rewards": []} for key, row in rows.items()}
+
+
+def summary(settings):
+    return json.loads(Path(settings["out"], "summary.json").read_text())
+
+
+def snapshot_of(settings):
+    try:
+        return json.loads(Path(settings["out"], "_state", "inflight.json").read_text())
+    except FileNotFoundError:
+        return {"searches": [], "rows": []}
+
+
+def searches_under_way(settings):
+    return [progress["state"]["iteration"] for _, _, progress in snapshot_of(settings)["searches"]]
+
+
+def rows_there(settings):
+    return len(rows_of(settings["out"])) if list(Path(settings["out"], "rows").glob("*.parquet")) else 0
+
+
+def words_of_report(settings):
+    return " ".join(report_text(read_report(settings["out"])).split())
+
+
 if __name__ == "__main__":
-    sys.exit(run(make_plan(json.loads(sys.argv[1]))))
+    of = json.loads(sys.argv[1])
+    if of.get("here"):
+        import pytest
+
+        from tests.machines import in_this_process
+
+        in_this_process(pytest.MonkeyPatch().setattr)
+    sys.exit(run(make_plan(of)))

@@ -1,31 +1,15 @@
 """The stream by Ray Data against the plain reader."""
 
 import json
-import os
 
 import pytest
 
-from aisp_ray.cluster.session import quiet_environment
 from aisp_ray.data.hh_rlhf import HhRlhf
 from aisp_ray.data.prompts import Prompts
 from aisp_ray.data.select import DropReport
 from aisp_ray.data.stream import rows_locally, stream_prompts
 
-pytestmark = pytest.mark.ray
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _local_ray():
-    os.environ.setdefault("RAY_worker_niceness", "0")  # Ray's 15 makes a test wait for everything else on a machine
-    quiet_environment()
-    import ray
-
-    if ray.is_initialized():
-        yield
-        return
-    ray.init(address="local", num_cpus=2, include_dashboard=False, object_store_memory=80 << 20, log_to_driver=False)
-    yield
-    ray.shutdown()
+pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("cluster")]
 
 
 @pytest.fixture(scope="module")
@@ -76,6 +60,12 @@ def test_the_dataset_is_ordinary_ray_data(folder):
     records = Prompts(path=str(folder)).read()
     assert records.columns() == ["record"]
     assert json.loads(records.take(1)[0]["record"]) == {"row": {"prompt": "q 0 0 ż", "n": "0"}}
+
+
+def test_an_empty_file_is_an_empty_stream(tmp_path):
+    (tmp_path / "nothing.jsonl").touch()
+    streamed, plain, reports = both(Prompts(path=str(tmp_path / "nothing.jsonl")))
+    assert (streamed, plain, reports[0].num_rows) == ([], [], 0)
 
 
 def test_nothing_there_is_a_value_error():
