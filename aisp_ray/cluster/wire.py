@@ -23,7 +23,7 @@ from aisp_ray.errors import DataError, described
 from aisp_ray.types import Message, Prompt, Proposal, Rollout, Rollouts, Sampling
 
 
-def _by_fields(cls: type) -> Callable[[Any], tuple[type, tuple[Any, ...]]]:
+def _by_fields(cls: Any) -> Callable[[Any], tuple[type, tuple[Any, ...]]]:
     """Pickles a dataclass as a call of it: its own way, in Python, takes five times as long."""
     fields = dataclasses.fields(cls)
     assert all(field.init and not field.kw_only for field in fields), cls
@@ -31,7 +31,7 @@ def _by_fields(cls: type) -> Callable[[Any], tuple[type, tuple[Any, ...]]]:
     return lambda value: (cls, values(value))
 
 
-_REDUCERS = {
+_REDUCERS: dict[type, Callable[[Any], Any]] = {
     cls: _by_fields(cls) for cls in (Message, OpenLoop, Prompt, Proposal, Rollout, Rollouts, Sampling, WeightEntry)
 }
 _OWN_MODULE = b"__main__"  # classes of a notebook or script, which the other process cannot import
