@@ -6,7 +6,7 @@ import pytest
 import ray.exceptions as rx
 
 from aisp_ray.cluster.failures import CallError
-from aisp_ray.cluster.pool import Pool, PoolCall, PoolSettings
+from aisp_ray.cluster.pool import Pool, PoolCall, PoolSettings, Replica
 from aisp_ray.errors import DataError, PoolError, StarvationError
 
 
@@ -128,6 +128,18 @@ def test_a_prompt_comes_back_to_its_replica_unless_another_is_idle():
         await pool.close()
 
     asyncio.run(go())
+
+
+def test_a_replica_that_has_just_answered_is_not_asked_how_it_is():
+    pool = Pool(settings(health_seconds=10.0), None)
+    replica = Replica("policy-0", None, state="ready", finished=1000.0, checked=980.0)
+    assert not pool._is_due(replica, 1009.0)
+    assert pool._is_due(replica, 1010.0)  # quiet
+    replica.finished = 1038.0
+    assert not pool._is_due(replica, 1039.0)
+    assert pool._is_due(replica, 1040.0)  # its counters are a minute old
+    replica.checked, replica.state = 1039.0, "suspended"
+    assert pool._is_due(replica, 1040.0)
 
 
 def test_calls_of_a_dead_replica_are_answered_by_another():
