@@ -158,7 +158,8 @@ class HostBackend:
     def __init__(self, cls: type, spec: Any, calls: int):
         import ray
 
-        host = ray.remote(num_cpus=0, max_concurrency=10_000, enable_task_events=False)(Host)
+        options: dict[str, Any] = {"num_cpus": 0, "max_concurrency": 10_000, "enable_task_events": False}
+        host = ray.remote(**options)(Host)
         self.hosts = [host.remote(spec) for _ in range(HOSTS)]
         self.created = 0
 
@@ -204,7 +205,7 @@ def scale(prompts: int = 2000, policies: int = 20, rewards: int = 10) -> list[st
     from aisp_ray.pipeline import job
 
     with tempfile.TemporaryDirectory() as folder, hosted():
-        job.Driver = Watched  # type: ignore[misc]
+        job.Driver = Watched  # type: ignore[misc,assignment]
         settings = RunSettings(in_flight=8 * policies, chunk_rows=256, progress_seconds=60)
         plan = sleeping_plan(folder, prompts, policy, reward, settings, Aisp(n=8, kappa=2))
         with sampling(sample):
@@ -304,7 +305,7 @@ def sleeping_plan(folder: str, count: int, policy: Any, reward: Any, run: RunSet
     path = Path(folder, "prompts.jsonl")
     text = "a question of some length " * 8
     path.write_text("".join(json.dumps({"prompt": f"{text}{i}"}) + "\n" for i in range(count)), encoding="utf-8")
-    rest = {"judges": {}, "seed": 0, "limit": None}
+    rest: dict[str, Any] = {"judges": {}, "seed": 0, "limit": None}
     data, out = Prompts(path=str(path)), f"{folder}/out"
     return Plan(methods={"method": method}, policy=policy, reward=reward, data=data, run=run, out=out, **rest)
 
