@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 import logging
 import os
+import shutil
 import stat
 import subprocess
 import weakref
@@ -49,6 +50,16 @@ def variants(own: Kernels) -> list[Kernels]:
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     """Compile without optimising, where only the compiling matters."""
     monkeypatch.setattr(build, "FLAGS", ("-O0", *build.FLAGS[1:]))
+
+
+@pytest.fixture(scope="module")
+def quickly_compiled(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A user's cache that holds the library of `quick`'s command."""
+    cache = tmp_path_factory.mktemp("cache")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("XDG_CACHE_HOME", str(cache))
+        build._kept([*build.compiler(), "-O0", *build.FLAGS[1:], *kernels.DEFINES])
+    return cache
 
 
 @pytest.fixture
@@ -322,11 +333,14 @@ def linked(path: Path) -> None:
 @pytest.mark.usefixtures("quick")
 @pytest.mark.parametrize("harm", [cut_short, changed, writable_by_others, linked])
 def test_a_library_that_is_not_whole_and_ours_alone_is_compiled_again(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, harm: Callable[[Path], None]
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, quickly_compiled: Path, harm: Callable[[Path], None]
 ) -> None:
+    shutil.copytree(quickly_compiled, tmp_path, dirs_exist_ok=True)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     command = [*build.compiler(), *build.FLAGS, *kernels.DEFINES]
-    path = build._kept(command)
+    with monkeypatch.context() as patch:
+        patch.setattr(build, "_compile", lambda *_: pytest.fail("compiled again without a reason"))
+        path = build._kept(command)
     assert build._is_ours(path)
     harm(path)
     assert not build._is_ours(path)

@@ -44,7 +44,8 @@ class ToyPolicy:
 
     # what controls.MeanSource asks for
     def noise(self, iteration: int, particles: Sequence[int], horizon: int, start: int = 0) -> Tensor:
-        return torch.stack([self._eps(iteration, i, horizon)[start:] for i in particles])
+        eps = normal(*self._names(iteration, particles, horizon), DIM)  # [n * t, d]
+        return eps.reshape(len(particles), horizon, DIM)[:, start:]
 
     def replay(self, token_ids: Sequence[Sequence[int]]) -> list[Tensor]:
         return [torch.stack([self.prelogit(ids[:t]) for t in range(len(ids))]) for ids in token_ids]
@@ -62,16 +63,18 @@ class ToyPolicy:
         control, mean = proposal.control, None
         if isinstance(control, OpenLoop) and control.mean is not None:
             mean = control.mean.fold(self, control.reach)
-        items = tuple(self._row(proposal, i, mean) for i in range(proposal.num_samples))
+        draws = uniform(*self._names(proposal.iteration, range(proposal.num_samples), self.max_new_tokens))
+        draws = draws.reshape(proposal.num_samples, -1)  # [n, t]
+        items = tuple(self._row(proposal, i, mean, draws[i]) for i in range(proposal.num_samples))
         norm = 0.0 if mean is None else float(mean.norm())
         return Rollouts(proposal.iteration, items, num_prompt_tokens=1, control_norm=norm)
 
-    def _eps(self, iteration: int, particle: int, horizon: int) -> Tensor:
-        return normal(*self._names(iteration, particle, horizon), DIM)  # [t, d]
-
-    def _names(self, iteration: int, particle: int, horizon: int) -> tuple[Tensor, ...]:
-        full = lambda value: torch.full((horizon,), value)  # noqa: E731
-        return split_key([self._key]).expand(horizon, 2), full(iteration), full(particle), torch.arange(horizon)
+    def _names(self, iteration: int, particles: Sequence[int], horizon: int) -> tuple[Tensor, ...]:
+        """Of every position of each of the particles in turn."""
+        count = len(particles) * horizon
+        rows = torch.tensor(list(particles)).repeat_interleave(horizon)
+        steps = torch.arange(horizon).repeat(len(particles))
+        return split_key([self._key]).expand(count, 2), torch.full((count,), iteration), rows, steps
 
     def perturbations(self, proposal: Proposal, i: int, mean: Tensor | None) -> tuple[Tensor, Tensor]:
         """u and v of particle i at every position, [max_new_tokens, d] each."""
@@ -82,15 +85,14 @@ class ToyPolicy:
         reach = min(control.reach, T)
         if mean is not None:
             u[:reach] = mean[:reach]
-        v[:reach] = u[:reach] + control.sigma * self._eps(proposal.iteration, i, reach)
+        v[:reach] = u[:reach] + control.sigma * self.noise(proposal.iteration, [i], reach)[0]
         return u, v
 
-    def _row(self, proposal: Proposal, i: int, mean: Tensor | None) -> Rollout:
+    def _row(self, proposal: Proposal, i: int, mean: Tensor | None, draws: Tensor) -> Rollout:
         prefix = proposal.prefixes[i] if proposal.prefixes else ()
         tokens, inner, square, logprob, first = list(prefix), 0.0, 0.0, 0.0, float("nan")
         limit = min(proposal.max_new_tokens or self.max_new_tokens, self.max_new_tokens)
         U, V = self.perturbations(proposal, i, mean)
-        draws = uniform(*self._names(proposal.iteration, i, self.max_new_tokens))
         while len(tokens) < limit and not (tokens and tokens[-1] == END):
             t = len(tokens)
             u, v = U[t], V[t]
