@@ -1,6 +1,7 @@
 """Imports point down the floors, rooms do not import their neighbours, and the light modules stay light."""
 
 import ast
+import functools
 import subprocess
 import sys
 from pathlib import Path
@@ -32,12 +33,21 @@ def room_of(path):
     return path.relative_to(PACKAGE).parts[0].removesuffix(".py")
 
 
+@functools.cache
+def nodes(path):
+    return tuple(ast.walk(ast.parse(path.read_text(encoding="utf-8"))))
+
+
+@functools.cache
 def imports(path, typed=True):
     """typed: those for the type checker only, too."""
-    tree = ast.parse(path.read_text(encoding="utf-8"))
-    blocks = [n for n in ast.walk(tree) if isinstance(n, ast.If) and ast.unparse(n.test) == "TYPE_CHECKING"]
+    return tuple(_imports(path, typed))
+
+
+def _imports(path, typed):
+    blocks = [n for n in nodes(path) if isinstance(n, ast.If) and ast.unparse(n.test) == "TYPE_CHECKING"]
     left_out = set() if typed else {id(node) for block in blocks for node in ast.walk(block)}
-    for node in ast.walk(tree):
+    for node in nodes(path):
         if id(node) in left_out:
             continue
         if isinstance(node, ast.Import):
@@ -101,7 +111,7 @@ def test_the_root_holds_few_modules():
 def test_a_class_name_means_one_thing():
     places = {}
     for path in modules():
-        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        for node in nodes(path):
             if isinstance(node, ast.ClassDef) and not node.name.startswith("_"):
                 places.setdefault(node.name, []).append(f"{path.relative_to(PACKAGE)}:{node.lineno}")
     twice = {name: where for name, where in places.items() if len(where) > 1}

@@ -135,6 +135,7 @@ def test_an_evaluation_is_the_command_and_its_results_open(tmp_path, monkeypatch
 
     asked = []
     monkeypatch.setattr("aisp_ray.pipeline.run", lambda plan: asked.append(plan) or 0)
+    monkeypatch.setattr("aisp_ray.report.figures.evaluation.DRAWINGS", ())  # drawing takes most of a report's time
     rows = [made_row(method, ordinal, 0) for method in ("best_of_n", "aisp") for ordinal in range(4)]
     out = write_output(tmp_path / "out", rows, config={})
     done = evaluate({"method.aisp.sigma": 0.25}, method=["best_of_n", "aisp"], limit=4, out=str(out), report=False)

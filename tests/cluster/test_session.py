@@ -87,11 +87,22 @@ def test_a_folder_that_cannot_be_written_is_refused_before_ray_starts(monkeypatc
         connect("local", {})
 
 
-@pytest.mark.parametrize("text", ["Grüße", "→", "日本"])
-def test_letters_that_ray_cannot_send_in_an_ascii_locale_are_refused_before_it_starts(text):
-    code = "from aisp_ray.cluster.session import connect; connect('local', {})"
+def test_letters_that_ray_cannot_send_in_an_ascii_locale_are_refused_before_it_starts():
+    code = """if True:
+        import sys
+        from aisp_ray.cluster.session import connect
+        for text in sys.argv[1:]:
+            sys.orig_argv = ["python", text]
+            try:
+                connect("local", {})
+            except Exception as error:
+                print(f"{type(error).__name__}: {error}")
+    """
+    texts = ["Grüße", "→", "日本"]
     ascii_locale = {"LC_ALL": "C", "PYTHONUTF8": "0", "PATH": os.environ["PATH"], "PYTHONPATH": os.getcwd()}
-    ended = subprocess.run([sys.executable, "-c", code, text], env=ascii_locale, capture_output=True, text=True)
-    assert ended.returncode == 1
-    assert "SessionError: the locale's encoding is ascii" in ended.stderr
-    assert "PYTHONUTF8=1" in ended.stderr
+    ended = subprocess.run([sys.executable, "-c", code, *texts], env=ascii_locale, capture_output=True, text=True)
+    refusals = ended.stdout.splitlines()
+    assert len(refusals) == len(texts), ended.stderr
+    for refusal in refusals:
+        assert refusal.startswith("SessionError: the locale's encoding is ascii")
+        assert "PYTHONUTF8=1" in refusal

@@ -14,7 +14,7 @@ import pytest
 from made_rows import made_error, made_row, write_output
 
 from aisp_ray.report.figures.draw import blank
-from aisp_ray.report.figures.evaluation import DRAWINGS, paired_scatter, sensitivity
+from aisp_ray.report.figures.evaluation import DRAWINGS, best_reward, held_out, paired_scatter, sensitivity
 from aisp_ray.report.measure import sections
 from aisp_ray.report.page.payload import payload
 from aisp_ray.report.page.render import render
@@ -153,7 +153,9 @@ def test_without_matplotlib_there_is_a_page_without_figures(out, tmp_path, monke
     assert not (tmp_path / "plain" / "figures").exists()
 
 
-def test_texts_of_a_run_are_shown_and_never_run(tmp_path):
+def test_texts_of_a_run_are_shown_and_never_run(tmp_path, monkeypatch):
+    drawn = (best_reward, paired_scatter, held_out, sensitivity)  # texts in a legend, a title, at an axis
+    monkeypatch.setattr("aisp_ray.report.figures.evaluation.DRAWINGS", drawn)
     evil = "</script><img src=x onerror=alert(1)> $\\frac{$ & <b>"
     made = [(method, i) for method in ("best_of_n", "aisp") for i in range(4)]
     rows = [made_row(method, i, 0) | {"dataset": evil, "prompt": f"{evil}{i}", "response": evil} for method, i in made]
