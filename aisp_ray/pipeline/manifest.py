@@ -9,6 +9,7 @@ import socket
 import sys
 import time
 from collections.abc import Mapping
+from fractions import Fraction
 from typing import Any
 
 from aisp_ray import __version__
@@ -113,12 +114,12 @@ class Tally:
     def __init__(self) -> None:
         self.ok = 0
         self.errors = 0
-        self._sum = 0.0
+        self._sum = Fraction(0)  # exact, so the mean does not depend on which search ended first
 
     def add(self, status: str, reward: float | None) -> None:
         if status == "ok" and reward is not None:
             self.ok += 1
-            self._sum += reward
+            self._sum += Fraction(float(reward))
         else:
             self.errors += 1
 
@@ -126,7 +127,7 @@ class Tally:
         return {
             "rows": self.ok + self.errors,
             "errors": self.errors,
-            "mean_reward": self._sum / self.ok if self.ok else None,
+            "mean_reward": float(self._sum / self.ok) if self.ok else None,
         }
 
 

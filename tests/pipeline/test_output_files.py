@@ -1,5 +1,6 @@
 """Files appear whole or not at all, on a disk and on an object store."""
 
+import math
 import pickle
 from unittest import mock
 
@@ -9,6 +10,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from aisp_ray.files import Output, differences, inside, part_name, resolve, split_query, to_table
+from aisp_ray.pipeline.manifest import Tally
 from aisp_ray.pipeline.run import check_output
 from aisp_ray.plan import Plan, RunSettings
 from aisp_ray.results import ROW_SCHEMA
@@ -141,3 +143,15 @@ def test_an_object_store_that_takes_no_files_is_refused(monkeypatch):
     (said,) = check_output("s3://bucket")
     assert "cannot be written to" in said
     assert "\n" not in said
+
+
+def test_a_mean_reward_does_not_depend_on_which_search_ended_first():
+    rewards = [0.1 * k for k in range(12)] + [1e16, -1e16]
+    means = set()
+    for turn in range(len(rewards)):
+        tally = Tally()
+        for reward in rewards[turn:] + rewards[:turn]:
+            tally.add("ok", reward)
+        tally.add("error", None)
+        means.add(tally.as_json()["mean_reward"])
+    assert means == {math.fsum(rewards) / len(rewards)}
