@@ -2,6 +2,7 @@
 
 import ast
 import contextlib
+import importlib
 import io
 import json
 import re
@@ -59,6 +60,14 @@ def test_the_engine_call_of_its_page_runs(monkeypatch):
     lines = run_cell(call, {"__name__": "notebook"}).strip().split("\n")
     assert len(lines) == 8
     assert all(len(line.split()) > 2 for line in lines)
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "examples").glob("*.py")), ids=lambda path: path.stem)
+def test_what_an_example_imports_of_ours_is_there(path):
+    found = [node for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.ImportFrom)]
+    ours = [(node.module, each.name) for node in found if node.module.startswith("aisp_ray") for each in node.names]
+    for module, name in ours:
+        assert hasattr(importlib.import_module(module), name), f"{module} has no {name}"
 
 
 @pytest.mark.slow

@@ -313,6 +313,12 @@ def _candidate(item: Rollout, reward: float, iteration: int) -> Candidate:
     )
 
 
+def best_candidate(best: Candidate | None, rollouts: Rollouts, scores: Scores) -> Candidate | None:
+    """The better of `best` and these rollouts. The first seen wins a tie; a particle without a reward never wins."""
+    held = (best, best.reward if best else -math.inf)
+    return select_candidate(held, rollouts, scores, np.asarray(scores.rewards, dtype=np.float64))[0]
+
+
 def select_candidate(
     held: tuple[Candidate | None, float], rollouts: Rollouts, scores: Scores, ranks: np.ndarray
 ) -> tuple[Candidate | None, float]:
